@@ -1,0 +1,38 @@
+# make demo | test | test-slow | check | format. Each sets itself up; a second call installs nothing.
+PYTHON ?= python3
+BIN := .venv/bin
+# One thread per process: data workers and ranks are the parallelism.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-slow check format setup
+
+demo: .venv/.requirements
+	@sh tools/demo.sh
+
+test: .venv/.requirements-dev
+	$(BIN)/python -m pytest -m "not slow" tests
+
+test-slow: .venv/.requirements-dev
+	$(BIN)/python -m pytest -m slow tests
+
+check: .venv/.requirements-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy config.py data training
+
+format: .venv/.requirements-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+setup: .venv/.requirements
+
+.venv/.requirements: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name it with make PYTHON=python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/.requirements-dev: .venv/.requirements requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

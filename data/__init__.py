@@ -1,0 +1,1 @@
+"""Labelled images in, batches out: readers, splits, decoding, augmentation, data order, collate."""

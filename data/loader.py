@@ -1,0 +1,115 @@
+"""Datasets and DataLoaders: decode, resize, augment, collate, in worker processes."""
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from config import DataConfig, ImageSizeConfig
+from data.collate import Batch, Sample, collate
+from data.decode import decode
+from data.sampler import SampleRef, StepSampler, evaluation_batches
+from data.schema import Split
+from data.transforms import Augment, resize, resized_size
+
+
+def resized_sizes(split: Split, cfg: ImageSizeConfig) -> np.ndarray:
+    """int64 [N, 2]: (height, width) of every image after resizing, known without decoding."""
+    sizes = [resized_size(record.height, record.width, cfg) for record in split.records]
+    return np.array(sizes, dtype=np.int64).reshape(-1, 2)
+
+
+class TrainDataset(Dataset):
+    """Augmented samples; what item `ref` is depends on (seed, ref.epoch, ref.index) alone."""
+
+    def __init__(self, split: Split, cfg: DataConfig, seed: int):
+        self.split = split
+        self.cfg = cfg
+        self.seed = seed
+        self.augment = Augment(cfg.augment)
+
+    def __getitem__(self, ref: SampleRef) -> Sample:
+        sample = load_sample(self.split, ref.index, self.cfg.image_size, crowd=False)
+        planned = sample.image.shape[:2]
+        seed = (self.seed, ref.epoch, ref.index)
+        image, boxes, kept = self.augment(sample.image, sample.boxes, seed)
+        if image.shape[:2] != planned:  # a transform that crops or rotates by 90 degrees
+            image, boxes = fit_into(image, boxes, planned)
+        classes = sample.classes[kept]
+        return Sample(
+            image, boxes, classes, sample.image_id, ref.index, sample.orig_size, ref.canvas
+        )
+
+
+class EvalDataset(Dataset):
+    """Samples as they are, unpadded."""
+
+    def __init__(self, split: Split, image_size: ImageSizeConfig):
+        self.split = split
+        self.image_size = image_size
+
+    def __getitem__(self, index: int) -> Sample:
+        return load_sample(self.split, index, self.image_size, crowd=True)
+
+
+def load_sample(split: Split, index: int, size: ImageSizeConfig, crowd: bool) -> Sample:
+    """Decode and resize one image; `crowd` keeps the boxes of groups (iscrowd).
+
+    Raises:
+        UserError: naming the file or row of an image that cannot be decoded.
+    """
+    record = split.records[index]
+    image = decode(split.images[index], record.where)
+    height, width = image.shape[:2]
+    planned = resized_size(record.height, record.width, size)
+    wanted = np.ones(len(record.boxes), bool) if crowd else ~record.iscrowd
+    scale = np.array([planned[1] / width, planned[0] / height] * 2)
+    boxes = record.boxes[wanted] * scale
+    pixels = resize(image, planned)
+    classes = record.categories[wanted]
+    return Sample(pixels, boxes, classes, record.image_id, index, (height, width), planned)
+
+
+def fit_into(
+    image: np.ndarray, boxes: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scale image and xywh boxes to fit into `size` (height, width), keeping the aspect ratio."""
+    height, width = image.shape[:2]
+    scale = min(size[0] / height, size[1] / width)
+    new = (max(1, int(height * scale)), max(1, int(width * scale)))
+    return resize(image, new), boxes * np.array([new[1] / width, new[0] / height] * 2)
+
+
+def train_loader(dataset: TrainDataset, sampler: StepSampler, pin: bool) -> DataLoader[Batch]:
+    """Micro-batches of one rank, in the sampler's order."""
+    return _loader(dataset, sampler, dataset.cfg.num_workers, pin)
+
+
+def eval_loader(
+    split: Split,
+    cfg: DataConfig,
+    batch_size: int,
+    pin: bool,
+    rank: int = 0,
+    world: int = 1,
+) -> DataLoader[Batch]:
+    """Every world-th batch of the validation split, beginning with batch `rank`."""
+    batches = evaluation_batches(resized_sizes(split, cfg.image_size), batch_size)
+    dataset = EvalDataset(split, cfg.image_size)
+    return _loader(dataset, batches[rank::world], cfg.num_workers, pin)
+
+
+def _loader(dataset: Dataset, batches: object, num_workers: int, pin: bool) -> DataLoader[Batch]:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin,
+        worker_init_fn=one_thread,
+        prefetch_factor=4 if num_workers else None,
+    )
+
+
+def one_thread(worker: int) -> None:
+    """Workers are the parallelism; threads inside them only fight."""
+    torch.set_num_threads(1)

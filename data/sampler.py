@@ -1,0 +1,112 @@
+"""The data order: sample i of a run is a pure function of (seed, i), whatever the world size.
+
+The stream is endless: sample i is element i mod N of the permutation drawn for epoch i // N. Step
+s takes samples [s G, (s + 1) G). Nothing is dropped and no batch is partial; resuming at step s
+means starting there, and nothing that was skipped is decoded.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+CANVAS_MULTIPLE_PX = 32
+
+
+@dataclass(frozen=True)
+class SampleRef:
+    """One place of the stream: what a worker needs to make the sample."""
+
+    index: int
+    """Image of the training split"""
+    epoch: int
+    canvas: tuple[int, int]
+    """(height, width), px, that all images of the step are padded to"""
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    """Permutation, int64 [num_samples], of one epoch."""
+    return np.random.default_rng([seed, epoch, num_samples]).permutation(num_samples)
+
+
+def step_canvas(sizes: np.ndarray) -> tuple[int, int]:
+    """Smallest (height, width), in multiples of 32 px, that holds all (height, width) rows."""
+    height, width = -(-sizes.max(axis=0) // CANVAS_MULTIPLE_PX) * CANVAS_MULTIPLE_PX
+    return int(height), int(width)
+
+
+class StepSampler:
+    """Micro-batches of one rank, in order, from step `start_step` on, without end.
+
+    Each step's global batch is cut into accumulation x world micro-batches; rank r takes those
+    numbered r, r + world, ... . As the batch sampler of a DataLoader it yields lists of SampleRef.
+    """
+
+    def __init__(
+        self,
+        sizes: np.ndarray,
+        global_batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        """
+        Args:
+            sizes: int64 [N, 2], (height, width) of every training image after resizing.
+        """
+        assert global_batch_size % (micro_batch_size * world) == 0
+        self.sizes = sizes
+        self.global_batch_size = global_batch_size
+        self.micro_batch_size = micro_batch_size
+        self.seed = seed
+        self.start_step = start_step
+        self.rank = rank
+        self.world = world
+        self._order = (-1, np.empty(0, np.int64))
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per step on one rank."""
+        return self.global_batch_size // (self.micro_batch_size * self.world)
+
+    def __iter__(self) -> Iterator[list[SampleRef]]:
+        for step in count(self.start_step):
+            batch = self.global_batch(step)
+            for turn in range(self.accumulation):
+                start = (turn * self.world + self.rank) * self.micro_batch_size
+                yield batch[start : start + self.micro_batch_size]
+
+    def global_batch(self, step: int) -> list[SampleRef]:
+        """The whole step's samples; the same on every rank."""
+        first = step * self.global_batch_size
+        places = [divmod(i, len(self.sizes)) for i in range(first, first + self.global_batch_size)]
+        picks = [(int(self._epoch(epoch)[place]), epoch) for epoch, place in places]
+        canvas = step_canvas(self.sizes[[index for index, _ in picks]])
+        return [SampleRef(index, epoch, canvas) for index, epoch in picks]
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        if self._order[0] != epoch:
+            self._order = (epoch, epoch_order(len(self.sizes), self.seed, epoch))
+        return self._order[1]
+
+
+def evaluation_batches(sizes: np.ndarray, batch_size: int) -> list[list[int]]:
+    """Cut a validation split into batches of images of one size, none of which needs padding.
+
+    The cut depends on the split alone; ranks are dealt whole batches, so a prediction does not
+    depend on the world size.
+
+    Args:
+        sizes: int64 [N, 2], (height, width) of every image after resizing.
+    """
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for index, (height, width) in enumerate(sizes.tolist()):
+        by_size.setdefault((height, width), []).append(index)
+    return [
+        group[start : start + batch_size]
+        for _, group in sorted(by_size.items())
+        for start in range(0, len(group), batch_size)
+    ]

@@ -1,0 +1,1 @@
+"""Validation: collect predictions over ranks, COCO metrics, drawings."""

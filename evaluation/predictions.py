@@ -1,0 +1,121 @@
+"""Run the detector over a validation split, on any number of processes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from data.collate import Batch
+from model.normalization import Normalization
+
+NO_THRESHOLD = -1.0
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Boxes of a whole split, ordered by image and falling score."""
+
+    index: np.ndarray
+    """int64 [n]: the image's place in its split"""
+    boxes: np.ndarray
+    """float64 [n, 4] xywh, px of the decoded image"""
+    scores: np.ndarray
+    """float64 [n]"""
+    classes: np.ndarray
+    """int64 [n]"""
+
+    def of_image(self, index: int, threshold: float = 0.0) -> "Predictions":
+        """Those of one image with at least `threshold`."""
+        chosen = (self.index == index) & (self.scores >= threshold)
+        return Predictions(
+            self.index[chosen], self.boxes[chosen], self.scores[chosen], self.classes[chosen]
+        )
+
+
+@torch.no_grad()
+def predict_split(
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    processor: Any,
+    normalization: Normalization,
+    loader: DataLoader[Batch],
+    num_images: int,
+    max_detections: int,
+) -> Predictions:
+    """Collective: called on every rank. Predictions for every image, the same on all ranks.
+
+    The model runs in fp32, as a pipeline of transformers will run it, and is left in the mode it
+    was in. Images are not padded.
+
+    Args:
+        model: the detector itself, not its DDP wrapper.
+        loader: this rank's share of the batches of `evaluation_batches`.
+        num_images: size of the split.
+    """
+    was_training = model.training
+    model.eval()
+    rows, seen = [np.zeros((0, 7), np.float32)], []
+    for batch in loader:
+        rows.append(
+            _predict_batch(accelerator, model, processor, normalization, batch, max_detections)
+        )
+        seen += [label["index"] for label in batch.labels]
+    model.train(was_training)
+    gathered = _gather(accelerator, np.concatenate(rows))
+    covered = _gather(accelerator, np.array(seen, dtype=np.float32).reshape(-1, 1))[:, 0]
+    assert sorted(covered.astype(int)) == list(range(num_images)), "each image is predicted once"
+    order = np.lexsort((-gathered[:, 5], gathered[:, 0]))
+    gathered = gathered[order].astype(np.float64)
+    boxes = np.concatenate([gathered[:, 1:3], gathered[:, 3:5] - gathered[:, 1:3]], axis=1)
+    return Predictions(
+        gathered[:, 0].astype(np.int64), boxes, gathered[:, 5], gathered[:, 6].astype(np.int64)
+    )
+
+
+def _predict_batch(
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    processor: Any,
+    normalization: Normalization,
+    batch: Batch,
+    max_detections: int,
+) -> np.ndarray:
+    """float32 [n, 7]: image index, x1, y1, x2, y2, score, class."""
+    batch = batch.to(accelerator.device)
+    # The class's own forward: accelerate puts autocast into the instance's.
+    outputs = type(model).forward(
+        model,
+        pixel_values=normalization(batch.pixel_values, batch.pixel_mask),
+        pixel_mask=batch.pixel_mask,
+    )
+    sizes = torch.tensor([label["orig_size"] for label in batch.labels], device=accelerator.device)
+    found = processor.post_process_object_detection(
+        outputs, threshold=NO_THRESHOLD, target_sizes=sizes
+    )
+    rows = []
+    for label, result in zip(batch.labels, found, strict=True):
+        top = result["scores"].argsort(descending=True, stable=True)[:max_detections]
+        columns = [
+            torch.full_like(result["scores"], label["index"])[top, None],
+            result["boxes"][top],
+            result["scores"][top, None],
+            result["labels"][top, None].to(result["scores"]),
+        ]
+        rows.append(torch.cat(columns, dim=1))
+    return torch.cat(rows).cpu().numpy()
+
+
+def _gather(accelerator: Accelerator, rows: np.ndarray) -> np.ndarray:
+    """Collective: called on every rank. The rows of all ranks, whatever their numbers."""
+    if accelerator.num_processes == 1:
+        return rows
+    own = torch.from_numpy(rows).to(accelerator.device)
+    counts = accelerator.gather(torch.tensor([len(rows)], device=accelerator.device)).tolist()
+    padded = torch.zeros(max(counts), rows.shape[1], device=accelerator.device)
+    padded[: len(rows)] = own
+    parts = accelerator.gather(padded[None]).cpu().numpy()
+    return np.concatenate([part[:count] for part, count in zip(parts, counts, strict=True)])

@@ -1,0 +1,71 @@
+"""What an evaluation leaves in the run folder, and its lines on the console."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from config import EvalConfig
+from data.decode import decode
+from data.schema import Split, Taxonomy
+from evaluation.coco import result_list
+from evaluation.draw import draw_boxes, save_grid
+from evaluation.predictions import Predictions
+
+NUM_DRAWN = 8
+
+
+def write_report(
+    folder: Path,
+    metrics: dict[str, Any],
+    predictions: Predictions,
+    split: Split,
+    taxonomy: Taxonomy,
+    cfg: EvalConfig,
+) -> None:
+    """metrics.json, per_class.csv, predictions.json (COCO results) and predictions.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    with (folder / "per_class.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", "AP", "AP50", "boxes"])
+        for name, row in metrics["per_class"].items():
+            writer.writerow([name, row["AP"], row["AP50"], row["boxes"]])
+    results = result_list(predictions)
+    for row in results:
+        row["image_id"] = split.records[row["image_id"]].image_id
+        row["category_id"] = taxonomy.category_ids[row["category_id"]]
+    (folder / "predictions.json").write_text(json.dumps(results))
+    draw_fixed_images(folder / "predictions.png", predictions, split, taxonomy, cfg.score_threshold)
+
+
+def draw_fixed_images(
+    file: Path, predictions: Predictions, split: Split, taxonomy: Taxonomy, threshold: float
+) -> None:
+    """The same images after every evaluation: truth thin and green, predictions with scores."""
+    images = []
+    for index in range(min(NUM_DRAWN, len(split))):
+        record = split.records[index]
+        found = predictions.of_image(index, threshold)
+        labels = [
+            f"{taxonomy.names[c]} {score:.2f}"
+            for c, score in zip(found.classes, found.scores, strict=True)
+        ]
+        pixels = decode(split.images[index], record.where)
+        images.append(draw_boxes(pixels, found.boxes, labels, found.classes, truth=record.boxes))
+    save_grid(images, file)
+
+
+def metric_lines(metrics: dict[str, Any], max_classes: int = 20) -> Iterator[str]:
+    """One line of totals, then one per class (the worst ones, if there are many)."""
+    totals = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100"]
+    yield "  ".join(f"{name} {_text(metrics[name])}" for name in totals)
+    rows = sorted(metrics["per_class"].items(), key=lambda row: row[1]["AP"] or 0.0)
+    if len(rows) > 1:
+        for name, row in rows[:max_classes]:
+            yield f"  {name:<24} AP {_text(row['AP'])}  AP50 {_text(row['AP50'])}  {row['boxes']} boxes"
+
+
+def _text(value: float | None) -> str:
+    return "  -  " if value is None else f"{value:.3f}"

@@ -1,0 +1,100 @@
+"""The model card: what was trained on what, how well it does, how to use it."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from config import Config, config_to_dict
+
+
+def model_card(cfg: Config, metrics: dict[str, Any], facts: dict[str, Any], step: int) -> str:
+    """README.md of the exported folder.
+
+    Args:
+        metrics: of the exported weights, as in metrics.json. facts: as in run.json.
+        step: optimizer step of the exported weights.
+    """
+    header: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "object-detection",
+        "tags": ["object-detection", cfg.model.head, "permafrost"],
+    }
+    if not facts["backbone_is_local"]:
+        header["base_model"] = cfg.model.backbone
+    if cfg.data.source == "hub" and cfg.data.path and not Path(cfg.data.path).exists():
+        header["datasets"] = [cfg.data.path]
+    name = cfg.run.name or Path(cfg.run.output_dir).name
+    frozen = "frozen" if cfg.model.freeze == "all" else "trained with the head"
+    return f"""---
+{yaml.safe_dump(header, sort_keys=False).strip()}
+---
+
+# {name}
+
+{cfg.model.head} head on `{public_name(cfg.model.backbone)}` ({frozen}; {facts["backbone_tensors"]} tensors equal to
+the checkpoint, sha256 `{facts["backbone_sha256"]}`), {step} optimizer steps of
+{cfg.train.global_batch_size} images, {facts["train_images"]} training images.
+
+## Use
+
+```python
+from transformers import pipeline
+
+detector = pipeline("object-detection", model="path/or/repo_id")
+for box in detector("image.jpg", threshold={cfg.eval.score_threshold}):
+    print(box["label"], round(box["score"], 2), box["box"])
+```
+
+## Results
+
+COCO metrics on {facts["val_images"]} validation images, each unpadded at the training size, in fp32.
+
+| AP | AP50 | AP75 | AP small | AP medium | AP large | AR 100 |
+|---|---|---|---|---|---|---|
+| {" | ".join(_text(metrics[k]) for k in ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100"))} |
+
+| Class | AP | AP50 | Boxes |
+|---|---|---|---|
+{_class_rows(metrics)}
+
+## Limits
+
+The numbers hold for images like the validation images. Nothing was measured on other cameras,
+places or image sizes. The licence of the backbone and of the training data applies.
+
+## Training
+
+```yaml
+{yaml.safe_dump(_public(cfg), sort_keys=False).strip()}
+```
+
+Versions: {", ".join(f"{k} {v}" for k, v in facts["versions"].items())}.
+Image processing: {facts["image_processor"]} (Pillow resizing).
+"""
+
+
+def public_name(name: str) -> str:
+    """A model's or dataset's name without the folders of the machine it was trained on."""
+    return Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
+
+
+def _public(cfg: Config) -> dict[str, Any]:
+    """The training-relevant configuration, without paths of the machine."""
+    values = config_to_dict(cfg)
+    values["data"]["path"] = public_name(cfg.data.path) if cfg.data.path else None
+    values["model"]["backbone"] = public_name(cfg.model.backbone)
+    if cfg.model.init_from:
+        values["model"]["init_from"] = public_name(cfg.model.init_from)
+    return {name: values[name] for name in ("data", "model", "optim", "train")}
+
+
+def _class_rows(metrics: dict[str, Any]) -> str:
+    return "\n".join(
+        f"| {name} | {_text(row['AP'])} | {_text(row['AP50'])} | {row['boxes']} |"
+        for name, row in metrics["per_class"].items()
+    )
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

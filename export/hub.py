@@ -1,0 +1,39 @@
+"""Upload to the Hub: private unless asked otherwise; the token is never shown."""
+
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+from config import HubConfig, UserError
+
+
+def resolve_repo_id(cfg: HubConfig, run_name: str) -> str:
+    """`user/name` of the repository to push to; asks the Hub who is logged in.
+
+    Called before training, so that a missing login does not show after it.
+
+    Raises:
+        UserError: without login or network.
+    """
+    try:
+        user = HfApi().whoami()["name"]
+    except (LocalTokenNotFoundError, HfHubHTTPError) as error:
+        raise UserError(
+            "hub.push: no valid login on the Hub; run `hf auth login`, or set hub.push false"
+        ) from error
+    except (OfflineModeIsEnabled, OSError) as error:
+        raise UserError(
+            "hub.push: the Hub cannot be reached; set hub.push false and upload export/ later with "
+            "`hf upload`"
+        ) from error
+    name = cfg.repo_id or run_name
+    return name if "/" in name else f"{user}/{name}"
+
+
+def push(folder: Path, repo_id: str, private: bool) -> str:
+    """Upload an exported folder; returns the address of the repository."""
+    api = HfApi()
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    api.upload_folder(repo_id=repo_id, folder_path=folder)
+    return f"https://huggingface.co/{repo_id}"

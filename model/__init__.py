@@ -1,0 +1,1 @@
+"""Detectors: a pretrained backbone that is really loaded, a head, and the loss on top."""

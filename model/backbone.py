@@ -1,0 +1,199 @@
+"""Pretrained backbones: loaded, compared with their checkpoint tensor by tensor, frozen.
+
+transformers builds a detector's backbone from its configuration alone, with random weights. Here
+the weights are loaded explicitly, and a tensor that does not equal the checkpoint's stops the run.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
+
+from config import ModelConfig, UserError
+from model.normalization import Normalization
+from model.source import is_local_folder, local_folder, quiet_transformers
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded backbone and the proof that it is the checkpoint's."""
+
+    module: nn.Module
+    name: str
+    folder: Path
+    num_tensors: int
+    """Tensors found equal to the checkpoint's"""
+    identity_norms: int
+    """Output norms that the checkpoint lacks and that do nothing (weight 1, bias 0)"""
+    fingerprint: str
+    """sha256 over names and contents of all tensors"""
+    normalization: Normalization
+
+    @property
+    def is_local(self) -> bool:
+        """A folder of this machine, not a model of the Hub."""
+        return is_local_folder(self.name)
+
+
+def load_backbone(cfg: ModelConfig, num_maps: int) -> Backbone:
+    """Load `cfg.backbone` so that it gives `cfg.out_features`, by default its last `num_maps` maps.
+
+    Raises:
+        UserError: if it has no backbone class, no safetensors weights, or a tensor differs.
+    """
+    folder = local_folder(cfg.backbone, cfg.backbone_revision, "model.backbone")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"model.backbone {cfg.backbone}: {folder} has no weights (no *.safetensors); "
+            "pickled weights (*.bin, *.pth) are not read, since loading them can run code"
+        )
+    module, missing = _from_pretrained(cfg, folder, num_maps)
+    digests = tensor_digests(module)
+    norms = _identity_norms(module, missing, folder)
+    verify(digests, folder, ignore=norms)
+    return Backbone(
+        module=module,
+        name=cfg.backbone,
+        folder=folder,
+        num_tensors=len(digests) - len(norms),
+        identity_norms=len({name.rpartition(".")[0] for name in norms}),
+        fingerprint=fingerprint(digests),
+        normalization=Normalization.of_folder(folder),
+    )
+
+
+def transplant(backbone: Backbone, target: nn.Module) -> None:
+    """Load the backbone's weights into a detector's backbone and compare every tensor.
+
+    Raises:
+        UserError: naming the first tensor that does not equal the checkpoint's.
+    """
+    target.load_state_dict(backbone.module.state_dict(), strict=True)
+    wanted = tensor_digests(backbone.module)
+    for name, digest in tensor_digests(target).items():
+        if wanted.get(name) != digest:
+            raise UserError(f"model.backbone {backbone.name}: tensor {name} was not loaded")
+
+
+def freeze(module: nn.Module) -> None:
+    """No gradient, no autograd graph, and eval mode that `train()` on a parent does not undo."""
+    module.requires_grad_(False)
+    module.eval()
+    module.train = lambda mode=True: module  # type: ignore[method-assign, assignment]
+    module.forward = torch.no_grad()(module.forward)  # type: ignore[method-assign]
+
+
+def tensor_digests(module: nn.Module) -> dict[str, str]:
+    """sha256 by name of every tensor that a checkpoint of `module` has to provide."""
+    return {
+        name: _digest(tensor)
+        for name, tensor in module.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+def fingerprint(digests: dict[str, str]) -> str:
+    """One sha256 for all tensors and their names."""
+    return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
+
+
+def verify(digests: dict[str, str], folder: Path, ignore: Sequence[str] = ()) -> None:
+    """Compare each tensor with the files of a checkpoint folder.
+
+    A tensor must equal the file's tensor of its name (prefixes aside); one that transformers
+    renames on loading must equal some tensor of the file.
+
+    Raises:
+        UserError: naming the tensors that do not.
+    """
+    files = checkpoint_digests(folder)
+    by_tail = {name.split(".", cut)[-1]: d for cut in range(3) for name, d in files.items()}
+    contents = set(files.values())
+    different = [
+        name
+        for name, digest in digests.items()
+        if name not in ignore
+        and (files.get(name, by_tail.get(name, digest)) != digest or digest not in contents)
+    ]
+    if different:
+        raise UserError(
+            f"model.backbone: {len(different)} of {len(digests)} tensors do not equal the checkpoint "
+            f"{folder}; first: {different[0]}"
+        )
+
+
+def checkpoint_digests(folder: Path) -> dict[str, str]:
+    """sha256 by name of every tensor in the folder's safetensors files, as fp32.
+
+    Raises:
+        UserError: naming a file that is not safetensors.
+    """
+    digests = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                names = tensors.keys()
+                digests.update({name: _digest(tensors.get_tensor(name)) for name in names})
+        except Exception as error:  # safetensors raises its own error type, without a public name
+            raise UserError(f"{file}: not a readable safetensors file: {error}") from error
+    return digests
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    if tensor.is_floating_point():
+        tensor = tensor.float()
+    values = tensor.detach().cpu().contiguous().numpy()
+    return hashlib.sha256(str(values.shape).encode() + values.tobytes()).hexdigest()
+
+
+def _from_pretrained(cfg: ModelConfig, folder: Path, num_maps: int) -> tuple[nn.Module, list[str]]:
+    """The backbone in fp32, and the names of its tensors that the checkpoint lacks."""
+    where = f"model.backbone {cfg.backbone}"
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        kind: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    except KeyError as error:
+        raise UserError(
+            f"{where}: transformers has no backbone class for model type "
+            f"{config.model_type!r}; DINOv3, DINOv2, ConvNeXt(V2), ResNet, Swin and others have one"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+    stages = list(config.stage_names)
+    features = cfg.out_features or stages[-num_maps:]
+    if not set(features) <= set(stages):
+        raise UserError(f"model.out_features {features}: this backbone has {stages}")
+    try:
+        with quiet_transformers():  # what is missing is checked and said below
+            module, info = kind.from_pretrained(
+                folder, out_features=features, dtype=torch.float32, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{where}: cannot be loaded: {' '.join(str(error).split())}") from error
+    if info["mismatched_keys"]:
+        raise UserError(f"{where}: tensors of another shape: {sorted(info['mismatched_keys'])[:3]}")
+    return module, sorted(info["missing_keys"])
+
+
+def _identity_norms(module: nn.Module, missing: Sequence[str], folder: Path) -> list[str]:
+    """The missing tensors, all of which must be norms that still do nothing.
+
+    Some backbone classes add a norm per output stage that no checkpoint has.
+    """
+    state = module.state_dict()
+    for name in missing:
+        start = 1.0 if name.endswith("weight") else 0.0
+        if "norm" not in name or not bool((state[name] == start).all()):
+            raise UserError(
+                f"model.backbone: the checkpoint {folder} lacks {len(missing)} tensors of the "
+                f"backbone, which would stay random; first: {name}"
+            )
+    return list(missing)

@@ -1,0 +1,45 @@
+"""Scaling and normalisation of pixels, on the device."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """(pixel x scale - mean) / std, per RGB channel; what the backbone was pretrained with."""
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    scale: float = 1 / 255
+    declared: bool = False
+    """False: the backbone's folder says nothing, and ImageNet's values are assumed"""
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> "Normalization":
+        """Values of a model folder's preprocessor_config.json."""
+        file = folder / "preprocessor_config.json"
+        return cls.of_settings(json.loads(file.read_text())) if file.is_file() else cls()
+
+    @classmethod
+    def of_settings(cls, settings: dict[str, Any]) -> "Normalization":
+        """Values of an image processor's settings (`to_dict()`)."""
+        scale = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
+        if not settings.get("do_normalize", True):
+            return cls((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), float(scale), declared=True)
+        mean = settings.get("image_mean") or IMAGENET_MEAN
+        std = settings.get("image_std") or IMAGENET_STD
+        return cls(tuple(mean), tuple(std), float(scale), declared=True)
+
+    def __call__(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
+        """float32 [B, 3, H, W] of uint8 pixels; zero where the bool mask [B, H, W] is false."""
+        mean = torch.tensor(self.mean, device=pixel_values.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=pixel_values.device).view(1, 3, 1, 1)
+        values = (pixel_values.float() * self.scale - mean) / std
+        return values.masked_fill_(~pixel_mask[:, None], 0.0)

@@ -1,0 +1,91 @@
+"""A model named by Hub id or folder becomes a local folder of safetensors and JSON files."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers.utils import logging
+
+from config import ROOT, UserError
+
+UNGATED = "facebook/dinov2-base"
+"""A backbone that anyone may download (Apache-2.0)"""
+FILES = ["*.json", "*.safetensors"]
+"""No pickles: loading a model must not run code"""
+
+
+def local_folder(name: str, revision: str | None, key: str) -> Path:
+    """Folder with the files of `name`, downloaded if it is a Hub id that is not cached.
+
+    Args:
+        name: folder (also relative to the repository) or Hub id.
+        key: configuration key that holds `name`, for messages.
+
+    Raises:
+        UserError: if there is no such folder or model, it is gated, or the Hub is out of reach.
+    """
+    if is_local_folder(name):
+        own = Path(name).expanduser()
+        return own if own.is_dir() else ROOT / name
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"{key} {name}: no such folder")
+    return _download(name, revision, key)
+
+
+def is_local_folder(name: str) -> bool:
+    """Whether `name` is a folder here, seen from the working directory or from the repository."""
+    return Path(name).expanduser().is_dir() or (ROOT / name).is_dir()
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hold back transformers' own report of a load."""
+    previous = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(previous)
+
+
+def _download(name: str, revision: str | None, key: str) -> Path:
+    page = f"https://huggingface.co/{name}"
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
+    except GatedRepoError as error:
+        raise UserError(
+            f"{key} {name}: access is gated. Accept the licence at {page}, log in with "
+            f"`hf auth login`, and start again; {UNGATED} needs no licence"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(
+            f"{key}_revision {revision}: {name} has no such revision, see {page}"
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(
+            f"{key} {name}: neither a folder here nor a model on the Hub that this login can see "
+            f"({page}); a private one needs `hf auth login`"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            reason = f"the Hub refuses access ({status}); accept the licence at {page} and log in"
+        else:
+            reason = (
+                f"not in the local cache, and the Hub cannot be reached; fetch it on a machine "
+                f"with network by `hf download {name}` (licence page: {page})"
+            )
+        raise UserError(
+            f"{key} {name}: {reason}; {UNGATED} needs no licence, and "
+            "backbones/street-convnext comes with this repository"
+        ) from error

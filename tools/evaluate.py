@@ -1,0 +1,81 @@
+"""Evaluate an exported detector on a validation split.
+
+`python -m tools.evaluate --model runs/demo/export --config runs/demo/config.yaml`
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from config import UserError, fail, load_config
+from data.build import build_data
+from data.loader import eval_loader
+from evaluation.coco import coco_metrics
+from evaluation.predictions import predict_split
+from evaluation.report import metric_lines, write_report
+from tools.detector import load_detector
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Evaluate and print; the metrics.
+
+    Raises:
+        UserError: if model and dataset do not have the same classes.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tools.evaluate", description=__doc__)
+    parser.add_argument("--model", required=True, help="exported folder or Hub id")
+    parser.add_argument("--out", type=Path, help="folder for metrics.json, tables and drawings")
+    args, rest = parser.parse_known_args(argv)
+    cfg = load_config(rest, prog=parser.prog)
+    detector = load_detector(args.model)
+    data_cfg = replace(cfg.data, image_size=detector.image_size, augment=[])
+    accelerator = Accelerator()
+    with accelerator.main_process_first():
+        data = build_data(data_cfg, cfg.run.seed)
+    if list(data.taxonomy.names) != detector.names:
+        raise UserError(
+            f"the model's classes {detector.names} are not the dataset's {list(data.taxonomy.names)}"
+        )
+    start = time.perf_counter()
+    predictions = predict_split(
+        accelerator,
+        detector.model.to(accelerator.device),
+        detector.processor,
+        detector.normalization,
+        eval_loader(
+            data.val,
+            data_cfg,
+            cfg.eval.batch_size,
+            accelerator.device.type == "cuda",
+            accelerator.process_index,
+            accelerator.num_processes,
+        ),
+        len(data.val),
+        cfg.eval.max_detections,
+    )
+    metrics = coco_metrics(data.val, predictions, data.taxonomy)
+    metrics["seconds"] = round(time.perf_counter() - start, 2)
+    if accelerator.is_main_process:
+        print(f"{len(data.val)} validation images, {metrics['seconds']} s")
+        print("\n".join(metric_lines(metrics)))
+        if args.out:
+            write_report(args.out, metrics, predictions, data.val, data.taxonomy, cfg.eval)
+            print(f"written to {args.out}")
+        else:
+            print(json.dumps({k: v for k, v in metrics.items() if k != "per_class"}))
+    accelerator.end_training()
+    return metrics
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        fail(error)

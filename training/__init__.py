@@ -1,0 +1,1 @@
+"""What the loop in train_accelerate.py delegates: optimizer, counts, checkpoints, logs."""

@@ -1,0 +1,104 @@
+"""What a run says about itself before step 1."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from config import Config, micro_batch_size
+from data.build import Data
+from model.build import Detector
+
+
+def banner(
+    cfg: Config,
+    detector: Detector,
+    data: Data,
+    optimizer: torch.optim.Optimizer,
+    num_steps: int,
+    world: int,
+    device: str,
+) -> Iterator[str]:
+    """Lines that show what was loaded, what trains and how much work is planned."""
+    backbone = detector.backbone
+    norms = f" + {backbone.identity_norms} identity norms" if backbone.identity_norms else ""
+    stages = ", ".join(detector.backbone_module.out_features)  # type: ignore[arg-type]
+    yield _row("data", _data_text(data))
+    for name, count in sorted(data.defects.items()):
+        treatment = "clipped" if name == "partly outside" else "left out"
+        yield _row("", f"{count} annotated boxes {name}: {treatment}")
+    yield _row(
+        "backbone",
+        f"{backbone.name}: {backbone.num_tensors}/{backbone.num_tensors} tensors{norms}, "
+        f"sha256={backbone.fingerprint[:16]}, reads {stages}",
+    )
+    if not backbone.normalization.declared:
+        yield _row(
+            "", "its folder has no preprocessor_config.json: ImageNet mean and deviation assumed"
+        )
+    yield _row("head", f"{cfg.model.head}, {detector.head_origin}")
+    trainable, frozen = parameter_counts(detector)
+    yield _row("parameters", f"{trainable:,} trainable, {frozen:,} frozen")
+    yield from group_rows(optimizer.param_groups)
+    yield _row("batch", batch_text(cfg, world))
+    epochs = num_steps * cfg.train.global_batch_size / len(data.train)
+    yield _row(
+        "plan",
+        f"{num_steps} steps = {epochs:.1f} epochs, warm-up {cfg.optim.warmup_steps}, "
+        f"{cfg.optim.schedule} schedule, precision {cfg.train.precision}, {device}",
+    )
+    yield from warnings_about(cfg, detector, num_steps)
+
+
+def parameter_counts(detector: Detector) -> tuple[int, int]:
+    """(trainable, frozen) parameters."""
+    parameters = list(detector.model.parameters())
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    return trainable, sum(p.numel() for p in parameters) - trainable
+
+
+def group_rows(groups: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The table of optimizer groups."""
+    for number, group in enumerate(groups):
+        size = sum(p.numel() for p in group["params"])
+        yield _row(
+            "" if number else "optimizer",
+            f"{group['name']:<20} lr {group['base_lr']:.1e}  weight decay {group['weight_decay']:.0e}"
+            f"  {len(group['params'])} tensors, {size:,} values",
+        )
+
+
+def batch_text(cfg: Config, world: int) -> str:
+    """Batch arithmetic: global = micro x processes x accumulation."""
+    total, micro = cfg.train.global_batch_size, micro_batch_size(cfg.train, world)
+    turns = total // (micro * world)
+    return f"{total} images a step = {micro} per pass x {world} process(es) x {turns} accumulated"
+
+
+def warnings_about(cfg: Config, detector: Detector, num_steps: int) -> Iterator[str]:
+    """What is allowed but will probably disappoint."""
+    head = detector.head
+    if cfg.model.init_from is None and num_steps < head.few_steps:
+        yield _row(
+            "WARNING",
+            f"a {cfg.model.head} head from scratch learns little in {num_steps} steps "
+            f"({head.few_steps_source}); start from a trained head (model.init_from), take "
+            "deformable_detr, or train longer",
+        )
+    if cfg.optim.warmup_steps >= num_steps:
+        yield _row("WARNING", f"warm-up ({cfg.optim.warmup_steps} steps) does not end in this run")
+    if cfg.data.val_on_train:
+        yield _row("WARNING", "validation on the training images: the metrics measure memory")
+
+
+def _data_text(data: Data) -> str:
+    boxes = [sum(len(r.boxes) for r in split.records) for split in (data.train, data.val)]
+    names = ", ".join(data.taxonomy.names[:5]) + (", ..." if len(data.taxonomy.names) > 5 else "")
+    return (
+        f"{len(data.train)} training images with {boxes[0]} boxes, {len(data.val)} validation images "
+        f"with {boxes[1]}; {len(data.taxonomy.names)} class(es): {names}"
+    )
+
+
+def _row(name: str, text: str) -> str:
+    return f"{name:<11} {text}"

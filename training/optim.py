@@ -1,0 +1,68 @@
+"""Optimizer groups and the learning-rate schedule."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from config import OptimConfig
+
+
+def build_optimizer(model: nn.Module, backbone: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over everything that trains, in up to four groups.
+
+    Head and backbone each with and without weight decay; norms, biases and embeddings have none.
+    Each group has a `name` and its full learning rate as `base_lr`.
+    """
+    backbone_lr = cfg.lr / 10 if cfg.backbone_lr is None else cfg.backbone_lr
+    in_backbone = {id(p) for p in backbone.parameters()}
+    embeddings = {
+        id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
+    }
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_backbone = id(parameter) in in_backbone
+        decays = (
+            parameter.ndim > 1
+            and id(parameter) not in embeddings
+            and "embed" not in name.rpartition(".")[2]
+        )
+        part = "backbone" if is_backbone else "head"
+        lr = backbone_lr if is_backbone else cfg.lr
+        group = groups.setdefault(
+            f"{part}, {'decay' if decays else 'no decay'}",
+            {
+                "params": [],
+                "lr": lr,
+                "base_lr": lr,
+                "weight_decay": cfg.weight_decay if decays else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+    named = [{"name": name, **group} for name, group in sorted(groups.items())]
+    return torch.optim.AdamW(named, lr=cfg.lr, betas=cfg.betas)
+
+
+def lr_factor(step: int, num_steps: int, cfg: OptimConfig) -> float:
+    """Part of the full learning rate in optimizer step `step` (0-based) of `num_steps`.
+
+    A function of the optimizer step alone: neither the number of processes nor accumulation
+    enters. Rises linearly to 1 in the last warm-up step and would reach 0 after the last step.
+    """
+    if step < cfg.warmup_steps:
+        return (step + 1) / cfg.warmup_steps
+    if cfg.schedule == "constant":
+        return 1.0
+    progress = (step - cfg.warmup_steps) / max(1, num_steps - cfg.warmup_steps)
+    if cfg.schedule == "linear":
+        return 1.0 - progress
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give every group its full learning rate times `factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor

@@ -1,0 +1,172 @@
+"""The run folder and its logs: console, train.log, metrics.jsonl, tracker."""
+
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from config import Config, RunConfig, UserError, config_to_dict
+
+
+def check_run_folder(run: RunConfig) -> None:
+    """Refuse to write into a folder that holds something, unless the run is resumed.
+
+    Raises:
+        UserError: naming the folder and what to do.
+    """
+    folder = Path(run.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"run.output_dir {folder}: is a file")
+    if run.resume == "never" and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(
+            f"run.output_dir {folder}: is not empty; choose another folder, or continue that run "
+            "with --run.resume auto"
+        )
+    if run.resume not in ("never", "auto") and not Path(run.resume).is_dir():
+        raise UserError(f"run.resume {run.resume}: no such checkpoint folder (or 'never', 'auto')")
+
+
+class RunLog:
+    """Logs of one run. On every rank but the main one, all calls do nothing."""
+
+    def __init__(self, accelerator: Accelerator, cfg: Config, num_steps: int, start_step: int):
+        self.active = accelerator.is_main_process
+        self.folder = Path(cfg.run.output_dir)
+        self.num_steps = num_steps
+        self._tracker: Accelerator | None = None
+        self._bar: tqdm | None = None
+        self._started = time.monotonic()
+        self._start_step = start_step
+        if not self.active:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._metrics = self.folder / "metrics.jsonl"
+        self._text = (self.folder / "train.log").open("a")
+        (self.folder / "config.yaml").write_text(
+            yaml.safe_dump(config_to_dict(cfg), sort_keys=False)
+        )
+        if start_step:
+            self._drop_later_than(start_step)
+        if cfg.run.tracker != "none":
+            self._start_tracker(accelerator, cfg)
+
+    def say(self, text: str = "") -> None:
+        """A line for people: console and train.log."""
+        if self.active:
+            tqdm.write(text)
+            self._text.write(text + "\n")
+            self._text.flush()
+
+    def start_bar(self) -> None:
+        """Show the progress bar, where the console is a terminal."""
+        if self.active:
+            self._bar = tqdm(
+                total=self.num_steps,
+                initial=self._start_step,
+                unit="step",
+                disable=None,
+                leave=False,
+            )
+
+    def advance(self) -> None:
+        """One step is done."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def metrics(self, step: int, values: dict[str, Any]) -> None:
+        """Append numbers to metrics.jsonl, then pass them to the tracker."""
+        if not self.active:
+            return
+        with self._metrics.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
+        self._to_tracker(lambda tracker: tracker.log(numbers, step=step))
+
+    def step_line(self, step: int, values: dict[str, Any], memory_mb: float | None) -> None:
+        """The console line of a log step; `values` as in metrics.jsonl."""
+        if not self.active:
+            return
+        left = self.num_steps - step
+        seconds = (time.monotonic() - self._started) / max(1, step - self._start_step) * left
+        memory = f"  mem {memory_mb:6.0f} MB" if memory_mb is not None else ""
+        self.say(
+            f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}"
+            f"  loss {values['train/loss']:8.4f}"
+            f"  lr {values['train/lr']:.2e}"
+            f"  grad_norm {values['train/grad_norm']:8.2f}"
+            f"  {values['time/images_per_s']:6.1f} img/s"
+            f"  data {values['time/data_wait_%']:4.1f}%{memory}"
+            f"  eta {clock(seconds)}"
+        )
+
+    def close(self) -> None:
+        """Finish the tracker and close the files."""
+        if not self.active:
+            return
+        if self._bar is not None:
+            self._bar.close()
+        self._to_tracker(lambda tracker: tracker.end_training())
+        self._tracker = None
+        self._text.close()
+
+    def _start_tracker(self, accelerator: Accelerator, cfg: Config) -> None:
+        name = cfg.run.name or self.folder.resolve().name
+        arguments = (
+            {"trackio": {"name": name, "resume": "allow"}} if cfg.run.tracker == "trackio" else {}
+        )
+        flat = {
+            f"{s}.{k}": str(v) for s, keys in config_to_dict(cfg).items() for k, v in keys.items()
+        }
+        self._tracker = accelerator
+        self._to_tracker(
+            lambda tracker: tracker.init_trackers(
+                cfg.run.project, config=flat, init_kwargs=arguments
+            )
+        )
+
+    def _to_tracker(self, call: Any) -> None:
+        """A tracker is a guest: whatever goes wrong with it, training goes on without it."""
+        if self._tracker is None:
+            return
+        try:
+            call(self._tracker)
+        except Exception as error:
+            self._tracker = None
+            warnings.warn(
+                f"the tracker failed and is left out from here on ({type(error).__name__}: {error}); "
+                f"all numbers are in {self._metrics}",
+                stacklevel=2,
+            )
+
+    def _drop_later_than(self, step: int) -> None:
+        """Steps after the checkpoint are run, and logged, again."""
+        if not self._metrics.is_file():
+            return
+        lines = self._metrics.read_text().splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
+        if len(kept) < len(lines):
+            temporary = self._metrics.with_suffix(".new")
+            temporary.write_text("".join(line + "\n" for line in kept))
+            temporary.replace(self._metrics)
+            self.say(
+                f"metrics.jsonl: {len(lines) - len(kept)} lines after step {step} will be made anew"
+            )
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03` or `2:03`."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line torn by a kill
