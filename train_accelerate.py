@@ -341,7 +341,7 @@ def main(argv: Sequence[str]) -> None:
         train(run, model, iter(loader), sampler.accumulation)
     finish(run, facts, repo_id)
     run.log.close()
-    accelerator.end_training()
+    accelerator.state.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -66,8 +66,8 @@ def _load(cfg: DataConfig, split: str) -> datasets.Dataset:
         ) from error
     except (HfHubHTTPError, ConnectionError, OSError) as error:
         raise UserError(
-            f"data.path {cfg.path}: the Hub cannot be reached ({type(error).__name__}); download it "
-            "beforehand with `hf download --repo-type dataset` and give the folder"
+            f"data.path {cfg.path}: no folder here, and the Hub cannot be reached ({type(error).__name__}); "
+            "download it beforehand with `hf download --repo-type dataset` and give the folder"
         ) from error
     except ValueError as error:  # unknown split, or a dataset that wants to run its own code
         raise UserError(

@@ -63,8 +63,9 @@ class Augment:
         Raises:
             UserError: naming the transform that does not exist or whose arguments are wrong.
         """
-        self.compose = A.Compose(
-            [_transform(spec, place) for place, spec in enumerate(specs)],
+        transforms = [_transform(spec, place) for place, spec in enumerate(specs)]
+        self.compose = transforms and A.Compose(
+            transforms,
             bbox_params=A.BboxParams(
                 format="coco",
                 label_fields=["kept"],
@@ -88,9 +89,11 @@ class Augment:
             The image, the m boxes left in it, and int64 [m]: which of the given boxes they are.
             An image that would lose all its boxes comes back as it was.
         """
+        numbers = np.arange(len(boxes))
+        if not self.compose:
+            return image, boxes, numbers
         state = np.random.SeedSequence(list(seed)).generate_state(1)[0]
         self.compose.set_random_seed(int(state))
-        numbers = np.arange(len(boxes))
         out = self.compose(image=image, bboxes=boxes, kept=numbers)
         left = np.asarray(out["kept"], dtype=np.int64).reshape(-1)
         if len(boxes) and not len(left):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
@@ -115,19 +115,28 @@ def verify(digests: dict[str, str], folder: Path, ignore: Sequence[str] = ()) ->
         UserError: naming the tensors that do not.
     """
     files = checkpoint_digests(folder)
-    by_tail = {name.split(".", cut)[-1]: d for cut in range(3) for name, d in files.items()}
+    by_tail: dict[str, set[str]] = {}
+    for name, digest in files.items():
+        for tail in _tails(name):
+            by_tail.setdefault(tail, set()).add(digest)
     contents = set(files.values())
-    different = [
-        name
-        for name, digest in digests.items()
-        if name not in ignore
-        and (files.get(name, by_tail.get(name, digest)) != digest or digest not in contents)
-    ]
+
+    def equal(name: str, digest: str) -> bool:
+        namesakes = next((by_tail[t] for t in _tails(name) if t in by_tail), contents)
+        return digest in namesakes
+
+    different = [n for n, digest in digests.items() if n not in ignore and not equal(n, digest)]
     if different:
         raise UserError(
             f"model.backbone: {len(different)} of {len(digests)} tensors do not equal the checkpoint "
             f"{folder}; first: {different[0]}"
         )
+
+
+def _tails(name: str) -> list[str]:
+    """A tensor's name as it is and without one or two leading modules (`model.`, `encoder.`)."""
+    parts = name.split(".")
+    return [".".join(parts[cut:]) for cut in range(min(3, len(parts) - 1))]
 
 
 def checkpoint_digests(folder: Path) -> dict[str, str]:
@@ -142,7 +151,7 @@ def checkpoint_digests(folder: Path) -> dict[str, str]:
             with safe_open(file, framework="pt") as tensors:
                 names = tensors.keys()
                 digests.update({name: _digest(tensors.get_tensor(name)) for name in names})
-        except Exception as error:  # safetensors raises its own error type, without a public name
+        except (OSError, SafetensorError) as error:
             raise UserError(f"{file}: not a readable safetensors file: {error}") from error
     return digests
 
@@ -176,7 +185,7 @@ def _from_pretrained(cfg: ModelConfig, folder: Path, num_maps: int) -> tuple[nn.
             module, info = kind.from_pretrained(
                 folder, out_features=features, dtype=torch.float32, output_loading_info=True
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{where}: cannot be loaded: {' '.join(str(error).split())}") from error
     if info["mismatched_keys"]:
         raise UserError(f"{where}: tensors of another shape: {sorted(info['mismatched_keys'])[:3]}")

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -75,7 +77,7 @@ def head_config(
             label2id=taxonomy.label2id,
             **{**head.defaults, **cfg.head_args},
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, StrictDataclassError) as error:
         raise UserError(f"model.head_args: {' '.join(str(error).split())}") from error
 
 
@@ -88,7 +90,7 @@ def _from_detector(head: Head, name: str, config: PretrainedConfig) -> tuple[Pre
             model, info = kind.from_pretrained(
                 folder, config=config, ignore_mismatched_sizes=True, output_loading_info=True
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.init_from {name}: {' '.join(str(error).split())}") from error
     own_backbone = {id(p) for p in head.backbone_of(model).parameters()}
     names = [n for n, p in model.named_parameters() if id(p) not in own_backbone]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -228,7 +229,7 @@ def _optimizer_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list
 def _read(file: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(file)
-    except Exception as error:  # safetensors raises its own error type, without a public name
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: not a readable checkpoint file: {error}") from error
 
 

@@ -110,7 +110,7 @@ class RunLog:
             return
         if self._bar is not None:
             self._bar.close()
-        self._to_tracker(lambda tracker: tracker.end_training())
+        self._to_tracker(lambda tracker: [guest.finish() for guest in tracker.trackers])
         self._tracker = None
         self._text.close()
 

@@ -1,0 +1,185 @@
+"""Small datasets, backbones and runs for tests, built on disk."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+"""Small real datasets that lie beside some checkouts"""
+
+BOXES = [[[10, 12, 30, 20]], [], [[5, 5, 20, 40], [50, 30, 25, 25]], [[0, 0, 64, 48]]]
+"""xywh boxes of the images of `write_coco`, over and over"""
+SIZES = [(96, 64), (64, 96), (96, 96), (64, 48)]
+"""(width, height) of those images"""
+
+
+def write_images(folder: Path, num: int, seed: int = 0) -> list[str]:
+    """Write `num` images with a bright rectangle on every box of BOXES; their file names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    names = []
+    for index in range(num):
+        width, height = SIZES[index % len(SIZES)]
+        pixels = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
+        for x, y, w, h in BOXES[index % len(BOXES)]:
+            pixels[y : y + h, x : x + w] = (250, 240, 30)
+        name = f"{index:03d}.jpg"
+        Image.fromarray(pixels).save(folder / name, quality=95)
+        names.append(name)
+    return names
+
+
+def write_coco(
+    root: Path, num: int = 8, split: str = "train", ids: Sequence[int] = (1,), seed: int = 0
+) -> Path:
+    """A COCO dataset with `num` images in root/split and the category ids `ids`."""
+    names = write_images(root / split, num, seed)
+    images, annotations = [], []
+    for index, name in enumerate(names):
+        width, height = SIZES[index % len(SIZES)]
+        images.append({"id": index + 10, "file_name": name, "width": width, "height": height})
+        for number, (x, y, w, h) in enumerate(BOXES[index % len(BOXES)]):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 10,
+                    "category_id": ids[number % len(ids)],
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "iscrowd": 0,
+                }
+            )
+    file = root / "annotations" / f"{split}.json"
+    file.parent.mkdir(exist_ok=True)
+    categories = [{"id": i, "name": f"class{i}"} for i in ids]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    file.write_text(json.dumps(content))
+    return root
+
+
+def write_imagefolder(root: Path, num: int = 8, split: str = "train", seed: int = 0) -> Path:
+    """The images of `write_coco` as an image folder with metadata.jsonl."""
+    names = write_images(root / split, num, seed)
+    lines = []
+    for index, name in enumerate(names):
+        boxes = BOXES[index % len(BOXES)]
+        objects = {
+            "id": list(range(len(boxes))),
+            "bbox": boxes,
+            "area": [w * h for _, _, w, h in boxes],
+            "category": [0] * len(boxes),
+        }
+        width, height = SIZES[index % len(SIZES)]
+        row = {"file_name": name, "image_id": index + 10, "width": width, "height": height}
+        lines.append(json.dumps({**row, "objects": objects}))
+    (root / split / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def save_backbone(folder: Path, **changes: object) -> Path:
+    """A tiny DINOv3 ConvNeXt backbone with random weights, saved as a checkpoint."""
+    from transformers import DINOv3ConvNextBackbone, DINOv3ConvNextConfig
+
+    torch.manual_seed(0)
+    arguments = {"hidden_sizes": [8, 16, 32], "depths": [1, 1, 1], "layer_scale_init_value": 0.5}
+    config = DINOv3ConvNextConfig(**{**arguments, **changes})
+    DINOv3ConvNextBackbone(config).save_pretrained(folder)
+    settings = {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+TINY_HEAD = {
+    "deformable_detr": {
+        "num_feature_levels": 1,
+        "encoder_layers": 1,
+        "decoder_layers": 2,
+        "d_model": 32,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "num_queries": 6,
+        "dropout": 0.0,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+    },
+    "detr": {
+        "encoder_layers": 1,
+        "decoder_layers": 2,
+        "d_model": 32,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "num_queries": 6,
+        "dropout": 0.0,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+    },
+}
+
+
+def tiny_run(tmp_path: Path, head: str = "deformable_detr", **keys: object) -> list[str]:
+    """Command line of a run of seconds on a COCO set in tmp_path; `section__key=value` changes it."""
+    data = tmp_path / "data"
+    if not data.exists():
+        write_coco(data, 8)
+        write_coco(data, 5, "val", seed=1)
+    backbone = tmp_path / "backbone"
+    if not backbone.exists():
+        save_backbone(backbone)
+    values: dict[str, object] = {
+        "run__output_dir": tmp_path / "run",
+        "run__tracker": "none",
+        "run__log_every": 1,
+        "run__log_image_ids": True,
+        "data__source": "coco",
+        "data__path": data,
+        "data__val_split": "val",
+        "data__image_size__longest": 64,
+        "data__num_workers": 0,
+        "model__backbone": backbone,
+        "model__head": head,
+        "model__head_args": json.dumps(TINY_HEAD[head]),
+        "optim__warmup_steps": 1,
+        "train__steps": 3,
+        "train__global_batch_size": 4,
+    }
+    values.update(keys)
+    empty = tmp_path / "empty.yaml"
+    empty.write_text("{}\n")
+    arguments = ["--config", str(empty)]
+    for key, value in values.items():
+        arguments += [f"--{key.replace('__', '.')}", str(value)]
+    return arguments
+
+
+def launch(
+    arguments: Sequence[str], processes: int = 1, script: str = "train_accelerate.py"
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of the repository in real processes (torchrun and gloo for more than one)."""
+    launcher = [sys.executable]
+    if processes > 1:
+        # `accelerate launch --cpu --num_processes 2` runs one process, silently.
+        launcher += ["-m", "torch.distributed.run", "--standalone"]
+        launcher += ["--nproc_per_node", str(processes)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    command = [*launcher, *(["-m"] if script.startswith("tools.") and processes == 1 else [])]
+    return subprocess.run(
+        [*command, script, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+def metrics_lines(run: Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from data.sampler import StepSampler, epoch_order, evaluation_batches
+
+SIZES = np.random.default_rng(0).integers(40, 200, (37, 2))
+
+
+def sampler(micro=4, world=1, rank=0, **changes):
+    return StepSampler(SIZES, 8, micro, seed=5, world=world, rank=rank, **changes)
+
+
+def steps_of(num_steps, micro, world, start_step=0):
+    """The refs of each step, over all ranks, sorted."""
+    ranks = [iter(sampler(micro, world, rank, start_step=start_step)) for rank in range(world)]
+    turns = sampler(micro, world).accumulation
+    return [
+        sorted(
+            (ref for rank in ranks for _ in range(turns) for ref in next(rank)),
+            key=lambda ref: (ref.epoch, ref.index),
+        )
+        for _ in range(num_steps)
+    ]
+
+
+@pytest.mark.parametrize(("micro", "world"), [(8, 1), (4, 1), (1, 1), (4, 2), (2, 2), (1, 4), (1, 8)])
+def test_every_world_and_micro_batch_sees_the_same_steps(micro, world):
+    assert steps_of(12, micro, world) == steps_of(12, 8, 1)
+
+
+def test_epochs_are_whole_permutations_without_gaps_at_their_borders():
+    refs = [ref for step in range(37) for ref in sampler().global_batch(step)]
+    for epoch in range(8):
+        indices = [ref.index for ref in refs[epoch * 37 : (epoch + 1) * 37]]
+        assert sorted(indices) == list(range(37))
+        assert {ref.epoch for ref in refs[epoch * 37 : (epoch + 1) * 37]} == {epoch}
+
+
+def test_epochs_and_seeds_differ():
+    assert not np.array_equal(epoch_order(37, 5, 0), epoch_order(37, 5, 1))
+    assert not np.array_equal(epoch_order(37, 5, 0), epoch_order(37, 6, 0))
+
+
+def test_starting_later_is_seeking():
+    assert steps_of(5, 2, 2, start_step=7) == steps_of(12, 2, 2)[7:]
+
+
+def test_all_images_of_a_step_share_a_canvas_that_holds_them():
+    for step in range(10):
+        batch = sampler().global_batch(step)
+        assert len({ref.canvas for ref in batch}) == 1
+        height, width = batch[0].canvas
+        largest = SIZES[[ref.index for ref in batch]].max(axis=0)
+        assert height % 32 == width % 32 == 0
+        assert 0 <= height - largest[0] < 32
+        assert 0 <= width - largest[1] < 32
+
+
+def test_evaluation_batches_hold_each_image_once_and_one_size():
+    sizes = np.array([[64, 96], [96, 64], [64, 96]] * 7)
+    batches = evaluation_batches(sizes, 4)
+    assert sorted(i for batch in batches for i in batch) == list(range(21))
+    assert max(map(len, batches)) == 4
+    assert all(len({tuple(sizes[i]) for i in batch}) == 1 for batch in batches)

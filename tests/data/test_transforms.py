@@ -1,0 +1,176 @@
+import numpy as np
+import pytest
+from builders import write_coco
+
+from config import DataConfig, ImageSizeConfig, UserError
+from data.build import build_data
+from data.collate import Sample, collate
+from data.loader import TrainDataset, resized_sizes, train_loader
+from data.sampler import SampleRef, StepSampler
+from data.transforms import Augment, processor_size, resize, resized_size
+from model.detr import HEAD
+
+FLIP = {"HorizontalFlip": {"p": 0.5}}
+AFFINE = {
+    "Affine": {
+        "rotate": [-5, 5],
+        "shear": [-5, 5],
+        "translate_percent": {"x": [-0.05, 0.05], "y": [-0.05, 0.05]},
+        "p": 1.0,
+    }
+}
+IMAGE = np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8)
+BOX = np.array([[40.0, 30.0, 20.0, 10.0]])
+
+
+@pytest.mark.parametrize("size", [ImageSizeConfig(128), ImageSizeConfig(200, 100)])
+@pytest.mark.parametrize("shape", [(80, 120), (301, 77), (128, 128), (99, 100)])
+def test_resize_equals_the_exported_image_processor(size, shape):
+    image = np.random.default_rng(1).integers(0, 255, (*shape, 3), dtype=np.uint8)
+    processor = HEAD.processor_class(size=processor_size(size), do_normalize=False, do_rescale=False)
+    expected = processor(images=[image], return_tensors="np")["pixel_values"][0]
+    ours = resize(image, resized_size(*shape, size))
+    np.testing.assert_array_equal(ours.transpose(2, 0, 1), expected)
+
+
+def test_equal_seeds_give_equal_draws_and_others_differ():
+    augment = Augment([FLIP, AFFINE])
+    draws = {s: augment(IMAGE, BOX, (0, 1, s)) for s in range(20)}
+    for seed, (image, boxes, _) in draws.items():
+        again = Augment([FLIP, AFFINE])(IMAGE, BOX, (0, 1, seed))
+        np.testing.assert_array_equal(image, again[0])
+        np.testing.assert_array_equal(boxes, again[1])
+    assert len({boxes.tobytes() for _, boxes, _ in draws.values()}) == 20
+
+
+def test_translation_goes_either_way():
+    augment = Augment([{"Affine": {"translate_percent": {"x": [-0.05, 0.05]}, "p": 1.0}}])
+    shifts = [augment(IMAGE, BOX, (s,))[1][0, 0] - 40 for s in range(50)]
+    assert min(shifts) < -2
+    assert max(shifts) > 2
+    assert max(map(abs, shifts)) <= 6.01
+
+
+def test_flip_moves_the_box_with_the_pixels():
+    image = np.zeros((80, 120, 3), np.uint8)
+    image[30:40, 40:60] = 255
+    flipped, boxes, kept = Augment([{"HorizontalFlip": {"p": 1.0}}])(image, BOX, (0,))
+    np.testing.assert_allclose(boxes, [[60, 30, 20, 10]], atol=1e-4)
+    assert kept.tolist() == [0]
+    assert flipped[30:40, 60:80].min() == 255
+    assert flipped.sum() == image.sum()
+
+
+def test_sample_that_would_lose_all_boxes_stays_as_it_was():
+    corner = np.array([[0.0, 0.0, 4.0, 4.0]])
+    crop = {"Crop": {"x_min": 60, "y_min": 40, "x_max": 120, "y_max": 80}}
+    image, boxes, kept = Augment([crop])(IMAGE, corner, (0,))
+    np.testing.assert_array_equal(image, IMAGE)
+    np.testing.assert_array_equal(boxes, corner)
+    two = np.array([[0.0, 0.0, 4.0, 4.0], [70.0, 50.0, 20.0, 20.0]])
+    image, boxes, kept = Augment([crop])(IMAGE, two, (0,))
+    assert image.shape == (40, 60, 3)
+    assert kept.tolist() == [1]
+    np.testing.assert_allclose(boxes, [[10, 10, 20, 20]], atol=1e-4)
+
+
+def test_boxes_stay_inside_and_with_their_numbers():
+    rng = np.random.default_rng(2)
+    augment = Augment([FLIP, AFFINE])
+    for seed in range(100):
+        corner = rng.uniform(0, [110, 70], (6, 2))
+        boxes = np.concatenate([corner, np.minimum([120, 80] - corner, rng.uniform(2, 40, (6, 2)))], 1)
+        _, out, kept = augment(IMAGE, boxes, (seed,))
+        assert len(out) == len(kept) <= 6
+        assert (out[:, :2] >= -1e-3).all()
+        assert (out[:, 0] + out[:, 2] <= 120 + 1e-3).all()
+        assert (out[:, 1] + out[:, 3] <= 80 + 1e-3).all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"HorizontalFlop": {}}, r"data.augment\[1\]: albumentations has no transform"),
+        ({"Affine": {"rotat": [-5, 5]}}, r"data.augment\[1\]: Affine has no argument 'rotat'"),
+        ({"Affine": {"rotate": "much"}}, r"data.augment\[1\]: Affine refuses"),
+        ({"Blur": {}, "Affine": {}}, "expected one transform"),
+    ],
+)
+def test_wrong_transforms_are_named(spec, message):
+    with pytest.raises(UserError, match=message):
+        Augment([FLIP, spec])
+
+
+def test_targets_are_relative_to_the_unpadded_image():
+    """A perfect prediction of the target comes back at its place, whatever the batch-mates are."""
+    boxes = np.array([[10.0, 25.0, 40.0, 25.0]])
+    sample = Sample(IMAGE[:50, :100], boxes, np.array([0]), 7, 0, (100, 200), (96, 128))
+    other = Sample(IMAGE, BOX, np.array([1]), 8, 1, (80, 120), (96, 128))
+    batch = collate([sample, other])
+    assert batch.pixel_values.shape == (2, 3, 96, 128)
+    assert batch.pixel_values.dtype.is_floating_point is False
+    assert batch.pixel_mask[0].sum() == 50 * 100
+    assert batch.pixel_values[0][:, 50:].max() == 0
+    np.testing.assert_array_equal(batch.pixel_values[0, :, :50, :100].numpy(), IMAGE[:50, :100].transpose(2, 0, 1))
+    assert batch.labels[0]["boxes"].tolist() == [pytest.approx([0.3, 0.75, 0.4, 0.5])]
+    assert batch.labels[0]["orig_size"] == (100, 200)
+    assert batch.image_ids == [7, 8]
+
+
+def dataset(tmp_path, num_workers=0, augment=(FLIP, AFFINE)):
+    write_coco(tmp_path, 12)
+    cfg = DataConfig(
+        source="coco",
+        path=str(tmp_path),
+        image_size=ImageSizeConfig(64),
+        augment=list(augment),
+        num_workers=num_workers,
+        val_fraction=0.2,
+    )
+    data = build_data(cfg, seed=0)
+    return TrainDataset(data.train, cfg, seed=0), data
+
+
+def first_batches(tmp_path, num_workers, world=1, steps=4):
+    samples, data = dataset(tmp_path, num_workers)
+    by_image = {}
+    for rank in range(world):
+        sizes = resized_sizes(data.train, samples.cfg.image_size)
+        order = StepSampler(sizes, 4, 2, seed=0, rank=rank, world=world)
+        loader = iter(train_loader(samples, order, pin=False))
+        for step in range(steps):
+            for _ in range(order.accumulation):
+                batch = next(loader)
+                for pixels, label in zip(batch.pixel_values, batch.labels, strict=True):
+                    by_image[step, label["image_id"]] = (pixels.numpy().tobytes(), label["boxes"].tolist())
+    return by_image
+
+
+@pytest.mark.parametrize(("num_workers", "world"), [(1, 1), (2, 1), (0, 2)])
+def test_samples_do_not_depend_on_workers_and_world(tmp_path, num_workers, world):
+    assert first_batches(tmp_path, num_workers, world) == first_batches(tmp_path, 0)
+
+
+def test_augmentation_differs_by_epoch_and_image(tmp_path):
+    samples, _ = dataset(tmp_path)
+    refs = [SampleRef(index, epoch, (64, 64)) for index in range(5) for epoch in range(4)]
+    images = {ref: samples[ref].image.tobytes() for ref in refs}
+    assert len(set(images.values())) == len(refs)
+    assert all(samples[ref].image.tobytes() == image for ref, image in images.items())
+
+
+def test_transforms_that_change_the_size_still_fit_the_canvas(tmp_path):
+    crop = {"RandomRotate90": {"p": 1.0}}
+    samples, data = dataset(tmp_path, augment=[crop])
+    for index, (height, width) in enumerate(resized_sizes(data.train, samples.cfg.image_size)):
+        sample = samples[SampleRef(index, 0, (64, 64))]
+        assert sample.image.shape[0] <= height
+        assert sample.image.shape[1] <= width
+        assert (sample.boxes[:, 0] + sample.boxes[:, 2] <= sample.image.shape[1] + 1e-3).all()
+
+
+def test_group_boxes_are_no_targets(tmp_path):
+    samples, data = dataset(tmp_path, augment=[])
+    index = next(i for i, r in enumerate(data.train.records) if len(r.boxes))
+    data.train.records[index].iscrowd[:] = True
+    assert len(samples[SampleRef(index, 0, (64, 64))].boxes) == 0

@@ -1,0 +1,222 @@
+import json
+
+import pytest
+import torch
+from builders import SHARED, TINY_HEAD, save_backbone
+from safetensors.torch import load_file, save_file
+from transformers import AutoBackbone, DetrConfig, DetrForObjectDetection
+
+from config import ROOT, ModelConfig, UserError
+from data.schema import Taxonomy
+from model.backbone import load_backbone, tensor_digests, verify
+from model.build import build_model
+
+TAXONOMY = Taxonomy(("plate",), (1,))
+FEMTO = SHARED / "data" / "backbones" / "hgnetv2-femto-deimv2-coco"
+STREET = ROOT / "backbones" / "street-convnext"
+
+
+def tiny(folder, head="detr", **changes):
+    return ModelConfig(**{"backbone": str(folder), "head": head, "head_args": TINY_HEAD[head], **changes})
+
+
+def tamper(folder, edit):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    edit(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("head", ["detr", "deformable_detr"])
+@pytest.mark.parametrize("folder", ["tiny", FEMTO, STREET], ids=["tiny", "femto", "street"])
+def test_every_backbone_tensor_of_the_detector_equals_the_checkpoint(tmp_path, head, folder):
+    folder = save_backbone(tmp_path / "b") if folder == "tiny" else folder
+    if not folder.is_dir():
+        pytest.skip(f"{folder.name} does not lie beside this checkout")
+    detector = build_model(tiny(folder, head), TAXONOMY)
+    file = load_file(folder / "model.safetensors")
+    state = detector.backbone_module.state_dict()
+    compared = {name for name in state if not name.endswith("num_batches_tracked")}
+    assert detector.backbone.num_tensors == len(compared) > 10
+    for name in compared:
+        saved_name = name if name in file else name.removeprefix("model.")
+        assert torch.equal(state[name], file[saved_name]), name
+
+
+def test_canary_transformers_still_builds_detectors_with_random_backbones(tmp_path):
+    """Why the weights are loaded by hand: DetrConfig alone leaves the backbone random."""
+    folder = save_backbone(tmp_path)
+    config = load_backbone(tiny(folder), 1).module.config
+    model = DetrForObjectDetection(DetrConfig(backbone_config=config, **TINY_HEAD["detr"]))
+    with pytest.raises(UserError, match="do not equal the checkpoint"):
+        verify(tensor_digests(model.model.backbone.model), folder)
+
+
+def test_canary_auto_backbone_still_refuses_local_folders(tmp_path):
+    """Why the concrete class is looked up: AutoBackbone asks the Hub about a path."""
+    with pytest.raises(Exception, match="(?i)repo id|offline|hub"):
+        AutoBackbone.from_pretrained(str(save_backbone(tmp_path)))
+
+
+def test_folder_without_weights(tmp_path):
+    (save_backbone(tmp_path) / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(UserError, match="has no weights"):
+        build_model(tiny(tmp_path), TAXONOMY)
+
+
+def test_checkpoint_that_lacks_tensors_is_refused(tmp_path):
+    tamper(save_backbone(tmp_path), lambda t: t.pop("stages.1.layers.0.pointwise_conv1.weight"))
+    with pytest.raises(UserError, match=r"lacks 1 tensors .*stages.1.layers.0.pointwise_conv1"):
+        build_model(tiny(tmp_path), TAXONOMY)
+
+
+def test_checkpoint_of_another_shape_is_refused(tmp_path):
+    save_backbone(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["hidden_sizes"] = [8, 16, 24]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="model.backbone"):
+        build_model(tiny(tmp_path), TAXONOMY)
+
+
+def test_truncated_checkpoint_is_refused(tmp_path):
+    file = save_backbone(tmp_path) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match="model.backbone"):
+        build_model(tiny(tmp_path), TAXONOMY)
+
+
+def test_half_precision_checkpoint_is_loaded_in_fp32_and_verified(tmp_path):
+    def halve(tensors):
+        tensors.update({name: tensor.half() for name, tensor in tensors.items()})
+
+    tamper(save_backbone(tmp_path), halve)
+    backbone = load_backbone(tiny(tmp_path), 1)
+    assert {p.dtype for p in backbone.module.parameters()} == {torch.float32}
+    assert backbone.num_tensors == len(load_file(tmp_path / "model.safetensors"))
+
+
+def test_model_type_without_backbone_class(tmp_path):
+    (save_backbone(tmp_path) / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(UserError, match="no backbone class for model type 'vit'"):
+        build_model(tiny(tmp_path), TAXONOMY)
+
+
+def test_out_features_that_do_not_exist(tmp_path):
+    with pytest.raises(UserError, match=r"\['stem', 'stage1', 'stage2', 'stage3'\]"):
+        build_model(tiny(save_backbone(tmp_path), out_features=["stage9"]), TAXONOMY)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./absent", "no such folder"),
+        ("facebook/dinov3-convnext-large-pretrain-lvd1689m", "licence page: https://huggingface.co/"),
+        ("not a name!", "neither a folder here nor a model on the Hub"),
+    ],
+)
+def test_model_that_cannot_be_had(name, message):
+    with pytest.raises(UserError, match=message) as error:
+        build_model(tiny(name), TAXONOMY)
+    if name.startswith("facebook"):
+        assert "facebook/dinov2-base needs no licence" in str(error.value)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_gated_model_names_licence_page_and_alternative(monkeypatch, status):
+    import httpx
+    from huggingface_hub.errors import GatedRepoError
+
+    request = httpx.Request("GET", "https://huggingface.co/x")
+    error = GatedRepoError("gated", response=httpx.Response(status, request=request))
+
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr("model.source.snapshot_download", refuse)
+    with pytest.raises(UserError, match="gated. Accept the licence at https://huggingface.co/a/b") as e:
+        build_model(tiny("a/b"), TAXONOMY)
+    assert "facebook/dinov2-base" in str(e.value)
+
+
+def test_hub_format_cache_is_read_offline(tmp_path, monkeypatch):
+    """A model id whose snapshot lies in the Hub's cache loads without network."""
+    repo = tmp_path / "models--someone--tiny"
+    save_backbone(repo / "snapshots" / "abc123")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc123")
+    import model.source as source
+
+    original = source.snapshot_download
+    monkeypatch.setattr(source, "snapshot_download", lambda *a, **k: original(*a, cache_dir=tmp_path, **k))
+    assert load_backbone(tiny("someone/tiny"), 1).num_tensors > 10
+
+
+def test_frozen_backbone_stays_frozen(tmp_path):
+    detector = build_model(tiny(save_backbone(tmp_path), "deformable_detr"), TAXONOMY)
+    module = detector.backbone_module
+    before = tensor_digests(module)
+    detector.model.train()
+    assert detector.model.training
+    assert not any(m.training for m in module.modules())
+    assert not any(p.requires_grad for p in module.parameters())
+    features = module(torch.randn(1, 3, 64, 64, requires_grad=True)).feature_maps
+    assert not features[0].requires_grad
+    optimizer = torch.optim.SGD([p for p in detector.model.parameters() if p.requires_grad], lr=1.0)
+    labels = [{"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}]
+    detector.model(pixel_values=torch.randn(1, 3, 64, 64), labels=labels).loss.backward()
+    optimizer.step()
+    assert tensor_digests(module) == before
+
+
+def test_unfrozen_backbone_trains(tmp_path):
+    detector = build_model(tiny(save_backbone(tmp_path), freeze="none"), TAXONOMY)
+    labels = [{"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}]
+    detector.model.train()
+    detector.model(pixel_values=torch.randn(1, 3, 64, 64), labels=labels).loss.backward()
+    assert all(p.grad is not None for p in detector.backbone_module.parameters())
+
+
+def test_normalization_comes_from_the_backbones_folder(tmp_path):
+    own = load_backbone(tiny(save_backbone(tmp_path)), 1).normalization
+    assert (own.mean, own.std, own.declared) == ((0.5,) * 3, (0.25,) * 3, True)
+    (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    none = load_backbone(tiny(tmp_path), 1).normalization
+    pixels, mask = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8), torch.ones(1, 2, 2, dtype=torch.bool)
+    mask[0, 0, 0] = False
+    assert none(pixels, mask)[0, 0].tolist() == [[0.0, 1.0], [1.0, 1.0]]
+    (tmp_path / "preprocessor_config.json").unlink()
+    assert not load_backbone(tiny(tmp_path), 1).normalization.declared
+
+
+def test_wrong_head_arguments_are_named(tmp_path):
+    save_backbone(tmp_path)
+    for arguments, message in (
+        ({"cls_loss_coefficient": 2}, "cls_loss_coefficient: DetrConfig has no such argument"),
+        ({"num_queries": "many"}, "model.head_args: .*num_queries"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_model(tiny(tmp_path, head_args=arguments), TAXONOMY)
+
+
+@pytest.mark.parametrize("head", ["detr", "deformable_detr"])
+def test_head_weights_are_taken_where_shapes_agree(tmp_path, head):
+    save_backbone(tmp_path / "b")
+    two_classes = Taxonomy(("a", "b"), (0, 1))
+    donor = build_model(tiny(tmp_path / "b", head), two_classes)
+    donor.model.save_pretrained(tmp_path / "donor")
+    cfg = tiny(tmp_path / "b", head, init_from=str(tmp_path / "donor"))
+    detector = build_model(cfg, TAXONOMY)
+    theirs, ours = donor.model.state_dict(), detector.model.state_dict()
+    agreeing = [n for n in ours if ours[n].shape == theirs[n].shape]
+    assert all(torch.equal(ours[n], theirs[n]) for n in agreeing)
+    assert 0 < len(ours) - len(agreeing) <= 6  # the class layers
+    fresh = len({n for n, _ in detector.model.named_parameters()} - set(agreeing))
+    assert fresh > 0
+    assert detector.head_origin.split()[0] == f"{count_head(detector) - fresh}/{count_head(detector)}"
+
+
+def count_head(detector):
+    inside = {id(p) for p in detector.backbone_module.parameters()}
+    return sum(id(p) not in inside for p in detector.model.parameters())

@@ -1,0 +1,130 @@
+import pytest
+import torch
+from builders import TINY_HEAD, save_backbone
+from transformers.loss.loss_utils import LOSS_MAPPING
+
+from config import ModelConfig
+from data.schema import Taxonomy
+from model.build import build_model
+from model.criterion import SetCriterion, StepCounts
+
+THEIRS = {"detr": "ForObjectDetection", "deformable_detr": "DeformableDetrForObjectDetection"}
+HEADS = list(THEIRS)
+TARGETS = {
+    "uneven": [0, 0, 1, 8],
+    "full": [6, 6, 6, 6],
+    "even": [2, 2, 2, 2],
+    "empty": [0, 0, 0, 0],
+}
+"""Boxes of four images; the heads have 6 queries"""
+
+
+def make(tmp_path, head, dtype=torch.float32):
+    torch.manual_seed(0)
+    cfg = ModelConfig(
+        backbone=str(save_backbone(tmp_path)), head=head, head_args=TINY_HEAD[head]
+    )
+    detector = build_model(cfg, Taxonomy(("a", "b", "c"), (0, 1, 2)))
+    detector.model.to(dtype).train()
+    return detector
+
+
+def make_batch(numbers, dtype=torch.float32, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randn(len(numbers), 3, 64, 96, generator=generator).to(dtype)
+    mask = torch.ones(len(numbers), 64, 96, dtype=torch.bool)
+    mask[::2, 48:] = False
+    labels = []
+    for num in numbers:
+        centres = torch.rand(num, 2, generator=generator) * 0.6 + 0.2
+        sides = torch.rand(num, 2, generator=generator) * 0.3 + 0.05
+        classes = torch.randint(0, 3, (num,), generator=generator)
+        labels.append({"class_labels": classes, "boxes": torch.cat([centres, sides], 1)})
+    return {"pixel_values": pixels, "pixel_mask": mask, "labels": labels}
+
+
+def part(batch, rows):
+    return {
+        "pixel_values": batch["pixel_values"][rows],
+        "pixel_mask": batch["pixel_mask"][rows],
+        "labels": batch["labels"][rows],
+    }
+
+
+def gradient(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("targets", TARGETS)
+def test_equals_transformers_on_one_process_and_one_batch(tmp_path, head, targets):
+    detector = make(tmp_path, head)
+    batch = make_batch(TARGETS[targets])
+    ours = detector.model(**batch)
+    detector.model.loss_function = LOSS_MAPPING[THEIRS[head]]
+    theirs = detector.model(**batch)
+    assert ours.loss.item() == pytest.approx(theirs.loss.item(), rel=1e-5)
+    names = {n for n in theirs.loss_dict if "cardinality" not in n}
+    assert set(ours.loss_dict) == names
+    for name in names:
+        assert ours.loss_dict[name].item() == pytest.approx(theirs.loss_dict[name].item(), rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("targets", ["uneven", "empty"])
+def test_micro_batches_add_up_to_the_big_batch(tmp_path, head, targets):
+    detector = make(tmp_path, head, torch.float64)
+    model, batch = detector.model, make_batch(TARGETS[targets], torch.float64)
+    num_queries = TINY_HEAD[head]["num_queries"]
+    detector.criterion.step_counts = StepCounts.of_batch(TARGETS[targets], num_queries)
+    big = model(**batch)
+    big.loss.backward()
+    wanted = gradient(model)
+    model.zero_grad()
+    total = 0.0
+    for rows in (slice(0, 1), slice(1, 2), slice(2, 3), slice(3, 4)):
+        small = model(**part(batch, rows))
+        small.loss.backward()
+        total += small.loss.item()
+    assert total == pytest.approx(big.loss.item(), rel=1e-10)
+    assert (gradient(model) - wanted).norm() / wanted.norm() < 1e-10
+
+
+def test_canary_transformers_still_normalises_by_the_micro_batch(tmp_path):
+    """Why the criterion is our own."""
+    detector = make(tmp_path, "detr")
+    detector.model.loss_function = LOSS_MAPPING["ForObjectDetection"]
+    batch = make_batch(TARGETS["uneven"])
+    big = detector.model(**batch).loss_dict["loss_bbox"].item()
+    small = sum(
+        detector.model(**part(batch, slice(i, i + 1))).loss_dict["loss_bbox"].item() for i in range(4)
+    )
+    assert abs(small - big) > 0.1 * big
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_batch_without_boxes_has_a_finite_loss_and_gradient(tmp_path, head):
+    detector = make(tmp_path, head)
+    detector.criterion.step_counts = StepCounts.of_batch([0, 0], 6)
+    loss = detector.model(**make_batch([0, 0])).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient(detector.model)).all()
+
+
+def test_non_finite_predictions_do_not_crash_the_matcher(tmp_path):
+    criterion = SetCriterion(make(tmp_path, "detr").model.config, focal=False)
+    logits, boxes = torch.full((2, 6, 4), float("nan")), torch.full((2, 6, 4), float("nan"))
+    labels = make_batch([2, 3])["labels"]
+    loss, _, _ = criterion(logits, labels, logits.device, boxes, criterion.config)
+    assert torch.isnan(loss)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_loss_is_in_fp32_under_autocast(tmp_path, head):
+    detector = make(tmp_path, head)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = detector.model(**make_batch([1, 2]))
+    assert outputs.logits.dtype == torch.bfloat16
+    assert {value.dtype for value in outputs.loss_dict.values()} == {torch.float32}
+    assert outputs.loss.dtype == torch.float32

@@ -1,0 +1,124 @@
+import pytest
+import yaml
+
+from config import (
+    Config,
+    TrainConfig,
+    UserError,
+    check_config,
+    config_from_dict,
+    config_to_dict,
+    leaf_keys,
+    load_config,
+)
+
+
+def write(tmp_path, text):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_command_line_overrides_yaml_overrides_defaults(tmp_path):
+    file = write(tmp_path, "train: {steps: 700, global_batch_size: 8}\nmodel: {head: detr}\n")
+    cfg = load_config(["--config", file, "--train.global_batch_size", "4"])
+    assert cfg.train.steps == 700
+    assert cfg.train.global_batch_size == 4
+    assert cfg.model.head == "detr"
+    assert cfg.optim == Config().optim
+
+
+def test_without_config_the_embedded_default_is_taken():
+    assert load_config([]).data.source == "synthetic"
+
+
+def test_all_unknown_keys_are_listed_with_the_nearest_name(tmp_path):
+    file = write(tmp_path, "trian: {steps: 1}\noptim: {learning_rate: 1, wieght_decay: 2}\n")
+    with pytest.raises(UserError) as error:
+        load_config(["--config", file, "--model.haed", "detr"])
+    text = str(error.value)
+    assert "trian.steps - did you mean train.steps?" in text
+    assert "optim.wieght_decay - did you mean optim.weight_decay?" in text
+    assert "optim.learning_rate" in text
+    assert "--model.haed - did you mean model.head?" in text
+
+
+def test_all_contradictions_are_listed(tmp_path):
+    file = write(
+        tmp_path,
+        "train: {steps: 100, epochs: 2}\ndata: {source: coco, val_fraction: 2}\n"
+        "model: {freeze: all}\noptim: {backbone_lr: 1.0e-5}\n",
+    )
+    with pytest.raises(UserError) as error:
+        load_config(["--config", file])
+    for key in ("train.epochs 2", "data.path", "data.val_fraction 2", "optim.backbone_lr 1e-05"):
+        assert key in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (["--train.steps", "many"], "train.steps"),
+        (["--train.precision", "fp8"], "train.precision"),
+        (["--data.image_size.longest", "0"], "data.image_size.longest 0"),
+        (["--config", "absent.yaml"], "absent.yaml: no such file"),
+    ],
+)
+def test_bad_values_name_their_key(argument, message):
+    with pytest.raises(UserError, match=message):
+        load_config(argument)
+
+
+def test_config_file_that_is_no_yaml(tmp_path):
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_config(["--config", write(tmp_path, "a: [1")])
+
+
+def test_indivisible_batch_lists_the_valid_values():
+    train = TrainConfig(steps=1000, global_batch_size=16, micro_batch_size=3)
+    with pytest.raises(UserError, match=r"micro_batch_size can be 1, 2, 4, 8$"):
+        check_config(Config(train=train), world=2)
+    with pytest.raises(UserError, match="global_batch_size can be 15 or 18"):
+        check_config(Config(train=TrainConfig(steps=1000, global_batch_size=16)), world=3)
+
+
+def test_saved_config_reads_back_equal(tmp_path):
+    cfg = load_config([])
+    text = yaml.safe_dump(config_to_dict(cfg))
+    assert config_from_dict(yaml.safe_load(text)) == cfg
+    assert load_config(["--config", write(tmp_path, text)]) == cfg
+
+
+def test_help_explains_every_key(capsys):
+    with pytest.raises(SystemExit):
+        load_config(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name, _ in leaf_keys():
+        assert f"--{name}" in text
+    undocumented = [n for n, _ in leaf_keys() if f"--{n} {n.upper()} (type" in text]
+    assert not undocumented
+
+
+def test_print_config_shows_the_resolved_values(capsys):
+    with pytest.raises(SystemExit):
+        load_config(["--optim.lr", "0.25", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["optim"]["lr"] == 0.25
+    assert printed["data"]["source"] == "synthetic"
+
+
+@pytest.mark.parametrize("name", ["license_plates", "license_plates_fast", "synthetic", "debug"])
+def test_every_recipe_is_valid(name):
+    load_config(["--config", f"configs/{name}.yaml"])
+
+
+def test_published_recipe_key_for_key():
+    cfg = load_config(["--config", "configs/license_plates.yaml"])
+    assert cfg.model.backbone == "facebook/dinov3-convnext-large-pretrain-lvd1689m"
+    assert (cfg.model.freeze, cfg.model.head) == ("all", "detr")
+    assert (cfg.data.path, cfg.data.labels) == ("merve/license-plates", ["license_plate"])
+    assert (cfg.data.val_fraction, cfg.data.image_size.longest) == (0.05, 1024)
+    assert (cfg.train.epochs, cfg.train.global_batch_size, cfg.train.precision) == (8, 4, "fp16")
+    assert (cfg.optim.lr, cfg.optim.weight_decay, cfg.optim.warmup_steps) == (1e-5, 1e-4, 500)
+    assert (cfg.train.evaluate_every, cfg.train.keep_checkpoints) == (500, 2)
+    assert (cfg.run.tracker, cfg.hub.push, cfg.hub.private) == ("trackio", True, True)

@@ -1,0 +1,285 @@
+"""Whole runs through the real command line."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from builders import launch, metrics_lines, save_backbone, tiny_run, write_coco
+from PIL import Image
+from transformers import pipeline
+
+import tools.evaluate
+import tools.predict
+import train_accelerate
+from config import UserError
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.autograd.set_detect_anomaly(False)
+
+
+def train(arguments):
+    train_accelerate.main(arguments)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def losses(run):
+    return [row["train/loss"] for row in metrics_lines(run) if "train/loss" in row]
+
+
+def ids(run):
+    return [sorted(row["train/image_ids"]) for row in metrics_lines(run) if "train/loss" in row]
+
+
+@pytest.mark.parametrize("head", ["detr", "deformable_detr"])
+def test_run_leaves_what_it_promises(tmp_path, head):
+    train(tiny_run(tmp_path, head, train__evaluate_every=2))
+    run = tmp_path / "run"
+    for name in (
+        *("config.yaml", "run.json", "metrics.jsonl", "train.log", "samples/step-000001-0.png"),
+        *("eval/step-000002/metrics.json", "eval/step-000003/per_class.csv"),
+        *("eval/step-000003/predictions.json", "eval/step-000003/predictions.png"),
+        *("checkpoints/step-000002/model/trainable.safetensors", "checkpoints/last", "checkpoints/best"),
+        *("export/config.json", "export/model.safetensors", "export/preprocessor_config.json"),
+    ):
+        assert (run / name).exists(), name
+    rows = metrics_lines(run)
+    assert [row["step"] for row in rows] == [1, 2, 2, 3, 3]
+    assert {"train/loss_bbox", "train/lr", "time/data_wait_%", "time/images_per_s"} <= set(rows[0])
+    metrics = json.loads((run / "eval/step-000003/metrics.json").read_text())
+    assert {"AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100", "per_class"} <= set(metrics)
+    log = (run / "train.log").read_text()
+    assert "39/39 tensors, sha256=" in log
+    card = (run / "export/README.md").read_text()
+    assert str(tmp_path) not in card
+    assert "pipeline(" in card
+
+
+@pytest.mark.parametrize("head", ["detr", "deformable_detr"])
+def test_pipeline_gives_the_boxes_that_were_evaluated(tmp_path, head):
+    train(tiny_run(tmp_path, head))
+    run = tmp_path / "run"
+    detector = pipeline("object-detection", model=str(run / "export"))
+    evaluated = json.loads((run / "eval/step-000003/predictions.json").read_text())
+    content = json.loads((tmp_path / "data/annotations/val.json").read_text())
+    compared = 0
+    for image in content["images"]:
+        ours = [p for p in evaluated if p["image_id"] == image["id"]]
+        theirs = detector(str(tmp_path / "data/val" / image["file_name"]), threshold=-1.0)
+        theirs.sort(key=lambda box: -box["score"])
+        assert len(ours) == len(theirs) > 0
+        for own, other in zip(ours, theirs, strict=True):
+            assert own["score"] == pytest.approx(other["score"], abs=1e-5)
+            x, y, w, h = own["bbox"]
+            corners = [other["box"][key] for key in ("xmin", "ymin", "xmax", "ymax")]
+            assert corners == pytest.approx([x, y, x + w, y + h], abs=1.01)  # whole pixels there
+            compared += 1
+    assert compared >= 30
+
+
+@pytest.mark.parametrize("head", ["detr", "deformable_detr"])
+def test_evaluating_the_export_repeats_the_logged_metric(tmp_path, head):
+    train(tiny_run(tmp_path, head, train__steps=8, optim__lr=0.003))
+    run = tmp_path / "run"
+    arguments = ["--model", str(run / "export"), "--config", str(run / "config.yaml")]
+    again = tools.evaluate.main(arguments)
+    logged = json.loads((run / "eval/step-000008/metrics.json").read_text())
+    for name in ("AP", "AP50", "AR_100"):
+        assert again[name] == pytest.approx(logged[name], abs=1e-4)
+
+
+@pytest.mark.parametrize("head", ["detr", "deformable_detr"])
+def test_one_and_two_processes_train_on_the_same_images_with_the_same_loss(tmp_path, head):
+    one = tiny_run(tmp_path, head, run__output_dir=tmp_path / "one")
+    two = tiny_run(tmp_path, head, run__output_dir=tmp_path / "two", data__num_workers=1)
+    split = tiny_run(tmp_path, head, run__output_dir=tmp_path / "split", train__micro_batch_size=1)
+    train(one)
+    train(split)
+    result = launch(two, processes=2)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "two/run.json").read_text())["world_size"] == 2
+    assert "x 2 process(es) x 1 accumulated" in result.stdout
+    assert ids(tmp_path / "one") == ids(tmp_path / "two") == ids(tmp_path / "split")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert losses(tmp_path / "split") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    first, second = (
+        json.loads((tmp_path / n / "eval/step-000003/metrics.json").read_text()) for n in ("one", "two")
+    )
+    assert first["AP"] == pytest.approx(second["AP"], abs=1e-4)
+
+
+def test_resumed_run_continues_where_it_was(tmp_path):
+    keys = {"optim__schedule": "constant", "train__checkpoint_every": 2, "data__augment": '[{"HorizontalFlip": {"p": 0.5}}]'}
+    train(tiny_run(tmp_path, train__steps=6, run__output_dir=tmp_path / "whole", **keys))
+    train(tiny_run(tmp_path, train__steps=4, **keys))
+    run = tmp_path / "run"
+    for newer in ("step-000004",):  # as if killed before the last checkpoint
+        shutil.rmtree(run / "checkpoints" / newer)
+    train(tiny_run(tmp_path, train__steps=6, run__resume="auto", **keys))
+    assert [r["step"] for r in metrics_lines(run) if "train/loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert ids(run) == ids(tmp_path / "whole")
+    assert losses(run) == losses(tmp_path / "whole")
+    assert "resumed at step 2" in (run / "train.log").read_text()
+
+
+def test_resume_with_another_dataset_is_refused(tmp_path):
+    train(tiny_run(tmp_path))
+    write_coco(tmp_path / "other", 9)
+    write_coco(tmp_path / "other", 5, "val")
+    with pytest.raises(UserError, match="was trained on another data"):
+        train(tiny_run(tmp_path, data__path=tmp_path / "other", run__resume="auto", train__steps=5))
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_each_validation_image_is_scored_once_on_any_number_of_processes(tmp_path, processes):
+    data = tmp_path / "data"
+    write_coco(data, 12)
+    write_coco(data, 7, "val", seed=1)
+    keys = {"train__steps": 1, "optim__warmup_steps": 0, "train__global_batch_size": 6, "eval__batch_size": 2}
+    train(tiny_run(tmp_path, run__output_dir=tmp_path / "one", **keys))
+    result = launch(tiny_run(tmp_path, run__output_dir=tmp_path / "many", **keys), processes)
+    assert result.returncode == 0, result.stderr
+    one, many = (
+        json.loads((tmp_path / n / "eval/step-000001/predictions.json").read_text())
+        for n in ("one", "many")
+    )
+    assert [p["image_id"] for p in one] == [p["image_id"] for p in many]
+    assert {p["image_id"] for p in one} == set(range(10, 17))
+    np.testing.assert_allclose([p["bbox"] for p in one], [p["bbox"] for p in many], atol=1e-2)
+
+
+def test_predict_draws_and_writes_boxes(tmp_path, capsys):
+    train(tiny_run(tmp_path))
+    Image.new("RGBA", (50, 90), (255, 0, 0, 128)).save(tmp_path / "alpha.png")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    out = tmp_path / "out"
+    images = [str(tmp_path / "data/val"), str(tmp_path / "alpha.png"), str(tmp_path / "broken.jpg")]
+    results = tools.predict.main(
+        ["--model", str(tmp_path / "run/export"), *images, "--out", str(out), "--threshold", "0.0"]
+    )
+    assert len(results) == 6
+    assert json.loads((out / "predictions.json").read_text()) == results
+    assert all((out / name).exists() for name in ("000.png", "alpha.png"))
+    assert len(results[0]["objects"]) == 6
+    scores = [box["score"] for box in results[0]["objects"]]
+    assert scores == sorted(scores, reverse=True)
+    assert "broken.jpg: cannot decode" in capsys.readouterr().err
+
+
+def test_tracker_that_fails_does_not_stop_training(tmp_path, monkeypatch):
+    import trackio
+
+    def explode(*_, **__):
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(trackio, "init", explode)
+    with pytest.warns(UserWarning, match="tracker failed .*disk full"):
+        train(tiny_run(tmp_path, run__tracker="trackio"))
+    assert len(losses(tmp_path / "run")) == 3
+
+
+def test_trackio_gets_the_numbers(tmp_path, monkeypatch):
+    import trackio
+
+    logged = []
+    original = trackio.Run.log
+
+    def spy(self, metrics, step=None, **rest):
+        logged.append((step, metrics))
+        return original(self, metrics, step=step, **rest)
+
+    monkeypatch.setattr(trackio.Run, "log", spy)
+    train(tiny_run(tmp_path, run__tracker="trackio"))
+    assert [step for step, _ in logged] == [1, 2, 3, 3]
+    assert logged[0][1]["train/loss"] == losses(tmp_path / "run")[0]
+
+
+def test_bf16_trains_and_is_evaluated_in_fp32(tmp_path):
+    train(tiny_run(tmp_path, train__precision="bf16"))
+    assert all(map(math.isfinite, losses(tmp_path / "run")))
+
+
+def test_non_finite_loss_ends_the_run_with_a_clear_error(tmp_path):
+    with pytest.raises(UserError, match=r"the loss is (nan|inf)"):
+        train(tiny_run(tmp_path, optim__lr=1e30, optim__max_grad_norm=0, train__steps=8))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 is allowed where a GPU is")
+def test_fp16_on_a_cpu_is_refused(tmp_path):
+    with pytest.raises(UserError, match="fp16: needs a GPU"):
+        train(tiny_run(tmp_path, train__precision="fp16"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 needs a GPU")
+def test_fp16_trains_on_a_gpu(tmp_path):
+    train(tiny_run(tmp_path, train__precision="fp16", train__steps=20))
+    assert all(map(math.isfinite, losses(tmp_path / "run")))
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+
+
+def absent_image(tmp_path):
+    (tmp_path / "data/train/002.jpg").unlink()
+    return {}
+
+
+def empty_backbone(tmp_path):
+    (tmp_path / "backbone/model.safetensors").unlink()
+    return {}
+
+
+def occupied_folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/notes.txt").write_text("mine")
+    return {}
+
+
+BAD_CALLS = {
+    "unknown key": (lambda p: {"train__step": 3}, "--train.step - did you mean train.steps?"),
+    "missing folder": (lambda p: {"data__path": p / "no"}, "no such folder"),
+    "missing annotations": (lambda p: {"data__val_split": "test"}, "test.json: the COCO annotation"),
+    "annotation for a missing image": (absent_image, "002.jpg: the image file does not exist"),
+    "backbone without weights": (empty_backbone, "has no weights"),
+    "indivisible batch": (lambda p: {"train__micro_batch_size": 3}, "micro_batch_size can be 1, 2, 4"),
+    "occupied folder": (occupied_folder, "is not empty; choose another folder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_call_is_one_clear_error_before_training(tmp_path, case):
+    tiny_run(tmp_path)  # builds data and backbone
+    spoil, message = BAD_CALLS[case]
+    result = launch(tiny_run(tmp_path, **spoil(tmp_path)))
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) <= 2
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_unwritable_and_pickled_inputs_change_nothing(tmp_path):
+    occupied_folder(tmp_path)
+    with pytest.raises(UserError):
+        train(tiny_run(tmp_path))
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_backbone_trained_with_the_head_changes_and_a_frozen_one_does_not(tmp_path):
+    from safetensors.torch import load_file
+
+    save_backbone(tmp_path / "backbone")
+    before = load_file(tmp_path / "backbone/model.safetensors")
+    for freeze in ("all", "none"):
+        train(tiny_run(tmp_path, model__freeze=freeze, run__output_dir=tmp_path / freeze))
+        after = load_file(tmp_path / freeze / "export/model.safetensors")
+        inside = {n: t for n, t in after.items() if ".backbone." in n}
+        assert len(inside) == len(before)
+        same = [any(torch.equal(t, b) for b in before.values()) for t in inside.values()]
+        assert all(same) if freeze == "all" else not any(same)
