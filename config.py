@@ -176,7 +176,7 @@ class EvalConfig:
     max_detections: int = 100
     """Highest-scored boxes per image that are evaluated"""
     batch_size: int = 8
-    """Most images in one forward pass; only images of one size share a pass, none is padded"""
+    """Images in one forward pass on one device"""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Datasets and DataLoaders: decode, resize, augment, collate, in worker processes."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -9,7 +11,7 @@ from data.collate import Batch, Sample, collate
 from data.decode import decode
 from data.sampler import SampleRef, StepSampler, evaluation_batches
 from data.schema import Split
-from data.transforms import Augment, resize, resized_size
+from data.transforms import Augment, full_canvas, resize, resized_size
 
 
 def resized_sizes(split: Split, cfg: ImageSizeConfig) -> np.ndarray:
@@ -41,14 +43,15 @@ class TrainDataset(Dataset):
 
 
 class EvalDataset(Dataset):
-    """Samples as they are, unpadded."""
+    """Samples without augmentation, on the canvas of the exported image processor."""
 
     def __init__(self, split: Split, image_size: ImageSizeConfig):
         self.split = split
         self.image_size = image_size
 
     def __getitem__(self, index: int) -> Sample:
-        return load_sample(self.split, index, self.image_size, crowd=True)
+        sample = load_sample(self.split, index, self.image_size, crowd=True)
+        return replace(sample, canvas=full_canvas(self.image_size))
 
 
 def load_sample(split: Split, index: int, size: ImageSizeConfig, crowd: bool) -> Sample:
@@ -93,7 +96,7 @@ def eval_loader(
     world: int = 1,
 ) -> DataLoader[Batch]:
     """Every world-th batch of the validation split, beginning with batch `rank`."""
-    batches = evaluation_batches(resized_sizes(split, cfg.image_size), batch_size)
+    batches = evaluation_batches(len(split), batch_size)
     dataset = EvalDataset(split, cfg.image_size)
     return _loader(dataset, batches[rank::world], cfg.num_workers, pin)
 

@@ -12,6 +12,8 @@ from itertools import count
 import numpy as np
 
 CANVAS_MULTIPLE_PX = 32
+"""Sides of a canvas are multiples of the coarsest common stride. Otherwise the feature map ends
+somewhere inside the image, elsewhere for every size, and boxes near its right and bottom shift."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,13 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
 
 def step_canvas(sizes: np.ndarray) -> tuple[int, int]:
     """Smallest (height, width), in multiples of 32 px, that holds all (height, width) rows."""
-    height, width = -(-sizes.max(axis=0) // CANVAS_MULTIPLE_PX) * CANVAS_MULTIPLE_PX
-    return int(height), int(width)
+    height, width = sizes.max(axis=0).tolist()
+    return round_up(height), round_up(width)
+
+
+def round_up(side_px: int) -> int:
+    """The next multiple of 32."""
+    return -(-side_px // CANVAS_MULTIPLE_PX) * CANVAS_MULTIPLE_PX
 
 
 class StepSampler:
@@ -93,20 +100,11 @@ class StepSampler:
         return self._order[1]
 
 
-def evaluation_batches(sizes: np.ndarray, batch_size: int) -> list[list[int]]:
-    """Cut a validation split into batches of images of one size, none of which needs padding.
+def evaluation_batches(num_images: int, batch_size: int) -> list[list[int]]:
+    """Cut a validation split into batches.
 
     The cut depends on the split alone; ranks are dealt whole batches, so a prediction does not
     depend on the world size.
-
-    Args:
-        sizes: int64 [N, 2], (height, width) of every image after resizing.
     """
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for index, (height, width) in enumerate(sizes.tolist()):
-        by_size.setdefault((height, width), []).append(index)
-    return [
-        group[start : start + batch_size]
-        for _, group in sorted(by_size.items())
-        for start in range(0, len(group), batch_size)
-    ]
+    starts = range(0, num_images, batch_size)
+    return [list(range(start, min(start + batch_size, num_images))) for start in starts]

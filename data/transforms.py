@@ -15,6 +15,7 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import get_image_size_for_max_height_width
 
 from config import ImageSizeConfig, UserError
+from data.sampler import round_up
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no version check over the network
 import albumentations as A  # noqa: E402
@@ -30,6 +31,15 @@ def processor_size(cfg: ImageSizeConfig) -> dict[str, int]:
     if cfg.shortest is None:
         return {"max_height": cfg.longest, "max_width": cfg.longest}
     return {"shortest_edge": cfg.shortest, "longest_edge": cfg.longest}
+
+
+def full_canvas(cfg: ImageSizeConfig) -> tuple[int, int]:
+    """(height, width), px, that evaluation and the exported processor pad every image to.
+
+    As in training, sides are multiples of 32, so that features lie where training had them.
+    """
+    side = round_up(cfg.longest)
+    return side, side
 
 
 def resized_size(height: int, width: int, cfg: ImageSizeConfig) -> tuple[int, int]:

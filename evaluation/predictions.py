@@ -49,7 +49,7 @@ def predict_split(
     """Collective: called on every rank. Predictions for every image, the same on all ranks.
 
     The model runs in fp32, as a pipeline of transformers will run it, and is left in the mode it
-    was in. Images are not padded.
+    was in.
 
     Args:
         model: the detector itself, not its DDP wrapper.

@@ -48,7 +48,7 @@ for box in detector("image.jpg", threshold={cfg.eval.score_threshold}):
 
 ## Results
 
-COCO metrics on {facts["val_images"]} validation images, each unpadded at the training size, in fp32.
+COCO metrics on {facts["val_images"]} validation images, prepared by the image processor in this folder, in fp32.
 
 | AP | AP50 | AP75 | AP small | AP medium | AP large | AR 100 |
 |---|---|---|---|---|---|---|

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from config import ImageSizeConfig, ModelConfig
 from data.schema import Taxonomy
-from data.transforms import processor_size
+from data.transforms import full_canvas, processor_size
 from model.backbone import Backbone, freeze, load_backbone
 from model.criterion import SetCriterion
 from model.head import Head, build_detector
@@ -64,6 +64,7 @@ def build_processor(head: Head, size: ImageSizeConfig, normalization: Normalizat
     """The transformers image processor that prepares images as training did."""
     return head.processor_class(
         size=processor_size(size),
+        pad_size=dict(zip(("height", "width"), full_canvas(size), strict=True)),
         do_rescale=True,
         rescale_factor=normalization.scale,
         do_normalize=True,

@@ -46,7 +46,11 @@ def test_run_leaves_what_it_promises(tmp_path, head):
         *("config.yaml", "run.json", "metrics.jsonl", "train.log", "samples/step-000001-0.png"),
         *("eval/step-000002/metrics.json", "eval/step-000003/per_class.csv"),
         *("eval/step-000003/predictions.json", "eval/step-000003/predictions.png"),
-        *("checkpoints/step-000002/model/trainable.safetensors", "checkpoints/last", "checkpoints/best"),
+        *(
+            "checkpoints/step-000002/model/trainable.safetensors",
+            "checkpoints/last",
+            "checkpoints/best",
+        ),
         *("export/config.json", "export/model.safetensors", "export/preprocessor_config.json"),
     ):
         assert (run / name).exists(), name
@@ -54,7 +58,16 @@ def test_run_leaves_what_it_promises(tmp_path, head):
     assert [row["step"] for row in rows] == [1, 2, 2, 3, 3]
     assert {"train/loss_bbox", "train/lr", "time/data_wait_%", "time/images_per_s"} <= set(rows[0])
     metrics = json.loads((run / "eval/step-000003/metrics.json").read_text())
-    assert {"AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100", "per_class"} <= set(metrics)
+    assert {
+        "AP",
+        "AP50",
+        "AP75",
+        "AP_small",
+        "AP_medium",
+        "AP_large",
+        "AR_100",
+        "per_class",
+    } <= set(metrics)
     log = (run / "train.log").read_text()
     assert "39/39 tensors, sha256=" in log
     card = (run / "export/README.md").read_text()
@@ -110,13 +123,18 @@ def test_one_and_two_processes_train_on_the_same_images_with_the_same_loss(tmp_p
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     assert losses(tmp_path / "split") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     first, second = (
-        json.loads((tmp_path / n / "eval/step-000003/metrics.json").read_text()) for n in ("one", "two")
+        json.loads((tmp_path / n / "eval/step-000003/metrics.json").read_text())
+        for n in ("one", "two")
     )
     assert first["AP"] == pytest.approx(second["AP"], abs=1e-4)
 
 
 def test_resumed_run_continues_where_it_was(tmp_path):
-    keys = {"optim__schedule": "constant", "train__checkpoint_every": 2, "data__augment": '[{"HorizontalFlip": {"p": 0.5}}]'}
+    keys = {
+        "optim__schedule": "constant",
+        "train__checkpoint_every": 2,
+        "data__augment": '[{"HorizontalFlip": {"p": 0.5}}]',
+    }
     train(tiny_run(tmp_path, train__steps=6, run__output_dir=tmp_path / "whole", **keys))
     train(tiny_run(tmp_path, train__steps=4, **keys))
     run = tmp_path / "run"
@@ -142,7 +160,12 @@ def test_each_validation_image_is_scored_once_on_any_number_of_processes(tmp_pat
     data = tmp_path / "data"
     write_coco(data, 12)
     write_coco(data, 7, "val", seed=1)
-    keys = {"train__steps": 1, "optim__warmup_steps": 0, "train__global_batch_size": 6, "eval__batch_size": 2}
+    keys = {
+        "train__steps": 1,
+        "optim__warmup_steps": 0,
+        "train__global_batch_size": 6,
+        "eval__batch_size": 2,
+    }
     train(tiny_run(tmp_path, run__output_dir=tmp_path / "one", **keys))
     result = launch(tiny_run(tmp_path, run__output_dir=tmp_path / "many", **keys), processes)
     assert result.returncode == 0, result.stderr
@@ -243,10 +266,16 @@ def occupied_folder(tmp_path):
 BAD_CALLS = {
     "unknown key": (lambda p: {"train__step": 3}, "--train.step - did you mean train.steps?"),
     "missing folder": (lambda p: {"data__path": p / "no"}, "no such folder"),
-    "missing annotations": (lambda p: {"data__val_split": "test"}, "test.json: the COCO annotation"),
+    "missing annotations": (
+        lambda p: {"data__val_split": "test"},
+        "test.json: the COCO annotation",
+    ),
     "annotation for a missing image": (absent_image, "002.jpg: the image file does not exist"),
     "backbone without weights": (empty_backbone, "has no weights"),
-    "indivisible batch": (lambda p: {"train__micro_batch_size": 3}, "micro_batch_size can be 1, 2, 4"),
+    "indivisible batch": (
+        lambda p: {"train__micro_batch_size": 3},
+        "micro_batch_size can be 1, 2, 4",
+    ),
     "occupied folder": (occupied_folder, "is not empty; choose another folder"),
 }
 
@@ -255,13 +284,23 @@ BAD_CALLS = {
 def test_bad_call_is_one_clear_error_before_training(tmp_path, case):
     tiny_run(tmp_path)  # builds data and backbone
     spoil, message = BAD_CALLS[case]
+    with pytest.raises(UserError) as error:
+        train_accelerate.main(tiny_run(tmp_path, **spoil(tmp_path)))
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) <= 2
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("case", ["unknown key", "annotation for a missing image"])
+def test_bad_call_exits_with_status_2_and_without_traceback(tmp_path, case):
+    tiny_run(tmp_path)
+    spoil, message = BAD_CALLS[case]
     result = launch(tiny_run(tmp_path, **spoil(tmp_path)))
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) <= 2
-    assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
 def test_unwritable_and_pickled_inputs_change_nothing(tmp_path):

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from config import UserError, fail
+from data.collate import Sample, collate
 from data.decode import decode
-from data.transforms import resize, resized_size
+from data.transforms import full_canvas, resize, resized_size
 from evaluation.draw import draw_boxes
 from tools.detector import LoadedDetector, load_detector
 
@@ -90,9 +91,13 @@ def detect(
     """Objects in uint8 [H, W, 3] by falling score: {label, score, box_xywh in px of the image}."""
     height, width = image.shape[:2]
     small = resize(image, resized_size(height, width, detector.image_size))
-    pixels = torch.from_numpy(small).permute(2, 0, 1)[None].to(device)
-    mask = torch.ones(1, *small.shape[:2], dtype=torch.bool, device=device)
-    outputs = detector.model(pixel_values=detector.normalization(pixels, mask), pixel_mask=mask)
+    canvas = full_canvas(detector.image_size)
+    nothing = np.zeros((0, 4)), np.zeros(0, np.int64)
+    batch = collate([Sample(small, *nothing, 0, 0, (height, width), canvas)]).to(device)
+    outputs = detector.model(
+        pixel_values=detector.normalization(batch.pixel_values, batch.pixel_mask),
+        pixel_mask=batch.pixel_mask,
+    )
     found = detector.processor.post_process_object_detection(
         outputs, threshold=threshold, target_sizes=torch.tensor([[height, width]], device=device)
     )[0]

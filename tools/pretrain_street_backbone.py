@@ -8,7 +8,7 @@ objectness with box edges (stage 3); the way to the nearest plate from everywher
 Stage 3 is read as a DETR head reads it: 1 x 1 convolution and GroupNorm over a padded canvas.
 
 Scenes have seeds from `PRETRAINING_SEED_START` upwards, which no dataset uses. Each is drawn
-once. The run continues from its checkpoint if that exists and is deleted when the run is done.
+once. The run continues from `<out>.checkpoint.pt` if that exists and deletes it when done.
 """
 
 import argparse

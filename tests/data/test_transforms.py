@@ -27,7 +27,9 @@ BOX = np.array([[40.0, 30.0, 20.0, 10.0]])
 @pytest.mark.parametrize("shape", [(80, 120), (301, 77), (128, 128), (99, 100)])
 def test_resize_equals_the_exported_image_processor(size, shape):
     image = np.random.default_rng(1).integers(0, 255, (*shape, 3), dtype=np.uint8)
-    processor = HEAD.processor_class(size=processor_size(size), do_normalize=False, do_rescale=False)
+    processor = HEAD.processor_class(
+        size=processor_size(size), do_normalize=False, do_rescale=False
+    )
     expected = processor(images=[image], return_tensors="np")["pixel_values"][0]
     ours = resize(image, resized_size(*shape, size))
     np.testing.assert_array_equal(ours.transpose(2, 0, 1), expected)
@@ -79,7 +81,9 @@ def test_boxes_stay_inside_and_with_their_numbers():
     augment = Augment([FLIP, AFFINE])
     for seed in range(100):
         corner = rng.uniform(0, [110, 70], (6, 2))
-        boxes = np.concatenate([corner, np.minimum([120, 80] - corner, rng.uniform(2, 40, (6, 2)))], 1)
+        boxes = np.concatenate(
+            [corner, np.minimum([120, 80] - corner, rng.uniform(2, 40, (6, 2)))], 1
+        )
         _, out, kept = augment(IMAGE, boxes, (seed,))
         assert len(out) == len(kept) <= 6
         assert (out[:, :2] >= -1e-3).all()
@@ -111,7 +115,9 @@ def test_targets_are_relative_to_the_unpadded_image():
     assert batch.pixel_values.dtype.is_floating_point is False
     assert batch.pixel_mask[0].sum() == 50 * 100
     assert batch.pixel_values[0][:, 50:].max() == 0
-    np.testing.assert_array_equal(batch.pixel_values[0, :, :50, :100].numpy(), IMAGE[:50, :100].transpose(2, 0, 1))
+    np.testing.assert_array_equal(
+        batch.pixel_values[0, :, :50, :100].numpy(), IMAGE[:50, :100].transpose(2, 0, 1)
+    )
     assert batch.labels[0]["boxes"].tolist() == [pytest.approx([0.3, 0.75, 0.4, 0.5])]
     assert batch.labels[0]["orig_size"] == (100, 200)
     assert batch.image_ids == [7, 8]
@@ -142,7 +148,10 @@ def first_batches(tmp_path, num_workers, world=1, steps=4):
             for _ in range(order.accumulation):
                 batch = next(loader)
                 for pixels, label in zip(batch.pixel_values, batch.labels, strict=True):
-                    by_image[step, label["image_id"]] = (pixels.numpy().tobytes(), label["boxes"].tolist())
+                    by_image[step, label["image_id"]] = (
+                        pixels.numpy().tobytes(),
+                        label["boxes"].tolist(),
+                    )
     return by_image
 
 

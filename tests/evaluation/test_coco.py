@@ -12,9 +12,7 @@ from evaluation.predictions import Predictions
 
 def build(tmp_path, ids=(1, 3, 17), num=24):
     write_coco(tmp_path, num, ids=ids)
-    return build_data(
-        DataConfig(source="coco", path=str(tmp_path), val_fraction=0.5), seed=0
-    )
+    return build_data(DataConfig(source="coco", path=str(tmp_path), val_fraction=0.5), seed=0)
 
 
 def perfect(split):
@@ -97,5 +95,9 @@ def test_missed_image_counts_as_missed(tmp_path):
     data = build(tmp_path, ids=(1,))
     exact = perfect(data.val)
     kept = exact.index != exact.index[0]
-    some = Predictions(exact.index[kept], exact.boxes[kept], exact.scores[kept], exact.classes[kept])
-    assert coco_metrics(data.val, some, data.taxonomy)["AR_100"] == pytest.approx(kept.mean(), abs=1e-6)
+    some = Predictions(
+        exact.index[kept], exact.boxes[kept], exact.scores[kept], exact.classes[kept]
+    )
+    assert coco_metrics(data.val, some, data.taxonomy)["AR_100"] == pytest.approx(
+        kept.mean(), abs=1e-6
+    )

@@ -17,7 +17,9 @@ STREET = ROOT / "backbones" / "street-convnext"
 
 
 def tiny(folder, head="detr", **changes):
-    return ModelConfig(**{"backbone": str(folder), "head": head, "head_args": TINY_HEAD[head], **changes})
+    return ModelConfig(
+        **{"backbone": str(folder), "head": head, "head_args": TINY_HEAD[head], **changes}
+    )
 
 
 def tamper(folder, edit):
@@ -112,7 +114,10 @@ def test_out_features_that_do_not_exist(tmp_path):
     ("name", "message"),
     [
         ("./absent", "no such folder"),
-        ("facebook/dinov3-convnext-large-pretrain-lvd1689m", "licence page: https://huggingface.co/"),
+        (
+            "facebook/dinov3-convnext-large-pretrain-lvd1689m",
+            "licence page: https://huggingface.co/",
+        ),
         ("not a name!", "neither a folder here nor a model on the Hub"),
     ],
 )
@@ -135,7 +140,9 @@ def test_gated_model_names_licence_page_and_alternative(monkeypatch, status):
         raise error
 
     monkeypatch.setattr("model.source.snapshot_download", refuse)
-    with pytest.raises(UserError, match="gated. Accept the licence at https://huggingface.co/a/b") as e:
+    with pytest.raises(
+        UserError, match="gated. Accept the licence at https://huggingface.co/a/b"
+    ) as e:
         build_model(tiny("a/b"), TAXONOMY)
     assert "facebook/dinov2-base" in str(e.value)
 
@@ -149,7 +156,9 @@ def test_hub_format_cache_is_read_offline(tmp_path, monkeypatch):
     import model.source as source
 
     original = source.snapshot_download
-    monkeypatch.setattr(source, "snapshot_download", lambda *a, **k: original(*a, cache_dir=tmp_path, **k))
+    monkeypatch.setattr(
+        source, "snapshot_download", lambda *a, **k: original(*a, cache_dir=tmp_path, **k)
+    )
     assert load_backbone(tiny("someone/tiny"), 1).num_tensors > 10
 
 
@@ -183,7 +192,10 @@ def test_normalization_comes_from_the_backbones_folder(tmp_path):
     assert (own.mean, own.std, own.declared) == ((0.5,) * 3, (0.25,) * 3, True)
     (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false}')
     none = load_backbone(tiny(tmp_path), 1).normalization
-    pixels, mask = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8), torch.ones(1, 2, 2, dtype=torch.bool)
+    pixels, mask = (
+        torch.full((1, 3, 2, 2), 255, dtype=torch.uint8),
+        torch.ones(1, 2, 2, dtype=torch.bool),
+    )
     mask[0, 0, 0] = False
     assert none(pixels, mask)[0, 0].tolist() == [[0.0, 1.0], [1.0, 1.0]]
     (tmp_path / "preprocessor_config.json").unlink()
@@ -214,7 +226,9 @@ def test_head_weights_are_taken_where_shapes_agree(tmp_path, head):
     assert 0 < len(ours) - len(agreeing) <= 6  # the class layers
     fresh = len({n for n, _ in detector.model.named_parameters()} - set(agreeing))
     assert fresh > 0
-    assert detector.head_origin.split()[0] == f"{count_head(detector) - fresh}/{count_head(detector)}"
+    assert (
+        detector.head_origin.split()[0] == f"{count_head(detector) - fresh}/{count_head(detector)}"
+    )
 
 
 def count_head(detector):

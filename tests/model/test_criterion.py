@@ -21,9 +21,7 @@ TARGETS = {
 
 def make(tmp_path, head, dtype=torch.float32):
     torch.manual_seed(0)
-    cfg = ModelConfig(
-        backbone=str(save_backbone(tmp_path)), head=head, head_args=TINY_HEAD[head]
-    )
+    cfg = ModelConfig(backbone=str(save_backbone(tmp_path)), head=head, head_args=TINY_HEAD[head])
     detector = build_model(cfg, Taxonomy(("a", "b", "c"), (0, 1, 2)))
     detector.model.to(dtype).train()
     return detector
@@ -67,7 +65,9 @@ def test_equals_transformers_on_one_process_and_one_batch(tmp_path, head, target
     names = {n for n in theirs.loss_dict if "cardinality" not in n}
     assert set(ours.loss_dict) == names
     for name in names:
-        assert ours.loss_dict[name].item() == pytest.approx(theirs.loss_dict[name].item(), rel=1e-5, abs=1e-7)
+        assert ours.loss_dict[name].item() == pytest.approx(
+            theirs.loss_dict[name].item(), rel=1e-5, abs=1e-7
+        )
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -97,7 +97,8 @@ def test_canary_transformers_still_normalises_by_the_micro_batch(tmp_path):
     batch = make_batch(TARGETS["uneven"])
     big = detector.model(**batch).loss_dict["loss_bbox"].item()
     small = sum(
-        detector.model(**part(batch, slice(i, i + 1))).loss_dict["loss_bbox"].item() for i in range(4)
+        detector.model(**part(batch, slice(i, i + 1))).loss_dict["loss_bbox"].item()
+        for i in range(4)
     )
     assert abs(small - big) > 0.1 * big
 

@@ -70,7 +70,9 @@ def test_best_last_and_limit(tmp_path):
     for step, metric in [(10, 0.1), (20, 0.5), (30, 0.3), (40, 0.2), (50, None), (60, 0.4)]:
         state.step = step
         best = state.is_best(metric)
-        Checkpoints(folder, keep=2).save(accelerator, detector.model, optimizer, state, Config(), best)
+        Checkpoints(folder, keep=2).save(
+            accelerator, detector.model, optimizer, state, Config(), best
+        )
     names = sorted(p.name for p in folder.iterdir())
     assert names == ["best", "last", "step-000020", "step-000050", "step-000060"]
     assert (folder / "best").resolve().name == "step-000020"

@@ -69,5 +69,7 @@ def test_schedule(schedule):
 def test_canary_adamw_keeps_unknown_group_keys():
     """Groups carry their name and full rate; torch must not drop them."""
     parameter = torch.nn.Parameter(torch.zeros(1))
-    group = torch.optim.AdamW([{"params": [parameter], "name": "x", "base_lr": 1.0}]).param_groups[0]
+    group = torch.optim.AdamW([{"params": [parameter], "name": "x", "base_lr": 1.0}]).param_groups[
+        0
+    ]
     assert (group["name"], group["base_lr"]) == ("x", 1.0)
