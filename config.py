@@ -443,5 +443,8 @@ def _positive(key: str, value: float | None) -> Iterator[str]:
 def fail(error: UserError) -> typing.NoReturn:
     """What the entry points do with a UserError: one clear message and exit status 2."""
     rank = f" (rank {process_rank()})" if process_rank() else ""
-    print(f"error{rank}: {error}", file=sys.stderr)
+    text = str(error)
+    if "Original Traceback" in text:  # raised in a data worker: only the last line is for the user
+        text = text.strip().splitlines()[-1].partition("UserError: ")[2]
+    print(f"error{rank}: {text}", file=sys.stderr)
     raise SystemExit(2)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
 
@@ -140,7 +140,7 @@ def log_step(
     values = meter.values(grad_norm, lr)
     if run.cfg.run.log_image_ids:
         own = [image_id for batch in batches for image_id in batch.image_ids]
-        values["train/image_ids"] = run.accelerator.gather_for_metrics(own, use_gather_object=True)
+        values["train/image_ids"] = gather_object(own)
     run.log.metrics(run.state.step, values)
     run.log.step_line(run.state.step, values, memory_mb(run.accelerator.device))
     if not math.isfinite(values["train/loss"]):

@@ -1,7 +1,7 @@
 """From `cfg.model` to a detector with its backbone loaded, its loss and its image processor."""
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -28,12 +28,11 @@ class Detector:
     backbone: Backbone
     criterion: SetCriterion
     head_origin: str
-    frozen: bool
 
     @property
     def backbone_module(self) -> nn.Module:
         """The backbone inside the detector."""
-        return self.head.backbone_of(self.model)
+        return self.backbone.module
 
 
 def get_head(name: str) -> Head:
@@ -57,7 +56,10 @@ def build_model(cfg: ModelConfig, taxonomy: Taxonomy) -> Detector:
         module.requires_grad_(True)
     criterion = SetCriterion(model.config, focal=head.focal)
     model.loss_function = criterion
-    return Detector(model, head, backbone, criterion, origin, cfg.freeze == "all")
+    backbone = replace(
+        backbone, module=module
+    )  # the copy that was loaded first is not needed any more
+    return Detector(model, head, backbone, criterion, origin)
 
 
 def build_processor(head: Head, size: ImageSizeConfig, normalization: Normalization) -> Any:

@@ -59,5 +59,5 @@ HEAD = Head(
     initialise=initialise,
     backbone_of=lambda model: model.model.backbone.model,
     few_steps=300,
-    few_steps_source="AP50 stayed below 0.6 at 200 steps on the easiest set known here",
+    few_steps_source="on synthetic scenes AP50 was below 0.6 after 200 steps and above 0.9 after 500",
 )

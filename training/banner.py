@@ -47,7 +47,7 @@ def banner(
         f"{num_steps} steps = {epochs:.1f} epochs, warm-up {cfg.optim.warmup_steps}, "
         f"{cfg.optim.schedule} schedule, precision {cfg.train.precision}, {device}",
     )
-    yield from warnings_about(cfg, detector, num_steps)
+    yield from warnings_about(cfg, detector, data, num_steps)
 
 
 def parameter_counts(detector: Detector) -> tuple[int, int]:
@@ -75,7 +75,7 @@ def batch_text(cfg: Config, world: int) -> str:
     return f"{total} images a step = {micro} per pass x {world} process(es) x {turns} accumulated"
 
 
-def warnings_about(cfg: Config, detector: Detector, num_steps: int) -> Iterator[str]:
+def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) -> Iterator[str]:
     """What is allowed but will probably disappoint."""
     head = detector.head
     if cfg.model.init_from is None and num_steps < head.few_steps:
@@ -87,6 +87,14 @@ def warnings_about(cfg: Config, detector: Detector, num_steps: int) -> Iterator[
         )
     if cfg.optim.warmup_steps >= num_steps:
         yield _row("WARNING", f"warm-up ({cfg.optim.warmup_steps} steps) does not end in this run")
+    queries = detector.model.config.num_queries
+    crowded = sum(len(r.boxes) > queries for r in [*data.train.records, *data.val.records])
+    if crowded:
+        yield _row(
+            "WARNING",
+            f"{crowded} images have more boxes than the head's {queries} queries can find; raise "
+            "model.head_args.num_queries",
+        )
     if cfg.data.val_on_train:
         yield _row("WARNING", "validation on the training images: the metrics measure memory")
 

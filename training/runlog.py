@@ -50,8 +50,7 @@ class RunLog:
         (self.folder / "config.yaml").write_text(
             yaml.safe_dump(config_to_dict(cfg), sort_keys=False)
         )
-        if start_step:
-            self._drop_later_than(start_step)
+        self._drop_later_than(start_step)
         if cfg.run.tracker != "none":
             self._start_tracker(accelerator, cfg)
 
