@@ -79,11 +79,12 @@ def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) 
     """What is allowed but will probably disappoint."""
     head = detector.head
     if cfg.model.init_from is None and num_steps < head.few_steps:
+        other = "" if cfg.model.head == "deformable_detr" else ", take deformable_detr"
         yield _row(
             "WARNING",
             f"a {cfg.model.head} head from scratch learns little in {num_steps} steps "
-            f"({head.few_steps_source}); start from a trained head (model.init_from), take "
-            "deformable_detr, or train longer",
+            f"({head.few_steps_source}); start from a trained head (model.init_from){other}, or "
+            "train longer",
         )
     if cfg.optim.warmup_steps >= num_steps:
         yield _row("WARNING", f"warm-up ({cfg.optim.warmup_steps} steps) does not end in this run")
