@@ -11,6 +11,8 @@ from itertools import count
 
 import numpy as np
 
+WINDOW_STEPS = 16
+"""Steps whose images are grouped by aspect ratio; more pads less, but mixes less"""
 CANVAS_MULTIPLE_PX = 32
 """Sides of a canvas are multiples of the coarsest common stride. Otherwise the feature map ends
 somewhere inside the image, elsewhere for every size, and boxes near its right and bottom shift."""
@@ -27,9 +29,29 @@ class SampleRef:
     """(height, width), px, that all images of the step are padded to"""
 
 
-def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """Permutation, int64 [num_samples], of one epoch."""
-    return np.random.default_rng([seed, epoch, num_samples]).permutation(num_samples)
+def epoch_order(sizes: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """Permutation, int64 [N], of one epoch, in which a step's images have similar aspect ratios.
+
+    A random permutation is cut into windows of 16 steps. Inside a window images are sorted by aspect
+    ratio, cut into steps, and the steps are shuffled. Steps do not end where epochs do: the cuts
+    follow the steps of the whole run, and only the step on the border of two epochs is mixed.
+
+    Args:
+        sizes: int64 [N, 2], (height, width) of every image after resizing.
+    """
+    num = len(sizes)
+    rng = np.random.default_rng([seed, epoch, num])
+    order = rng.permutation(num)
+    head = -(epoch * num) % global_batch_size  # samples that finish the previous epoch's last step
+    ratio = sizes[:, 0] / sizes[:, 1]
+    parts = [order[:head]]
+    for start in range(head, num, WINDOW_STEPS * global_batch_size):
+        window = order[start : start + WINDOW_STEPS * global_batch_size]
+        window = window[np.argsort(ratio[window], kind="stable")]
+        num_whole = len(window) // global_batch_size
+        whole = window[: num_whole * global_batch_size].reshape(num_whole, global_batch_size)
+        parts += [*whole[rng.permutation(num_whole)], window[num_whole * global_batch_size :]]
+    return np.concatenate(parts)
 
 
 def step_canvas(sizes: np.ndarray) -> tuple[int, int]:
@@ -96,7 +118,8 @@ class StepSampler:
 
     def _epoch(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:
-            self._order = (epoch, epoch_order(len(self.sizes), self.seed, epoch))
+            order = epoch_order(self.sizes, self.global_batch_size, self.seed, epoch)
+            self._order = (epoch, order)
         return self._order[1]
 
 

@@ -1,6 +1,7 @@
 """Imports point one way: config -> data -> model -> training -> evaluation -> export -> entries."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -45,5 +46,7 @@ def test_transformers_seams_that_can_run_foreign_code_are_not_used():
         if file.parent.name == "tests":
             continue
         text = file.read_text()
-        for word in ("trust_remote_code=True", "torch.load(", "pickle.load"):
+        for word in ("trust_remote_code=True", "weights_only=False", "pickle.load"):
             assert word not in text, file
+        for call in re.findall(r"torch\.load\(.*", text):
+            assert "weights_only=True" in call, file
