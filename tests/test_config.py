@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -107,7 +109,7 @@ def test_print_config_shows_the_resolved_values(capsys):
     assert printed["data"]["source"] == "synthetic"
 
 
-@pytest.mark.parametrize("name", ["license_plates", "license_plates_fast", "synthetic", "debug"])
+@pytest.mark.parametrize("name", [file.stem for file in Path("configs").glob("*.yaml")])
 def test_every_recipe_is_valid(name):
     load_config(["--config", f"configs/{name}.yaml"])
 

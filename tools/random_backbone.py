@@ -1,0 +1,47 @@
+"""Write a backbone of the same architecture with random weights: the control of an experiment.
+
+`python -m tools.random_backbone --backbone backbones/street-convnext --out runs/random_backbone`
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
+
+from config import UserError, fail
+from model.source import local_folder
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write `--out` with the configs of `--backbone` and fresh weights of `--seed`.
+
+    Raises:
+        UserError: if `--out` exists, or there is no such backbone.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tools.random_backbone", description=__doc__)
+    parser.add_argument("--backbone", required=True, help="folder or Hub id")
+    parser.add_argument("--out", type=Path, required=True, help="new folder")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    if args.out.exists():
+        raise UserError(f"--out {args.out}: exists already")
+    folder = local_folder(args.backbone, None, "--backbone")
+    config = AutoConfig.from_pretrained(folder)
+    torch.manual_seed(args.seed)
+    MODEL_FOR_BACKBONE_MAPPING[type(config)](config).save_pretrained(args.out)
+    settings = folder / "preprocessor_config.json"
+    if settings.is_file():
+        shutil.copy(settings, args.out)
+    print(f"{args.out}: {type(config).__name__} with random weights, seed {args.seed}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        fail(error)
