@@ -49,6 +49,8 @@ class RunConfig:
     """Write the image ids of each logged step into metrics.jsonl"""
     draw_batches: int = 1
     """Draw the first N steps' images with their boxes, as the model gets them, into samples/"""
+    collective_timeout_s: int = 1800
+    """Longest time that a rank waits for the others, s; more than the longest evaluation"""
     detect_anomaly: bool = False
     """torch.autograd anomaly detection: names the operation that made a NaN (slow)"""
 
@@ -161,6 +163,10 @@ class TrainConfig:
     """Steps between evaluations; default: only at the end"""
     checkpoint_every: int | None = None
     """Steps between checkpoints; default: with every evaluation"""
+    ema_decay: float | None = None
+    """Decay of the averaged weights that are evaluated and exported, e.g. 0.999; default: no average"""
+    max_skipped_steps: int = 20
+    """Steps in a row that may be skipped for a gradient that is not finite before the run ends"""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept; the best one is kept besides"""
 
@@ -378,6 +384,10 @@ def _check_train(cfg: Config, world: int) -> Iterator[str]:
         yield from _positive(f"train.{key}", getattr(train, key))
     yield from _positive("train.checkpoint_every", train.checkpoint_every)
     yield from _positive("train.keep_checkpoints", train.keep_checkpoints)
+    if train.ema_decay is not None and not 0 < train.ema_decay < 1:
+        yield f"train.ema_decay {train.ema_decay}: must lie between 0 and 1"
+    if train.max_skipped_steps < 0:
+        yield f"train.max_skipped_steps {train.max_skipped_steps}: must be 0 or more"
     total, micro = train.global_batch_size, micro_batch_size(train, world)
     if total > 0 and micro > 0 and total % (micro * world):
         per_process = total // world if total % world == 0 else 0
@@ -416,6 +426,7 @@ def _check_data(data: DataConfig) -> Iterator[str]:
 
 def _check_others(cfg: Config) -> Iterator[str]:
     yield from _positive("run.log_every", cfg.run.log_every)
+    yield from _positive("run.collective_timeout_s", cfg.run.collective_timeout_s)
     yield from _positive("optim.lr", cfg.optim.lr)
     yield from _positive("eval.max_detections", cfg.eval.max_detections)
     yield from _positive("eval.batch_size", cfg.eval.batch_size)

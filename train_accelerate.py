@@ -7,15 +7,21 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import (
+    Accelerator,
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+)
 from accelerate.utils import gather_object, set_seed
 from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
@@ -34,15 +40,21 @@ from export.folder import export_model
 from export.hub import push, resolve_repo_id
 from model.build import Detector, build_model, build_processor
 from training.banner import banner
-from training.checkpoint import Checkpoints, TrainState, load_model, load_optimizer, load_state
+from training.checkpoint import (
+    Checkpoints,
+    TrainState,
+    load_average,
+    load_model,
+    load_optimizer,
+    load_state,
+)
 from training.counts import global_counts
+from training.ema import Ema
 from training.facts import run_facts
 from training.meter import StepMeter, memory_mb, take
 from training.optim import build_optimizer, lr_factor, set_lr
 from training.runlog import RunLog, check_run_folder
-
-MAX_SKIPPED_IN_A_ROW = 50
-"""fp16 steps that may overflow one after another before the run gives up"""
+from training.startup import check_launch, check_same, preflight, rank_facts
 
 
 @dataclass
@@ -55,6 +67,7 @@ class Run:
     detector: Detector
     processor: Any
     optimizer: torch.optim.Optimizer
+    ema: Ema
     state: TrainState
     checkpoints: Checkpoints
     log: RunLog
@@ -99,17 +112,14 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
                 accelerator.backward(outputs.loss * accelerator.num_processes)
                 meter.add(outputs.loss, outputs.loss_dict)
         grad_norm = accelerator.clip_grad_norm_(parameters, cfg.optim.max_grad_norm or math.inf)
-        run.optimizer.step()
-        run.optimizer.zero_grad()
-
         state.samples_seen += cfg.train.global_batch_size
-        if accelerator.optimizer_step_was_skipped:  # fp16 overflow: this step did not happen
+        if not take_step(run, grad_norm):  # neither schedule nor average nor count advances
             skipped += 1
-            if skipped > MAX_SKIPPED_IN_A_ROW:
-                raise RuntimeError(f"step {state.step + 1}: {skipped} fp16 overflows in a row")
+            report_skipped(run, meter, batches, skipped)
             continue
         skipped = 0
         state.step += 1
+        run.ema.update()
         run.log.advance()
 
         done = state.step == run.num_steps
@@ -124,6 +134,40 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
             meter.restart()
 
 
+def take_step(run: Run, grad_norm: torch.Tensor) -> bool:
+    """The optimizer step, unless the gradient is not finite; whether it was taken.
+
+    All ranks decide alike, since they share the gradient. The fp16 scaler has to see the bad step as
+    well: it skips it by itself and lowers its scale.
+    """
+    finite = bool(torch.isfinite(grad_norm))
+    if finite or run.accelerator.scaler is not None:
+        run.optimizer.step()
+    run.optimizer.zero_grad()
+    return finite and not run.accelerator.optimizer_step_was_skipped
+
+
+def report_skipped(run: Run, meter: StepMeter, batches: Sequence[Batch], in_a_row: int) -> None:
+    """Collective: called on every rank. Name the images of a step that was skipped.
+
+    Raises:
+        UserError: after too many such steps in a row.
+    """
+    pairs = zip(batches, meter.micro_losses, strict=True)
+    own = [i for batch, loss in pairs if not torch.isfinite(loss) for i in batch.image_ids]
+    bad = gather_object(own)
+    everything = gather_object([i for batch in batches for i in batch.image_ids])
+    reason = f"loss not finite for images {bad}" if bad else f"overflow on images {everything}"
+    run.log.say(f"step {run.state.step + 1} skipped ({in_a_row} in a row): {reason}")
+    run.log.metrics(run.state.step, {"train/skipped_image_ids": bad or everything})
+    if in_a_row > run.cfg.train.max_skipped_steps:
+        raise UserError(
+            f"step {run.state.step + 1}: {in_a_row} steps in a row had no finite gradient "
+            "(train.max_skipped_steps). Lower optim.lr, or find the operation with "
+            "--run.detect_anomaly true; the checkpoints written so far are kept"
+        )
+
+
 def due(step: int, every: int | None) -> bool:
     """Whether something done every `every` steps (None: never) is due after `step` steps."""
     return every is not None and step % every == 0
@@ -132,22 +176,13 @@ def due(step: int, every: int | None) -> bool:
 def log_step(
     run: Run, meter: StepMeter, batches: Sequence[Batch], grad_norm: torch.Tensor, lr: float
 ) -> None:
-    """Collective: called on every rank. Write the step's numbers.
-
-    Raises:
-        UserError: if the loss is not a finite number.
-    """
+    """Collective: called on every rank. Write the step's numbers."""
     values = meter.values(grad_norm, lr)
     if run.cfg.run.log_image_ids:
         own = [image_id for batch in batches for image_id in batch.image_ids]
         values["train/image_ids"] = gather_object(own)
     run.log.metrics(run.state.step, values)
     run.log.step_line(run.state.step, values, memory_mb(run.accelerator.device))
-    if not math.isfinite(values["train/loss"]):
-        raise UserError(
-            f"step {run.state.step}: the loss is {values['train/loss']}. Lower optim.lr, or find the "
-            "operation with --run.detect_anomaly true; the checkpoints written so far are kept"
-        )
 
 
 def draw_first_batches(run: Run, batches: Sequence[Batch]) -> None:
@@ -165,15 +200,16 @@ def evaluate(run: Run) -> float | None:
     Returns: the deciding metric on rank 0, None elsewhere.
     """
     start = time.perf_counter()
-    predictions = predict_split(
-        run.accelerator,
-        run.detector.model,
-        run.processor,
-        run.detector.backbone.normalization,
-        run.val_loader,
-        len(run.data.val),
-        run.cfg.eval.max_detections,
-    )
+    with run.ema.applied():
+        predictions = predict_split(
+            run.accelerator,
+            run.detector.model,
+            run.processor,
+            run.detector.backbone.normalization,
+            run.val_loader,
+            len(run.data.val),
+            run.cfg.eval.max_detections,
+        )
     if not run.accelerator.is_main_process:
         return None
     metrics = coco_metrics(run.data.val, predictions, run.data.taxonomy)
@@ -191,7 +227,13 @@ def evaluate(run: Run) -> float | None:
 def save_checkpoint(run: Run, best: bool) -> None:
     """Collective: called on every rank."""
     run.checkpoints.save(
-        run.accelerator, run.detector.model, inner(run.optimizer), run.state, run.cfg, best
+        run.accelerator,
+        run.detector.model,
+        inner(run.optimizer),
+        run.ema.tensors,
+        run.state,
+        run.cfg,
+        best,
     )
 
 
@@ -200,7 +242,7 @@ def finish(run: Run, facts: dict[str, Any], repo_id: str | None) -> None:
     if run.accelerator.is_main_process:
         best = run.checkpoints.best() or run.checkpoints.newest()
         assert best is not None, "a finished run has a checkpoint"
-        load_model(best, run.detector.model)
+        load_model(best, run.detector.model, averaged=run.cfg.train.ema_decay is not None)
         step = load_state(best).step
         root = Path(run.cfg.run.output_dir)
         metrics = json.loads((root / "eval" / f"step-{step:06d}" / "metrics.json").read_text())
@@ -223,8 +265,13 @@ def build_run(cfg: Config) -> tuple[Run, dict[str, Any]]:
     accelerator = Accelerator(
         mixed_precision=cfg.train.precision,
         log_with=None if cfg.run.tracker == "none" else cfg.run.tracker,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=cfg.run.collective_timeout_s)),
+        ],
     )
+    check_launch(cfg, accelerator.num_processes, os.environ)
+    preflight(accelerator)
     if cfg.train.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("train.precision fp16: needs a GPU; on a CPU set train.precision no")
     set_seed(cfg.run.seed)
@@ -239,7 +286,9 @@ def build_run(cfg: Config) -> tuple[Run, dict[str, Any]]:
     root = Path(cfg.run.output_dir)
     checkpoints = Checkpoints(root / "checkpoints", cfg.train.keep_checkpoints)
     facts = run_facts(accelerator, detector, data, processor)
-    state = resume(cfg, accelerator, checkpoints, detector, optimizer, facts)
+    check_same(accelerator, rank_facts(cfg, facts))
+    ema = Ema(detector.model, cfg.train.ema_decay)
+    state = resume(cfg, accelerator, checkpoints, detector, optimizer, ema, facts)
     log = RunLog(accelerator, cfg, num_steps, state.step)
     if accelerator.is_main_process:
         (root / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -258,6 +307,7 @@ def build_run(cfg: Config) -> tuple[Run, dict[str, Any]]:
         detector,
         processor,
         optimizer,
+        ema,
         state,
         checkpoints,
         log,
@@ -273,6 +323,7 @@ def resume(
     checkpoints: Checkpoints,
     detector: Detector,
     optimizer: torch.optim.Optimizer,
+    ema: Ema,
     facts: dict[str, Any],
 ) -> TrainState:
     """State to start from: fresh, or a checkpoint's, with weights and optimizer loaded.
@@ -290,6 +341,7 @@ def resume(
             raise UserError(f"{folder}: was trained on another {key} ({name} differs)")
     load_model(folder, detector.model)
     load_optimizer(folder, accelerator, detector.model, optimizer)
+    ema.tensors = load_average(folder) if cfg.train.ema_decay is not None else {}
     return dataclasses.replace(state, facts=facts)
 
 
@@ -337,6 +389,7 @@ def main(argv: Sequence[str]) -> None:
     dataset = TrainDataset(run.data.train, cfg.data, cfg.run.seed)
     loader = train_loader(dataset, sampler, pin=accelerator.device.type == "cuda")
     model, run.optimizer = accelerator.prepare(run.detector.model, run.optimizer)
+    run.ema.start()
     if run.state.step < run.num_steps:
         train(run, model, iter(loader), sampler.accumulation)
     finish(run, facts, repo_id)

@@ -124,6 +124,49 @@ TINY_HEAD = {
 }
 
 
+FOUR_IMAGES = {
+    "uneven": [0, 0, 1, 8],
+    "full": [6, 6, 6, 6],
+    "even": [2, 2, 2, 2],
+    "empty": [0, 0, 0, 0],
+}
+"""Boxes of four images; the tiny heads have 6 queries"""
+
+
+def tiny_detector(folder: Path, head: str):
+    """A detector of three classes on a tiny backbone written to `folder`, always the same."""
+    from config import ModelConfig
+    from data.schema import Taxonomy
+    from model.build import build_model
+
+    if not folder.exists():
+        save_backbone(folder)
+    cfg = ModelConfig(backbone=str(folder), head=head, head_args=TINY_HEAD[head])
+    torch.manual_seed(0)
+    return build_model(cfg, Taxonomy(("a", "b", "c"), (0, 1, 2)))
+
+
+def make_batch(numbers: Sequence[int], dtype: torch.dtype = torch.float32, seed: int = 1) -> dict:
+    """Random images with `numbers` random boxes each, half of them padded."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randn(len(numbers), 3, 64, 96, generator=generator).to(dtype)
+    mask = torch.ones(len(numbers), 64, 96, dtype=torch.bool)
+    mask[::2, 48:] = False
+    mask[3:, :, 64:] = False
+    labels = []
+    for num in numbers:
+        centres = torch.rand(num, 2, generator=generator) * 0.6 + 0.2
+        sides = torch.rand(num, 2, generator=generator) * 0.3 + 0.05
+        classes = torch.randint(0, 3, (num,), generator=generator)
+        labels.append({"class_labels": classes, "boxes": torch.cat([centres, sides], 1)})
+    return {"pixel_values": pixels, "pixel_mask": mask, "labels": labels}
+
+
+def four_images(case: str, dtype: torch.dtype) -> dict:
+    """The batch of a case of FOUR_IMAGES."""
+    return make_batch(FOUR_IMAGES[case], dtype)
+
+
 def tiny_run(tmp_path: Path, head: str = "deformable_detr", **keys: object) -> list[str]:
     """Command line of a run of seconds on a COCO set in tmp_path; `section__key=value` changes it."""
     data = tmp_path / "data"
@@ -171,6 +214,7 @@ def launch(
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "HF_HUB_OFFLINE": "1",
         "ACCELERATE_USE_CPU": "true",
     }

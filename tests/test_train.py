@@ -229,9 +229,73 @@ def test_bf16_trains_and_is_evaluated_in_fp32(tmp_path):
     assert all(map(math.isfinite, losses(tmp_path / "run")))
 
 
-def test_non_finite_loss_ends_the_run_with_a_clear_error(tmp_path):
-    with pytest.raises(UserError, match=r"the loss is (nan|inf)"):
-        train(tiny_run(tmp_path, optim__lr=1e30, optim__max_grad_norm=0, train__steps=8))
+def poison(monkeypatch, bad_id, times):
+    """Make the loss of every micro-batch with image `bad_id` NaN, `times` times."""
+    from model.criterion import SetCriterion
+
+    original, left = SetCriterion.__call__, [times]
+
+    def call(self, logits, labels, *rest, **more):
+        loss, terms, none = original(self, logits, labels, *rest, **more)
+        if left[0] and bad_id in [label["image_id"] for label in labels]:
+            left[0] -= 1
+            loss = loss * float("nan")
+        return loss, terms, none
+
+    monkeypatch.setattr(SetCriterion, "__call__", call)
+
+
+def test_step_with_a_nan_changes_nothing_and_names_its_images(tmp_path, monkeypatch):
+    keys = {"train__steps": 4, "train__micro_batch_size": 1, "train__ema_decay": 0.5}
+    train(tiny_run(tmp_path, run__output_dir=tmp_path / "whole", **keys))
+    poison(monkeypatch, bad_id=ids(tmp_path / "whole")[1][0], times=1)
+    train(tiny_run(tmp_path, **keys))
+    rows = metrics_lines(tmp_path / "run")
+    bad = ids(tmp_path / "whole")[1][0]
+    assert [r["train/skipped_image_ids"] for r in rows if "train/skipped_image_ids" in r] == [[bad]]
+    steps = [r for r in rows if "train/loss" in r]
+    assert [r["step"] for r in steps] == [1, 2, 3, 4]
+    whole = [r for r in metrics_lines(tmp_path / "whole") if "train/loss" in r]
+    assert [r["train/lr"] for r in steps] == [r["train/lr"] for r in whole]
+    assert (
+        sorted(steps[1]["train/image_ids"]) == ids(tmp_path / "whole")[2]
+    )  # the next in the stream
+    assert math.isfinite(steps[-1]["train/loss"])
+
+
+def test_run_ends_after_too_many_bad_steps_in_a_row(tmp_path, monkeypatch):
+    keys = {"optim__lr": 1e30, "optim__max_grad_norm": 0, "train__max_skipped_steps": 3}
+    with pytest.raises(UserError, match=r"step 2: 4 steps in a row .*train.max_skipped_steps"):
+        train(tiny_run(tmp_path, train__steps=8, **keys))
+
+
+def test_averaged_weights_are_evaluated_exported_and_resumed(tmp_path):
+    from safetensors.torch import load_file
+
+    keys = {"train__ema_decay": 0.5, "optim__schedule": "constant", "train__checkpoint_every": 2}
+    train(tiny_run(tmp_path, train__steps=4, run__output_dir=tmp_path / "whole", **keys))
+    checkpoints = tmp_path / "whole/checkpoints"
+    weights = [
+        load_file(checkpoints / f"step-00000{s}/model/trainable.safetensors") for s in (2, 4)
+    ]
+    average = load_file(checkpoints / "step-000004/model/average.safetensors")
+    export = load_file(tmp_path / "whole/export/model.safetensors")
+    name = "model.level_embed"
+    assert not torch.equal(average[name], weights[1][name])
+    assert torch.equal(export[name], average[name])
+    arguments = [
+        "--model",
+        str(tmp_path / "whole/export"),
+        "--config",
+        str(tmp_path / "whole/config.yaml"),
+    ]
+    logged = json.loads((tmp_path / "whole/eval/step-000004/metrics.json").read_text())
+    assert tools.evaluate.main(arguments)["AR_100"] == pytest.approx(logged["AR_100"], abs=1e-4)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train(tiny_run(tmp_path, train__steps=2, **keys))
+    train(tiny_run(tmp_path, train__steps=4, run__resume="auto", **keys))
+    resumed = load_file(tmp_path / "run/checkpoints/step-000004/model/average.safetensors")
+    assert all(torch.equal(resumed[n], t) for n, t in average.items())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 is allowed where a GPU is")

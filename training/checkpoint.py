@@ -66,6 +66,7 @@ class Checkpoints:
         accelerator: Accelerator,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        average: dict[str, torch.Tensor],
         state: TrainState,
         cfg: Config,
         best: bool,
@@ -74,6 +75,7 @@ class Checkpoints:
 
         Args:
             model: the detector itself, not its DDP wrapper; optimizer: the torch optimizer.
+            average: averaged weights by name, may be empty.
             best: whether the link `best` moves here.
         """
         final = self.folder / f"{PREFIX}{state.step:06d}"
@@ -82,7 +84,9 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             (temporary / "model").mkdir(parents=True)
             (temporary / "state").mkdir()
-            _write_model(temporary / "model", model)
+            _write(temporary / "model" / "trainable.safetensors", trainable_tensors(model))
+            if average:
+                _write(temporary / "model" / "average.safetensors", average)
             _write_state(temporary / "state", accelerator, model, optimizer, state, cfg)
         accelerator.wait_for_everyone()
         save_file(
@@ -125,13 +129,21 @@ def load_state(folder: Path) -> TrainState:
     return TrainState(**values)
 
 
-def load_model(folder: Path, model: nn.Module) -> None:
-    """Load a checkpoint's trainable weights into the detector.
+def load_average(folder: Path) -> dict[str, torch.Tensor]:
+    """The averaged weights of a checkpoint; empty if it has none."""
+    file = folder / "model" / "average.safetensors"
+    return _read(file) if file.is_file() else {}
+
+
+def load_model(folder: Path, model: nn.Module, averaged: bool = False) -> None:
+    """Load a checkpoint's trainable weights, or their average, into the detector.
 
     Raises:
         UserError: if names or shapes differ, which means another head or freezing.
     """
-    tensors = _read(folder / "model" / "trainable.safetensors")
+    tensors = _read(
+        folder / "model" / ("average.safetensors" if averaged else "trainable.safetensors")
+    )
     own = trainable_tensors(model)
     differing = set(tensors) ^ set(own)
     differing |= {n for n in set(tensors) & set(own) if tensors[n].shape != own[n].shape}
@@ -194,9 +206,8 @@ def set_rng_state(state: dict[str, torch.Tensor]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def _write_model(folder: Path, model: nn.Module) -> None:
-    tensors = {n: t.detach().cpu().contiguous() for n, t in trainable_tensors(model).items()}
-    save_file(tensors, folder / "trainable.safetensors")
+def _write(file: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, file)
 
 
 def _write_state(
@@ -209,11 +220,11 @@ def _write_state(
 ) -> None:
     names = _optimizer_names(model, optimizer)
     tensors = {
-        f"{slot}/{names[number]}": value.detach().cpu().contiguous()
+        f"{slot}/{names[number]}": value
         for number, slots in optimizer.state_dict()["state"].items()
         for slot, value in slots.items()
     }
-    save_file(tensors, folder / "optimizer.safetensors")
+    _write(folder / "optimizer.safetensors", tensors)
     scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
     content = {**asdict(state), "scaler": scaler}
     (folder / "state.json").write_text(json.dumps(content, indent=2) + "\n")

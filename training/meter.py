@@ -17,6 +17,7 @@ class StepMeter:
         self.accelerator = accelerator
         self.images_per_step = images_per_step
         self.losses: dict[str, torch.Tensor] = {}
+        self.micro_losses: list[torch.Tensor] = []
         self.restart()
 
     def restart(self) -> None:
@@ -27,7 +28,7 @@ class StepMeter:
 
     def next_step(self, load: Callable[[], T]) -> T:
         """Begin a step by loading its data; the time it takes counts as waiting."""
-        self.losses = {}
+        self.losses, self.micro_losses = {}, []
         start = time.perf_counter()
         loaded = load()
         self._waited_s += time.perf_counter() - start
@@ -36,8 +37,9 @@ class StepMeter:
 
     def add(self, loss: torch.Tensor, terms: dict[str, torch.Tensor]) -> None:
         """Add a micro-batch's share of the step's loss and its terms."""
+        self.micro_losses.append(loss.detach())
         for name, value in {"loss": loss, **terms}.items():
-            value = value.detach().float()
+            value = value.detach()
             self.losses[name] = self.losses[name] + value if name in self.losses else value
 
     def values(self, grad_norm: torch.Tensor, lr: float) -> dict[str, Any]:

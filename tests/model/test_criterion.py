@@ -1,44 +1,19 @@
 import pytest
 import torch
-from builders import TINY_HEAD, save_backbone
+from builders import FOUR_IMAGES as TARGETS
+from builders import TINY_HEAD, make_batch, tiny_detector
 from transformers.loss.loss_utils import LOSS_MAPPING
 
-from config import ModelConfig
-from data.schema import Taxonomy
-from model.build import build_model
 from model.criterion import SetCriterion, StepCounts
 
 THEIRS = {"detr": "ForObjectDetection", "deformable_detr": "DeformableDetrForObjectDetection"}
 HEADS = list(THEIRS)
-TARGETS = {
-    "uneven": [0, 0, 1, 8],
-    "full": [6, 6, 6, 6],
-    "even": [2, 2, 2, 2],
-    "empty": [0, 0, 0, 0],
-}
-"""Boxes of four images; the heads have 6 queries"""
 
 
 def make(tmp_path, head, dtype=torch.float32):
-    torch.manual_seed(0)
-    cfg = ModelConfig(backbone=str(save_backbone(tmp_path)), head=head, head_args=TINY_HEAD[head])
-    detector = build_model(cfg, Taxonomy(("a", "b", "c"), (0, 1, 2)))
+    detector = tiny_detector(tmp_path / "backbone", head)
     detector.model.to(dtype).train()
     return detector
-
-
-def make_batch(numbers, dtype=torch.float32, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randn(len(numbers), 3, 64, 96, generator=generator).to(dtype)
-    mask = torch.ones(len(numbers), 64, 96, dtype=torch.bool)
-    mask[::2, 48:] = False
-    labels = []
-    for num in numbers:
-        centres = torch.rand(num, 2, generator=generator) * 0.6 + 0.2
-        sides = torch.rand(num, 2, generator=generator) * 0.3 + 0.05
-        classes = torch.randint(0, 3, (num,), generator=generator)
-        labels.append({"class_labels": classes, "boxes": torch.cat([centres, sides], 1)})
-    return {"pixel_values": pixels, "pixel_mask": mask, "labels": labels}
 
 
 def part(batch, rows):

@@ -43,7 +43,7 @@ def test_a_loaded_checkpoint_continues_bit_for_bit(tmp_path, head, freeze):
     detector, optimizer = make(tmp_path, freeze, head)
     take_step(detector, optimizer)
     saved = Checkpoints(tmp_path / "checkpoints", keep=2)
-    saved.save(accelerator, detector.model, optimizer, TrainState(step=1), Config(), best=False)
+    saved.save(accelerator, detector.model, optimizer, {}, TrainState(step=1), Config(), best=False)
     take_step(detector, optimizer)
 
     torch.manual_seed(99)
@@ -71,7 +71,7 @@ def test_best_last_and_limit(tmp_path):
         state.step = step
         best = state.is_best(metric)
         Checkpoints(folder, keep=2).save(
-            accelerator, detector.model, optimizer, state, Config(), best
+            accelerator, detector.model, optimizer, {}, state, Config(), best
         )
     names = sorted(p.name for p in folder.iterdir())
     assert names == ["best", "last", "step-000020", "step-000050", "step-000060"]
@@ -85,10 +85,10 @@ def test_unfinished_checkpoint_is_not_taken(tmp_path):
     accelerator = Accelerator(cpu=True)
     detector, optimizer = make(tmp_path)
     saved = Checkpoints(tmp_path / "checkpoints", keep=2)
-    saved.save(accelerator, detector.model, optimizer, TrainState(step=5), Config(), best=True)
+    saved.save(accelerator, detector.model, optimizer, {}, TrainState(step=5), Config(), best=True)
     (tmp_path / "checkpoints" / ".writing-step-000009" / "model").mkdir(parents=True)
     assert saved.newest().name == "step-000005"
-    saved.save(accelerator, detector.model, optimizer, TrainState(step=9), Config(), best=False)
+    saved.save(accelerator, detector.model, optimizer, {}, TrainState(step=9), Config(), best=False)
     assert saved.newest().name == "step-000009"
 
 
@@ -96,7 +96,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path):
     accelerator = Accelerator(cpu=True)
     detector, optimizer = make(tmp_path)
     saved = Checkpoints(tmp_path / "checkpoints", keep=2)
-    saved.save(accelerator, detector.model, optimizer, TrainState(step=5), Config(), best=True)
+    saved.save(accelerator, detector.model, optimizer, {}, TrainState(step=5), Config(), best=True)
     other, _ = make(tmp_path, head="detr")
     with pytest.raises(UserError, match="was written for another model"):
         load_model(saved.newest(), other.model)
@@ -106,7 +106,7 @@ def test_no_checkpoint_file_can_run_code(tmp_path):
     accelerator = Accelerator(cpu=True)
     detector, optimizer = make(tmp_path)
     saved = Checkpoints(tmp_path / "checkpoints", keep=2)
-    saved.save(accelerator, detector.model, optimizer, TrainState(step=5), Config(), best=True)
+    saved.save(accelerator, detector.model, optimizer, {}, TrainState(step=5), Config(), best=True)
     files = [p for p in saved.newest().rglob("*") if p.is_file()]
     assert {p.suffix for p in files} == {".safetensors", ".json", ".yaml"}
     assert load_state(saved.newest()).step == 5

@@ -1,0 +1,58 @@
+"""Exponential moving average of the weights that train."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from training.checkpoint import trainable_tensors
+
+
+class Ema:
+    """A second set of weights that follows the first; with `decay` None it is the first.
+
+    After each optimizer step: average = decay x average + (1 - decay) x weights.
+    """
+
+    def __init__(self, model: nn.Module, decay: float | None):
+        self.model = model
+        self.decay = decay
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    def start(self) -> None:
+        """Begin at the weights as they are (unless an average was loaded)."""
+        if self.decay is not None and not self.tensors:
+            own = trainable_tensors(self.model)
+            self.tensors = {name: tensor.detach().clone() for name, tensor in own.items()}
+        device = next(self.model.parameters()).device
+        self.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Follow one optimizer step; a skipped step is none."""
+        if self.decay is None:
+            return
+        for name, tensor in trainable_tensors(self.model).items():
+            if tensor.is_floating_point():
+                self.tensors[name].lerp_(tensor.detach(), 1.0 - self.decay)
+            else:
+                self.tensors[name].copy_(tensor)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model with the averaged weights in it."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        if self.decay is None:
+            return
+        for name, tensor in trainable_tensors(self.model).items():
+            kept = tensor.detach().clone()
+            tensor.copy_(self.tensors[name])
+            self.tensors[name].copy_(kept)

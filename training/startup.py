@@ -1,0 +1,160 @@
+"""Checks of the processes before anything expensive: are they all here, and all the same?"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import torch
+import torch.distributed as dist
+import yaml
+from accelerate import Accelerator
+
+from config import ROOT, Config, UserError, config_to_dict
+
+PREFLIGHT_TIMEOUT_S = 30.0
+
+
+def check_launch(cfg: Config, world: int, environment: Mapping[str, str]) -> None:
+    """Compare what the launcher was asked for with what runs and what the configuration says.
+
+    Raises:
+        UserError: listing every contradiction.
+    """
+    problems = [*_check_world(world, environment), *_check_accelerate(cfg, environment)]
+    if problems:
+        raise UserError("\n  ".join(["the launcher contradicts the run:", *problems]))
+
+
+def preflight(accelerator: Accelerator, timeout_s: float = PREFLIGHT_TIMEOUT_S) -> None:
+    """Collective: called on every rank. One small all-reduce that must end in time.
+
+    Raises:
+        UserError: if the processes do not reach each other.
+    """
+    if accelerator.num_processes == 1:
+        return
+    value = torch.ones(1, device=accelerator.device)
+    work = dist.all_reduce(value, async_op=True)
+    assert work is not None
+    deadline = time.monotonic() + timeout_s
+    try:
+        while not work.is_completed():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"nothing heard for {timeout_s:.0f} s")
+            time.sleep(0.01)
+        work.wait(timedelta(seconds=timeout_s))
+    except RuntimeError as error:
+        raise UserError(
+            f"the {accelerator.num_processes} processes do not reach each other ({error}); check the "
+            "main address and port, firewalls, and NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME"
+        ) from error
+    if round(value.item()) != accelerator.num_processes:
+        raise UserError(f"an all-reduce over {accelerator.num_processes} ranks gave {value.item()}")
+
+
+def check_same(accelerator: Accelerator, facts: Mapping[str, str]) -> None:
+    """Collective: called on every rank. Refuse ranks that differ in any of the named facts.
+
+    Raises:
+        UserError: naming the fact and the ranks that differ from rank 0.
+    """
+    if accelerator.num_processes == 1:
+        return
+    digests = [hashlib.sha256(text.encode()).digest() for text in facts.values()]
+    own = torch.tensor([list(d) for d in digests], dtype=torch.uint8, device=accelerator.device)
+    everyone = accelerator.gather(own[None])
+    differs = (everyone != everyone[:1]).any(dim=2)
+    problems = [
+        f"{name} on rank(s) {', '.join(map(str, ranks))}"
+        for place, name in enumerate(facts)
+        if (ranks := differs[:, place].nonzero()[:, 0].tolist())
+    ]
+    if problems:
+        raise UserError(
+            f"ranks do not run the same training; other than on rank 0: {'; '.join(problems)}. "
+            "Give all nodes the same command, code, packages and data"
+        )
+
+
+def rank_facts(cfg: Config, run_facts: Mapping[str, object]) -> dict[str, str]:
+    """What has to be the same on all ranks, by name."""
+    return {
+        "the configuration": json.dumps(config_to_dict(cfg), sort_keys=True),
+        "the dataset": str(run_facts["data_sha256"]),
+        "the backbone": str(run_facts["backbone_sha256"]),
+        "package versions": json.dumps(run_facts["versions"], sort_keys=True),
+        "the code": code_digest(ROOT),
+    }
+
+
+def code_digest(root: Path) -> str:
+    """sha256 over the Python files that a run uses."""
+    digest = hashlib.sha256()
+    folders = ("data", "model", "training", "evaluation", "export")
+    files = [*root.glob("*.py"), *(f for folder in folders for f in (root / folder).glob("*.py"))]
+    for file in sorted(files):
+        digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _check_world(world: int, environment: Mapping[str, str]) -> Iterator[str]:
+    wanted = _processes_wanted()
+    if wanted is not None and world < wanted:
+        yield (
+            f"accelerate launch was asked for {wanted} processes and started {world}; on GPUs add "
+            "--multi_gpu, on CPUs use torchrun --nproc_per_node"
+        )
+    nodes = int(environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES", "1")))
+    if "SLURM_PROCID" in environment and world < nodes:
+        yield (
+            f"SLURM gave {nodes} nodes and only {world} process(es) found each other; pass "
+            "--num_machines, --machine_rank $SLURM_NODEID and --main_process_ip to the launcher"
+        )
+
+
+def _check_accelerate(cfg: Config, environment: Mapping[str, str]) -> Iterator[str]:
+    precision = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision not in ("no", cfg.train.precision):
+        yield (
+            f"accelerate's mixed_precision {precision}, train.precision {cfg.train.precision}: "
+            "precision belongs into the configuration; drop it from the accelerate config"
+        )
+    accumulation = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if accumulation not in ("1", "auto"):
+        yield (
+            f"accelerate's gradient_accumulation_steps {accumulation}: accumulation follows from "
+            "train.global_batch_size and train.micro_batch_size; drop it from the accelerate config"
+        )
+    if environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        yield "accelerate's dynamo_backend: not supported; drop it from the accelerate config"
+
+
+def _processes_wanted() -> int | None:
+    """num_processes that an `accelerate launch` above this process was given.
+
+    It starts one process without a word where it sees no GPUs (`--cpu --num_processes 2`), and
+    leaves no trace of the number in the environment.
+    """
+    for ancestor in psutil.Process().parents():
+        try:
+            command = ancestor.cmdline()
+        except psutil.Error:
+            continue
+        if "launch" in command and any("accelerate" in part for part in command[:3]):
+            return _num_processes_of(command)
+    return None
+
+
+def _num_processes_of(command: list[str]) -> int | None:
+    options = dict(zip(command, command[1:], strict=False))
+    options |= dict(part.split("=", 1) for part in command if part.startswith("--") and "=" in part)
+    number = options.get("--num_processes", options.get("--num-processes"))
+    file = options.get("--config_file", options.get("--config-file"))
+    if number is None and file is not None and os.path.isfile(file):
+        number = (yaml.safe_load(Path(file).read_text()) or {}).get("num_processes")
+    return int(number) if number is not None else None
