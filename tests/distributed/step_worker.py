@@ -1,7 +1,8 @@
-"""One step of a tiny detector on this world: `torchrun ... step_worker.py OUT HEAD DTYPE CASE MICRO`.
+"""Steps of tiny detectors on this world: `torchrun ... step_worker.py FOLDER MICRO CASE ...`.
 
-Rank 0 writes the step's loss terms and gradient to OUT. The 4 images of CASE are dealt to ranks in
-micro-batches of MICRO as the sampler deals them.
+For each CASE `head-dtype-boxes`, rank 0 writes the loss terms and the gradient of one step to
+FOLDER/CASE.safetensors. Its 4 images are dealt to ranks in micro-batches of MICRO, as the sampler
+deals them.
 """
 
 import contextlib
@@ -18,19 +19,35 @@ from training.counts import global_counts
 from training.meter import StepMeter
 
 
-def main(out: str, head: str, dtype: str, case: str, micro: str) -> None:
+def main(folder: str, micro: str, *cases: str) -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
+    for case in cases:
+        head, dtype, boxes = case.split("-")
+        step(accelerator, Path(folder), case, head, getattr(torch, dtype), boxes, int(micro))
+    accelerator.state.destroy_process_group()
+
+
+def step(
+    accelerator: Accelerator,
+    folder: Path,
+    case: str,
+    head: str,
+    dtype: torch.dtype,
+    boxes: str,
+    micro: int,
+) -> None:
     with accelerator.main_process_first():  # it writes the backbone
-        detector = tiny_detector(Path(out).parent / "backbone", head)
-    detector.model.to(getattr(torch, dtype)).train()
-    images = four_images(case, getattr(torch, dtype))
-    world, size = accelerator.num_processes, int(micro)
+        detector = tiny_detector(folder / "backbone", head)
+    detector.model.to(dtype).train()
+    images = four_images(boxes, dtype)
+    world = accelerator.num_processes
     batches = []
-    for turn in range(4 // (size * world)):
-        start = (turn * world + accelerator.process_index) * size
-        rows = slice(start, start + size)
+    for turn in range(4 // (micro * world)):
+        start = (turn * world + accelerator.process_index) * micro
+        rows = slice(start, start + micro)
         batches.append(Batch(*(images[k][rows] for k in ("pixel_values", "pixel_mask", "labels"))))
+    assert world * len(batches) * micro == 4
     model = accelerator.prepare(detector.model)
     detector.criterion.step_counts = global_counts(
         accelerator, batches, detector.model.config.num_queries
@@ -43,22 +60,14 @@ def main(out: str, head: str, dtype: str, case: str, micro: str) -> None:
                 pixel_values=batch.pixel_values, pixel_mask=batch.pixel_mask, labels=batch.labels
             )
             accelerator.backward(outputs.loss * world)
-            meter.add(outputs.loss.double(), {k: v.double() for k, v in outputs.loss_dict.items()})
+            meter.add(outputs.loss, outputs.loss_dict)
     names = sorted(meter.losses)
     terms = accelerator.reduce(torch.stack([meter.losses[n] for n in names]), reduction="sum")
     if accelerator.is_main_process:
-        assert accelerator.num_processes * len(batches) * size == 4
         gradient = [p.grad.flatten() for p in detector.model.parameters() if p.grad is not None]
-        save_file(
-            {
-                "gradient": torch.cat(gradient),
-                "world": torch.tensor([world]),
-                **{f"term/{n}": t for n, t in zip(names, terms, strict=True)},
-            },
-            out,
-        )
-    accelerator.wait_for_everyone()
-    accelerator.state.destroy_process_group()
+        values = {f"term/{n}": t for n, t in zip(names, terms, strict=True)}
+        values |= {"gradient": torch.cat(gradient), "world": torch.tensor([world])}
+        save_file(values, folder / f"{case}.safetensors")
 
 
 if __name__ == "__main__":
