@@ -19,6 +19,9 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 ROOT = Path(__file__).resolve().parent
 EMBEDDED_DEFAULT = ROOT / "configs" / "synthetic.yaml"
+MAX_SYNTHETIC_SEED = 500_000
+"""Training scenes have seeds below it, validation scenes that much more; from twice that on, seeds
+belong to the pretraining of the shipped backbone"""
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -361,7 +364,12 @@ def check_config(cfg: Config, world: int | None = None) -> None:
         UserError: listing every contradiction with its key, its value and what to write instead.
     """
     world = world_size() if world is None else world
-    problems = [*_check_train(cfg, world), *_check_data(cfg.data), *_check_others(cfg)]
+    problems = [
+        *_check_train(cfg, world),
+        *_check_data(cfg.data),
+        *_check_run(cfg),
+        *_check_optim(cfg),
+    ]
     if len(problems) == 1:
         raise UserError(problems[0])
     if problems:
@@ -424,12 +432,20 @@ def _check_data(data: DataConfig) -> Iterator[str]:
         yield f"data.num_workers {data.num_workers}: must be 0 or more"
 
 
-def _check_others(cfg: Config) -> Iterator[str]:
+def _check_run(cfg: Config) -> Iterator[str]:
     yield from _positive("run.log_every", cfg.run.log_every)
     yield from _positive("run.collective_timeout_s", cfg.run.collective_timeout_s)
-    yield from _positive("optim.lr", cfg.optim.lr)
     yield from _positive("eval.max_detections", cfg.eval.max_detections)
     yield from _positive("eval.batch_size", cfg.eval.batch_size)
+    limit = MAX_SYNTHETIC_SEED if cfg.data.source == "synthetic" else 2**32
+    if not 0 <= cfg.run.seed < limit:
+        yield f"run.seed {cfg.run.seed}: must lie in 0 ... {limit - 1} with data.source {cfg.data.source}"
+    if not cfg.hub.push and cfg.hub.repo_id:
+        yield f"hub.repo_id {cfg.hub.repo_id}: has no effect without hub.push true"
+
+
+def _check_optim(cfg: Config) -> Iterator[str]:
+    yield from _positive("optim.lr", cfg.optim.lr)
     if cfg.model.freeze == "all" and cfg.optim.backbone_lr is not None:
         yield (
             f"optim.backbone_lr {cfg.optim.backbone_lr}: has no effect with model.freeze all; "
@@ -442,8 +458,6 @@ def _check_others(cfg: Config) -> Iterator[str]:
             f"optim.warmup_steps {cfg.optim.warmup_steps}: warm-up would not end within "
             f"train.steps {cfg.train.steps}; a tenth, {cfg.train.steps // 10}, is usual"
         )
-    if not cfg.hub.push and cfg.hub.repo_id:
-        yield f"hub.repo_id {cfg.hub.repo_id}: has no effect without hub.push true"
 
 
 def _positive(key: str, value: float | None) -> Iterator[str]:

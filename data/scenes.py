@@ -16,6 +16,7 @@ nearer car stays an empty bumper instead. Nothing is drawn in front of a plate.
 import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -78,20 +79,23 @@ class _Canvas:
         self.parts = Image.fromarray(parts).resize(size, Image.Resampling.NEAREST)
         self._pens = ImageDraw.Draw(self.image), ImageDraw.Draw(self.parts)
 
+    def _strokes(self, colour: Colour, part: str) -> list[tuple[ImageDraw.ImageDraw, Any]]:
+        return list(zip(self._pens, (colour, _PART[part]), strict=True))
+
     def polygon(self, points, colour: Colour, part: str) -> None:
         scaled = [(x * _SUPERSAMPLE, y * _SUPERSAMPLE) for x, y in points]
-        for pen, fill in zip(self._pens, (colour, _PART[part]), strict=True):
+        for pen, fill in self._strokes(colour, part):
             pen.polygon(scaled, fill=fill)
 
     def rectangle(self, box: Box, colour: Colour, part: str) -> None:
         scaled = [value * _SUPERSAMPLE for value in box]
         scaled[2:] = max(scaled[0], scaled[2] - 1), max(scaled[1], scaled[3] - 1)
-        for pen, fill in zip(self._pens, (colour, _PART[part]), strict=True):
+        for pen, fill in self._strokes(colour, part):
             pen.rectangle(scaled, fill=fill)
 
     def ellipse(self, box: Box, colour: Colour, part: str) -> None:
         scaled = [value * _SUPERSAMPLE for value in box]
-        for pen, fill in zip(self._pens, (colour, _PART[part]), strict=True):
+        for pen, fill in self._strokes(colour, part):
             pen.ellipse(scaled, fill=fill)
 
     def text(self, x: float, y: float, text: str, size_px: float, colour: Colour) -> None:
@@ -306,7 +310,8 @@ def _overlap_x(first: _Car, second: _Car) -> float:
 
 def _visible(quad: np.ndarray, nearer: list[Box], height: int, width: int) -> float:
     """Lower bound of the share of the quad's box inside the image and free of nearer cars."""
-    left, top, right, bottom = (*quad.min(axis=0), *quad.max(axis=0))
+    left, top = quad.min(axis=0).tolist()
+    right, bottom = quad.max(axis=0).tolist()
 
     def share(box: Box) -> float:
         width_px = max(0.0, min(right, box[2]) - max(left, box[0]))

@@ -13,15 +13,13 @@ from typing import Any
 
 from PIL import Image
 
-from config import DataConfig
+from config import MAX_SYNTHETIC_SEED, DataConfig
 from data.coco import read_split as read_split  # the written files are a COCO dataset
 from data.scenes import render_scene
 
 FORMAT = 1
 """Raise it when scenes change, so that old caches are not read"""
 JPEG_QUALITY = 92
-VAL_SEED_OFFSET = 500_000
-"""Validation scenes have another seed than any training scenes"""
 
 
 def ensure_written(cfg: DataConfig, seed: int) -> DataConfig:
@@ -31,7 +29,7 @@ def ensure_written(cfg: DataConfig, seed: int) -> DataConfig:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
         write_scenes(temporary, "train", cfg.synthetic_train, seed)
-        write_scenes(temporary, "val", cfg.synthetic_val, seed + VAL_SEED_OFFSET)
+        write_scenes(temporary, "val", cfg.synthetic_val, seed + MAX_SYNTHETIC_SEED)
         try:
             temporary.rename(folder)
         except OSError:  # another process was faster
