@@ -203,7 +203,10 @@ def tiny_run(tmp_path: Path, head: str = "deformable_detr", **keys: object) -> l
 
 
 def launch(
-    arguments: Sequence[str], processes: int = 1, script: str = "train_accelerate.py"
+    arguments: Sequence[str],
+    processes: int = 1,
+    script: str = "train_accelerate.py",
+    module: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run a script of the repository in real processes (torchrun and gloo for more than one)."""
     launcher = [sys.executable]
@@ -218,7 +221,7 @@ def launch(
         "HF_HUB_OFFLINE": "1",
         "ACCELERATE_USE_CPU": "true",
     }
-    command = [*launcher, *(["-m"] if script.startswith("tools.") and processes == 1 else [])]
+    command = [*launcher, *(["-m"] if module else [])]
     return subprocess.run(
         [*command, script, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
     )

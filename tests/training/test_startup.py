@@ -1,0 +1,86 @@
+import pytest
+from builders import launch, tiny_run
+
+from config import Config, RunConfig, TrainConfig, UserError
+from training.startup import _num_processes_of, check_launch, code_digest
+
+SIMPLE = Config(run=RunConfig(), train=TrainConfig(steps=10, precision="no"))
+
+
+def test_plain_launch_is_fine():
+    check_launch(SIMPLE, 1, {})
+    check_launch(SIMPLE, 1, {"ACCELERATE_MIXED_PRECISION": "no"})
+    check_launch(
+        Config(train=TrainConfig(steps=1, precision="fp16")),
+        1,
+        {"ACCELERATE_MIXED_PRECISION": "fp16"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision fp16, train.precision no"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "gradient_accumulation_steps 4"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend"),
+        ({"SLURM_PROCID": "0", "SLURM_NNODES": "2"}, "SLURM gave 2 nodes and only 1 process"),
+    ],
+)
+def test_contradictions_with_the_launcher_are_named(environment, message):
+    with pytest.raises(UserError, match=message):
+        check_launch(SIMPLE, 1, environment)
+
+
+def test_number_of_processes_is_read_from_the_launchers_command(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("num_processes: 8\n")
+    command = ["python", "/bin/accelerate", "launch"]
+    assert _num_processes_of([*command, "--num_processes", "2", "train.py"]) == 2
+    assert _num_processes_of([*command, "--num-processes=3", "train.py"]) == 3
+    assert _num_processes_of([*command, "--config_file", str(file), "train.py"]) == 8
+    assert _num_processes_of([*command, "train.py"]) is None
+
+
+def test_accelerate_that_starts_one_process_instead_of_two_is_refused(tmp_path):
+    """Also a canary: `accelerate launch --cpu --num_processes 2` still runs one, silently."""
+    arguments = [
+        "launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "train_accelerate.py",
+        *tiny_run(tmp_path),
+    ]
+    result = launch(arguments, script="accelerate.commands.accelerate_cli", module=True)
+    assert "asked for 2 processes and started 1" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_that_differ_are_named(tmp_path):
+    """Rank 1 gets another seed and dataset: both are named, nothing is trained."""
+    arguments = tiny_run(tmp_path)
+    (tmp_path / "worker.py").write_text(
+        "import os, sys, shutil\n"
+        "import train_accelerate\n"
+        "from config import UserError, fail\n"
+        "arguments = sys.argv[1:]\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    arguments += ['--run.seed', '7', '--data.limit', '6']\n"
+        "try:\n"
+        "    train_accelerate.main(arguments)\n"
+        "except UserError as error:\n"
+        "    fail(error)\n"
+    )
+    result = launch(arguments, 2, script=str(tmp_path / "worker.py"))
+    assert result.returncode != 0
+    assert "the configuration on rank(s) 1; the dataset on rank(s) 1" in result.stderr
+    assert "the code" not in result.stderr.split("Give all nodes")[0]
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_code_digest_changes_with_the_code(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x.py").write_text("a = 1\n")
+    before = code_digest(tmp_path)
+    (tmp_path / "data" / "x.py").write_text("a = 2\n")
+    assert code_digest(tmp_path) != before
