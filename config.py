@@ -120,7 +120,7 @@ class ModelConfig:
     """all: the backbone is never changed; none: it is trained with optim.backbone_lr"""
     out_features: list[str] | None = None
     """Backbone stages the head reads, e.g. [stage3, stage4]; default: the last ones, as the head needs"""
-    head: Literal["detr", "deformable_detr"] = "deformable_detr"
+    head: Literal["detr", "conditional_detr", "deformable_detr"] = "deformable_detr"
     """Detection head"""
     head_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the head's transformers config, e.g. {num_queries: 50, decoder_layers: 3}"""

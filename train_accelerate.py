@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -262,7 +263,10 @@ def build_run(cfg: Config) -> tuple[Run, dict[str, Any]]:
     Raises:
         UserError: for anything wrong with data, backbone, head or checkpoint.
     """
+    # accelerate passes on what DDP is about to rename
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # without it, CPU ranks would not find each other
         mixed_precision=cfg.train.precision,
         log_with=None if cfg.run.tracker == "none" else cfg.run.tracker,
         kwargs_handlers=[

@@ -4,6 +4,7 @@ import importlib
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -15,7 +16,13 @@ from model.criterion import SetCriterion
 from model.head import Head, build_detector
 from model.normalization import Normalization
 
-HEADS = {"detr": "model.detr", "deformable_detr": "model.deformable_detr"}
+PROBE_PX = 128
+
+HEADS = {
+    "detr": "model.detr",
+    "conditional_detr": "model.conditional_detr",
+    "deformable_detr": "model.deformable_detr",
+}
 """Module of each `model.head`; it has HEAD"""
 
 
@@ -28,6 +35,8 @@ class Detector:
     backbone: Backbone
     criterion: SetCriterion
     head_origin: str
+    unused: tuple[str, ...]
+    """Parameters that these head_args and out_features never use; they are not trained"""
 
     @property
     def backbone_module(self) -> nn.Module:
@@ -56,10 +65,28 @@ def build_model(cfg: ModelConfig, taxonomy: Taxonomy) -> Detector:
         module.requires_grad_(True)
     criterion = SetCriterion(model.config, focal=head.focal)
     model.loss_function = criterion
+    unused = without_gradient(model)
+    for parameter in unused.values():
+        parameter.requires_grad_(False)  # or DDP would wait for its gradient
     backbone = replace(
         backbone, module=module
     )  # the copy that was loaded first is not needed any more
-    return Detector(model, head, backbone, criterion, origin)
+    return Detector(model, head, backbone, criterion, origin, tuple(unused))
+
+
+def without_gradient(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Trainable parameters that get no gradient, by name, found by one small step.
+
+    Examples: level embeddings of a head without encoder; backbone stages behind the last one read.
+    """
+    box = {"class_labels": torch.zeros(1, dtype=torch.int64), "boxes": torch.full((1, 4), 0.5)}
+    was_training = model.training
+    model.eval()
+    model(pixel_values=torch.zeros(1, 3, PROBE_PX, PROBE_PX), labels=[box]).loss.backward()
+    model.train(was_training)
+    unused = {n: p for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    model.zero_grad()
+    return unused
 
 
 def build_processor(head: Head, size: ImageSizeConfig, normalization: Normalization) -> Any:

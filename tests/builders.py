@@ -110,6 +110,17 @@ TINY_HEAD = {
         "encoder_attention_heads": 4,
         "decoder_attention_heads": 4,
     },
+    "conditional_detr": {
+        "encoder_layers": 1,
+        "decoder_layers": 2,
+        "d_model": 32,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "num_queries": 6,
+        "dropout": 0.0,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+    },
     "detr": {
         "encoder_layers": 1,
         "decoder_layers": 2,
@@ -219,7 +230,6 @@ def launch(
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "HF_HUB_OFFLINE": "1",
-        "ACCELERATE_USE_CPU": "true",
     }
     command = [*launcher, *(["-m"] if module else [])]
     return subprocess.run(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from builders import launch, metrics_lines, save_backbone, tiny_run, write_coco
+from builders import TINY_HEAD, launch, metrics_lines, save_backbone, tiny_run, write_coco
 from PIL import Image
 from transformers import pipeline
 
@@ -38,7 +38,7 @@ def ids(run):
     return [sorted(row["train/image_ids"]) for row in metrics_lines(run) if "train/loss" in row]
 
 
-@pytest.mark.parametrize("head", ["detr", "deformable_detr"])
+@pytest.mark.parametrize("head", TINY_HEAD)
 def test_run_leaves_what_it_promises(tmp_path, head):
     train(tiny_run(tmp_path, head, train__evaluate_every=2))
     run = tmp_path / "run"
@@ -75,7 +75,7 @@ def test_run_leaves_what_it_promises(tmp_path, head):
     assert "pipeline(" in card
 
 
-@pytest.mark.parametrize("head", ["detr", "deformable_detr"])
+@pytest.mark.parametrize("head", TINY_HEAD)
 def test_pipeline_gives_the_boxes_that_were_evaluated(tmp_path, head):
     train(tiny_run(tmp_path, head))
     run = tmp_path / "run"
@@ -97,7 +97,7 @@ def test_pipeline_gives_the_boxes_that_were_evaluated(tmp_path, head):
     assert compared >= 30
 
 
-@pytest.mark.parametrize("head", ["detr", "deformable_detr"])
+@pytest.mark.parametrize("head", TINY_HEAD)
 def test_evaluating_the_export_repeats_the_logged_metric(tmp_path, head):
     train(tiny_run(tmp_path, head, train__steps=8, optim__lr=0.003))
     run = tmp_path / "run"
@@ -108,7 +108,7 @@ def test_evaluating_the_export_repeats_the_logged_metric(tmp_path, head):
         assert again[name] == pytest.approx(logged[name], abs=1e-4)
 
 
-@pytest.mark.parametrize("head", ["detr", "deformable_detr"])
+@pytest.mark.parametrize("head", TINY_HEAD)
 def test_one_and_two_processes_train_on_the_same_images_with_the_same_loss(tmp_path, head):
     one = tiny_run(tmp_path, head, run__output_dir=tmp_path / "one")
     two = tiny_run(tmp_path, head, run__output_dir=tmp_path / "two", data__num_workers=1)

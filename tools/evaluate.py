@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from config import UserError, fail, load_config
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     cfg = load_config(rest, prog=parser.prog)
     detector = load_detector(args.model)
     data_cfg = replace(cfg.data, image_size=detector.image_size, augment=[])
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     with accelerator.main_process_first():
         data = build_data(data_cfg, cfg.run.seed)
     if list(data.taxonomy.names) != detector.names:

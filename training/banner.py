@@ -39,6 +39,8 @@ def banner(
     yield _row("head", f"{cfg.model.head}, {detector.head_origin}")
     trainable, frozen = parameter_counts(detector)
     yield _row("parameters", f"{trainable:,} trainable, {frozen:,} frozen")
+    if detector.unused:
+        yield _row("", f"not trained, since nothing uses them: {', '.join(detector.unused[:4])}")
     yield from group_rows(optimizer.param_groups)
     yield _row("batch", batch_text(cfg, world))
     epochs = num_steps * cfg.train.global_batch_size / len(data.train)

@@ -103,6 +103,9 @@ def code_digest(root: Path) -> str:
 
 
 def _check_world(world: int, environment: Mapping[str, str]) -> Iterator[str]:
+    started = int(environment.get("WORLD_SIZE", "1"))
+    if world < started:
+        yield f"the launcher started {started} processes, but each sees a world of {world}"
     wanted = _processes_wanted()
     if wanted is not None and world < wanted:
         yield (

@@ -29,7 +29,7 @@ def tamper(folder, edit):
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("head", ["detr", "deformable_detr"])
+@pytest.mark.parametrize("head", TINY_HEAD)
 @pytest.mark.parametrize("folder", ["tiny", FEMTO, STREET], ids=["tiny", "femto", "street"])
 def test_every_backbone_tensor_of_the_detector_equals_the_checkpoint(tmp_path, head, folder):
     folder = save_backbone(tmp_path / "b") if folder == "tiny" else folder
@@ -212,7 +212,7 @@ def test_wrong_head_arguments_are_named(tmp_path):
             build_model(tiny(tmp_path, head_args=arguments), TAXONOMY)
 
 
-@pytest.mark.parametrize("head", ["detr", "deformable_detr"])
+@pytest.mark.parametrize("head", TINY_HEAD)
 def test_head_weights_are_taken_where_shapes_agree(tmp_path, head):
     save_backbone(tmp_path / "b")
     two_classes = Taxonomy(("a", "b"), (0, 1))
@@ -234,3 +234,23 @@ def test_head_weights_are_taken_where_shapes_agree(tmp_path, head):
 def count_head(detector):
     inside = {id(p) for p in detector.backbone_module.parameters()}
     return sum(id(p) not in inside for p in detector.model.parameters())
+
+
+def test_parameters_that_nothing_uses_are_not_trained(tmp_path):
+    """DDP would wait for their gradients: level embeddings without encoder, stages not read."""
+    arguments = {**TINY_HEAD["deformable_detr"], "encoder_layers": 0}
+    cfg = tiny(
+        save_backbone(tmp_path),
+        "deformable_detr",
+        head_args=arguments,
+        freeze="none",
+        out_features=["stage2"],
+    )
+    detector = build_model(cfg, TAXONOMY)
+    assert "model.level_embed" in detector.unused
+    assert any("stages.2" in name for name in detector.unused)
+    labels = [{"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}]
+    detector.model(pixel_values=torch.randn(1, 3, 64, 64), labels=labels).loss.backward()
+    trained = [p for p in detector.model.parameters() if p.requires_grad]
+    assert trained
+    assert all(p.grad is not None for p in trained)

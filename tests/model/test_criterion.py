@@ -6,7 +6,11 @@ from transformers.loss.loss_utils import LOSS_MAPPING
 
 from model.criterion import SetCriterion, StepCounts
 
-THEIRS = {"detr": "ForObjectDetection", "deformable_detr": "DeformableDetrForObjectDetection"}
+THEIRS = {
+    "detr": "ForObjectDetection",
+    "conditional_detr": "ConditionalDetrForObjectDetection",
+    "deformable_detr": "DeformableDetrForObjectDetection",
+}
 HEADS = list(THEIRS)
 
 

@@ -1,0 +1,100 @@
+"""Our criterion against transformers': `python -m benchmarks.criterion [--device cuda]`.
+
+Forward and backward of matching and losses alone, on random predictions of 6 decoder layers, both
+in turn in one run; medians over repetitions and their ratio. On a GPU the copies of the cost
+matrices to the host dominate: transformers makes one per layer, ours one per micro-batch.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import DeformableDetrConfig, DetrConfig
+from transformers.loss.loss_utils import LOSS_MAPPING
+
+from model.criterion import SetCriterion
+
+LAYERS = 6
+CLASSES = 20
+BOXES = (0, 3, 7, 20)
+"""Boxes of the images of a batch, over and over"""
+
+
+def make_case(
+    focal: bool, queries: int, batch: int, device: torch.device
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Functions that do one forward and backward with ours and with transformers' criterion."""
+    kind: Any = DeformableDetrConfig if focal else DetrConfig
+    names = {i: str(i) for i in range(CLASSES)}
+    config = kind(
+        auxiliary_loss=True,
+        decoder_layers=LAYERS,
+        num_queries=queries,
+        id2label=names,
+        backbone_config={"model_type": "resnet"},
+    )
+    torch.manual_seed(0)
+    width = CLASSES if focal else CLASSES + 1
+    logits = torch.randn(LAYERS, batch, queries, width, device=device, requires_grad=True)
+    raw = torch.randn(LAYERS, batch, queries, 4, device=device, requires_grad=True)
+    labels = []
+    for row in range(batch):
+        num = BOXES[row % len(BOXES)]
+        centres, sides = torch.rand(num, 2) * 0.6 + 0.2, torch.rand(num, 2) * 0.3 + 0.02
+        boxes = torch.cat([centres, sides], 1).to(device)
+        classes = torch.randint(0, CLASSES, (num,)).to(device)
+        labels.append({"class_labels": classes, "boxes": boxes})
+    theirs = LOSS_MAPPING["DeformableDetrForObjectDetection" if focal else "ForObjectDetection"]
+    ours = SetCriterion(config, focal)
+
+    def step(loss_function: Any) -> None:
+        boxes = raw.sigmoid()
+        loss, _, _ = loss_function(logits[-1], labels, device, boxes[-1], config, logits, boxes)
+        loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return lambda: step(ours), lambda: step(theirs)
+
+
+def median_ms(functions: tuple[Callable[[], None], ...], repeats: int) -> list[float]:
+    """Median milliseconds of each function, measured in turn."""
+    times: list[list[float]] = [[] for _ in functions]
+    for round_number in range(repeats + 2):
+        for function, record in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function()
+            if round_number >= 2:
+                record.append(1e3 * (time.perf_counter() - start))
+    return [statistics.median(record) for record in times]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.criterion", description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=15)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.device(args.device)
+    print(
+        f"{device}, torch {torch.__version__}, {LAYERS} layers, {args.repeats} repeats, medians\n"
+    )
+    print(
+        "| Head | Queries | Batch | Ours, ms | transformers, ms | Ratio |\n|---|---|---|---|---|---|"
+    )
+    for focal in (False, True):
+        for queries in (100, 300):
+            for batch in (4, 16):
+                ours, theirs = median_ms(make_case(focal, queries, batch, device), args.repeats)
+                name = "Deformable DETR" if focal else "DETR"
+                print(
+                    f"| {name} | {queries} | {batch} | {ours:.1f} | {theirs:.1f} | {theirs / ours:.2f} |"
+                )
+
+
+if __name__ == "__main__":
+    main()
