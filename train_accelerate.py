@@ -4,76 +4,34 @@ Read `train` below from top to bottom to see what a step is; everything it calls
 """
 
 import contextlib
-import dataclasses
 import json
 import math
-import os
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import (
-    Accelerator,
-    DistributedDataParallelKwargs,
-    InitProcessGroupKwargs,
-)
-from accelerate.utils import gather_object, set_seed
-from torch.utils.data import DataLoader
+from accelerate.utils import broadcast, gather_object
 from transformers.utils import logging as transformers_logging
 
-from config import Config, UserError, fail, load_config, micro_batch_size, process_rank
-from data.build import Data, build_data
+from config import UserError, fail, load_config, process_rank
 from data.collate import Batch
-from data.loader import TrainDataset, eval_loader, resized_sizes, train_loader
-from data.sampler import StepSampler
 from evaluation.coco import coco_metrics
 from evaluation.draw import draw_batch
-from evaluation.predictions import predict_split
+from evaluation.predictions import Predictions, predict_split
 from evaluation.report import metric_lines, write_report
 from export.card import model_card
 from export.folder import export_model
 from export.hub import push, resolve_repo_id
-from model.build import Detector, build_model, build_processor
 from training.banner import banner
-from training.checkpoint import (
-    Checkpoints,
-    TrainState,
-    load_average,
-    load_model,
-    load_optimizer,
-    load_state,
-)
+from training.checkpoint import load_model, load_state
 from training.counts import global_counts
-from training.ema import Ema
-from training.facts import run_facts
 from training.meter import StepMeter, memory_mb, take
-from training.optim import build_optimizer, lr_factor, set_lr
-from training.runlog import RunLog, check_run_folder
-from training.startup import check_launch, check_same, preflight, rank_facts
-
-
-@dataclass
-class Run:
-    """The parts of a run."""
-
-    cfg: Config
-    accelerator: Accelerator
-    data: Data
-    detector: Detector
-    processor: Any
-    optimizer: torch.optim.Optimizer
-    ema: Ema
-    state: TrainState
-    checkpoints: Checkpoints
-    log: RunLog
-    num_steps: int
-    val_loader: DataLoader[Batch]
+from training.optim import lr_factor, set_lr
+from training.run import Run, build_run
+from training.runlog import check_run_folder
 
 
 def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulation: int) -> None:
@@ -191,14 +149,13 @@ def draw_first_batches(run: Run, batches: Sequence[Batch]) -> None:
     if run.accelerator.is_main_process and run.state.step < run.cfg.run.draw_batches:
         for turn, batch in enumerate(batches):
             name = f"step-{run.state.step + 1:06d}-{turn}.png"
-            folder = Path(run.cfg.run.output_dir) / "samples"
-            draw_batch(batch, run.data.taxonomy.names, folder / name)
+            draw_batch(batch, run.data.taxonomy.names, run.folder / "samples" / name)
 
 
 def evaluate(run: Run) -> float | None:
     """Collective: called on every rank. Score the validation split.
 
-    Returns: the deciding metric on rank 0, None elsewhere.
+    Returns: the deciding metric, the same on all ranks; None if there is nothing to measure it on.
     """
     start = time.perf_counter()
     with run.ema.applied():
@@ -207,22 +164,30 @@ def evaluate(run: Run) -> float | None:
             run.detector.model,
             run.processor,
             run.detector.backbone.normalization,
-            run.val_loader,
+            run.val_loader(),
             len(run.data.val),
             run.cfg.eval.max_detections,
         )
-    if not run.accelerator.is_main_process:
-        return None
-    metrics = coco_metrics(run.data.val, predictions, run.data.taxonomy)
-    metrics["seconds"] = round(time.perf_counter() - start, 2)
+    value = math.nan
+    if run.accelerator.is_main_process:
+        metrics = coco_metrics(run.data.val, predictions, run.data.taxonomy)
+        metrics["seconds"] = round(time.perf_counter() - start, 2)
+        report_evaluation(run, metrics, predictions)
+        value = metrics[run.cfg.eval.metric]
+        value = math.nan if value is None else value
+    # Whether to save depends on it, and saving is collective.
+    value = broadcast(torch.tensor([value], device=run.accelerator.device)).item()
+    return None if math.isnan(value) else value
+
+
+def report_evaluation(run: Run, metrics: dict[str, Any], predictions: Predictions) -> None:
+    """Write metrics and drawings of the present step, and say them. On rank 0 alone."""
     step = run.state.step
-    folder = Path(run.cfg.run.output_dir) / "eval" / f"step-{step:06d}"
+    folder = run.folder / "eval" / f"step-{step:06d}"
     write_report(folder, metrics, predictions, run.data.val, run.data.taxonomy, run.cfg.eval)
-    numbers = {f"eval/{k}": v for k, v in metrics.items() if k != "per_class"}
-    run.log.metrics(step, numbers)
+    run.log.metrics(step, {f"eval/{k}": v for k, v in metrics.items() if k != "per_class"})
     for line in metric_lines(metrics):
         run.log.say(f"eval {step:>{len(str(run.num_steps))}}  {line}")
-    return metrics[run.cfg.eval.metric]
 
 
 def save_checkpoint(run: Run, best: bool) -> None:
@@ -238,115 +203,21 @@ def save_checkpoint(run: Run, best: bool) -> None:
     )
 
 
-def finish(run: Run, facts: dict[str, Any], repo_id: str | None) -> None:
-    """Collective: called on every rank. Export the best weights, and push them if asked."""
-    if run.accelerator.is_main_process:
-        best = run.checkpoints.best() or run.checkpoints.newest()
-        assert best is not None, "a finished run has a checkpoint"
-        load_model(best, run.detector.model, averaged=run.cfg.train.ema_decay is not None)
-        step = load_state(best).step
-        root = Path(run.cfg.run.output_dir)
-        metrics = json.loads((root / "eval" / f"step-{step:06d}" / "metrics.json").read_text())
-        card = model_card(run.cfg, metrics, facts, step)
-        export_model(run.detector.model, run.processor, card, root / "export")
-        name, value = run.cfg.eval.metric, metrics[run.cfg.eval.metric]
-        run.log.say(f"best step {step}: {name} {value:.3f}, exported to {root / 'export'}")
-        if repo_id:
-            address = push(root / "export", repo_id, run.cfg.hub.private)
-            run.log.say(f"uploaded to {address}")
-    run.accelerator.wait_for_everyone()
-
-
-def build_run(cfg: Config) -> tuple[Run, dict[str, Any]]:
-    """Collective: called on every rank. Everything before the first step.
-
-    Raises:
-        UserError: for anything wrong with data, backbone, head or checkpoint.
-    """
-    # accelerate passes on what DDP is about to rename
-    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # without it, CPU ranks would not find each other
-        mixed_precision=cfg.train.precision,
-        log_with=None if cfg.run.tracker == "none" else cfg.run.tracker,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=timedelta(seconds=cfg.run.collective_timeout_s)),
-        ],
-    )
-    check_launch(cfg, accelerator.num_processes, os.environ)
-    preflight(accelerator)
-    if cfg.train.precision == "fp16" and accelerator.device.type == "cpu":
-        raise UserError("train.precision fp16: needs a GPU; on a CPU set train.precision no")
-    set_seed(cfg.run.seed)
-    with accelerator.main_process_first():
-        data = build_data(cfg.data, cfg.run.seed)
-        detector = build_model(cfg.model, data.taxonomy)
-    processor = build_processor(detector.head, cfg.data.image_size, detector.backbone.normalization)
-    num_steps = cfg.train.steps or math.ceil(
-        (cfg.train.epochs or 0) * len(data.train) / cfg.train.global_batch_size
-    )
-    optimizer = build_optimizer(detector.model, detector.backbone_module, cfg.optim)
-    root = Path(cfg.run.output_dir)
-    checkpoints = Checkpoints(root / "checkpoints", cfg.train.keep_checkpoints)
-    facts = run_facts(accelerator, detector, data, processor)
-    check_same(accelerator, rank_facts(cfg, facts))
-    ema = Ema(detector.model, cfg.train.ema_decay)
-    state = resume(cfg, accelerator, checkpoints, detector, optimizer, ema, facts)
-    log = RunLog(accelerator, cfg, num_steps, state.step)
-    if accelerator.is_main_process:
-        (root / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
-    val_loader = eval_loader(
-        data.val,
-        cfg.data,
-        cfg.eval.batch_size,
-        accelerator.device.type == "cuda",
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
-    run = Run(
-        cfg,
-        accelerator,
-        data,
-        detector,
-        processor,
-        optimizer,
-        ema,
-        state,
-        checkpoints,
-        log,
-        num_steps,
-        val_loader,
-    )
-    return run, facts
-
-
-def resume(
-    cfg: Config,
-    accelerator: Accelerator,
-    checkpoints: Checkpoints,
-    detector: Detector,
-    optimizer: torch.optim.Optimizer,
-    ema: Ema,
-    facts: dict[str, Any],
-) -> TrainState:
-    """State to start from: fresh, or a checkpoint's, with weights and optimizer loaded.
-
-    Raises:
-        UserError: if the checkpoint belongs to another backbone, dataset or model.
-    """
-    never = cfg.run.resume == "never"
-    folder = checkpoints.newest() if cfg.run.resume == "auto" else Path(cfg.run.resume)
-    if never or folder is None:
-        return TrainState(facts=facts)
-    state = load_state(folder)
-    for name, key in (("backbone_sha256", "model.backbone"), ("data_sha256", "data")):
-        if state.facts[name] != facts[name]:
-            raise UserError(f"{folder}: was trained on another {key} ({name} differs)")
-    load_model(folder, detector.model)
-    load_optimizer(folder, accelerator, detector.model, optimizer)
-    ema.tensors = load_average(folder) if cfg.train.ema_decay is not None else {}
-    return dataclasses.replace(state, facts=facts)
+def export(run: Run, repo_id: str | None) -> None:
+    """Write the best weights into export/, and push them if asked. On rank 0 alone."""
+    best = run.checkpoints.best() or run.checkpoints.newest()
+    assert best is not None, "a finished run has a checkpoint"
+    load_model(best, run.detector.model, averaged=run.cfg.train.ema_decay is not None)
+    step = load_state(best).step
+    metrics = json.loads((run.folder / "eval" / f"step-{step:06d}" / "metrics.json").read_text())
+    card = model_card(run.cfg, metrics, run.facts, step)
+    folder = run.folder / "export"
+    export_model(run.detector.model, run.processor, card, folder)
+    name = run.cfg.eval.metric
+    value = "-" if metrics[name] is None else f"{metrics[name]:.3f}"
+    run.log.say(f"best step {step}: {name} {value}, exported to {folder}")
+    if repo_id:
+        run.log.say(f"uploaded to {push(folder, repo_id, run.cfg.hub.private)}")
 
 
 def inner(optimizer: Any) -> torch.optim.Optimizer:
@@ -359,46 +230,28 @@ def main(argv: Sequence[str]) -> None:
     cfg = load_config(argv)
     if process_rank() == 0:  # another rank may look when rank 0 has already written
         check_run_folder(cfg.run)
-    repo_id = (
-        resolve_repo_id(cfg.hub, cfg.run.name or Path(cfg.run.output_dir).name)
-        if cfg.hub.push
-        else None
-    )
+    run_name = cfg.run.name or Path(cfg.run.output_dir).name
+    repo_id = resolve_repo_id(cfg.hub, run_name) if cfg.hub.push else None
     transformers_logging.set_verbosity_warning()
     transformers_logging.disable_progress_bar()
-    run, facts = build_run(cfg)
-    accelerator = run.accelerator
     torch.autograd.set_detect_anomaly(cfg.run.detect_anomaly)
-    for line in banner(
-        cfg,
-        run.detector,
-        run.data,
-        run.optimizer,
-        run.num_steps,
-        accelerator.num_processes,
-        str(accelerator.device),
-    ):
+    run = build_run(cfg)
+    accelerator = run.accelerator
+    world, device = accelerator.num_processes, str(accelerator.device)
+    for line in banner(cfg, run.detector, run.data, run.optimizer, run.num_steps, world, device):
         run.log.say(line)
     if run.state.step:
         run.log.say(f"resumed at step {run.state.step}")
-    sampler = StepSampler(
-        resized_sizes(run.data.train, cfg.data.image_size),
-        cfg.train.global_batch_size,
-        micro_batch_size(cfg.train, accelerator.num_processes),
-        cfg.run.seed,
-        start_step=run.state.samples_seen // cfg.train.global_batch_size,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
-    dataset = TrainDataset(run.data.train, cfg.data, cfg.run.seed)
-    loader = train_loader(dataset, sampler, pin=accelerator.device.type == "cuda")
+    loader, accumulation = run.train_loader()
     model, run.optimizer = accelerator.prepare(run.detector.model, run.optimizer)
     run.ema.start()
     if run.state.step < run.num_steps:
-        train(run, model, iter(loader), sampler.accumulation)
-    finish(run, facts, repo_id)
+        train(run, model, iter(loader), accumulation)
+    accelerator.wait_for_everyone()
+    accelerator.state.destroy_process_group()  # nobody waits for the export and the upload
+    if accelerator.is_main_process:
+        export(run, repo_id)
     run.log.close()
-    accelerator.state.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -155,6 +155,21 @@ def test_resume_with_another_dataset_is_refused(tmp_path):
         train(tiny_run(tmp_path, data__path=tmp_path / "other", run__resume="auto", train__steps=5))
 
 
+def test_saving_the_best_is_decided_alike_on_all_ranks(tmp_path):
+    """Evaluations between checkpoints: rank 0 alone knows the metrics, all have to save."""
+    keys = {"train__steps": 4, "train__evaluate_every": 1, "train__checkpoint_every": 3}
+    keys |= {"run__collective_timeout_s": 60, "optim__lr": 0.003}
+    result = launch(tiny_run(tmp_path, **keys), processes=2)
+    assert result.returncode == 0, result.stderr
+    checkpoints = tmp_path / "run/checkpoints"
+    best = json.loads((checkpoints / "best/state/state.json").read_text())
+    metrics = {
+        step: json.loads((tmp_path / f"run/eval/step-00000{step}/metrics.json").read_text())["AP"]
+        for step in (1, 2, 3, 4)
+    }
+    assert metrics[best["step"]] == max(metrics.values()) == pytest.approx(best["best_metric"])
+
+
 @pytest.mark.parametrize("processes", [2, 3])
 def test_each_validation_image_is_scored_once_on_any_number_of_processes(tmp_path, processes):
     data = tmp_path / "data"
