@@ -252,7 +252,7 @@ def poison(monkeypatch, bad_id, times):
 
     def call(self, logits, labels, *rest, **more):
         loss, terms, none = original(self, logits, labels, *rest, **more)
-        if left[0] and bad_id in [label["image_id"] for label in labels]:
+        if left[0] and bad_id in [label.get("image_id") for label in labels]:
             left[0] -= 1
             loss = loss * float("nan")
         return loss, terms, none
