@@ -304,12 +304,16 @@ def _unknown_in_yaml(path: str, known: dict[str, Any]) -> Iterator[str]:
         raise UserError(f"--config {path}: no such file")
     try:
         content = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(
             f"--config {path}: not valid YAML: {' '.join(str(error).split())}"
         ) from error
     if content is not None and not isinstance(content, dict):
         raise UserError(f"--config {path}: expected sections such as 'run:' and 'data:'")
+    sections = {key.partition(".")[0] for key in known}
+    for name, section in (content or {}).items():
+        if name in sections and not isinstance(section, dict):
+            raise UserError(f"--config {path}: section {name!r} must hold keys, not {section!r}")
     for key in _flatten(content or {}, known):
         if not _is_known(key, known):
             yield f"{path}: {key}{_nearest(key, known)}"
@@ -437,6 +441,18 @@ def _check_run(cfg: Config) -> Iterator[str]:
     yield from _positive("run.collective_timeout_s", cfg.run.collective_timeout_s)
     yield from _positive("eval.max_detections", cfg.eval.max_detections)
     yield from _positive("eval.batch_size", cfg.eval.batch_size)
+    if cfg.eval.max_detections > 100:
+        yield f"eval.max_detections {cfg.eval.max_detections}: COCO's metrics look at 100 at most"
+    if cfg.run.tracker not in (
+        "none",
+        "trackio",
+        "wandb",
+        "comet_ml",
+        "mlflow",
+        "clearml",
+        "swanlab",
+    ):
+        yield f"run.tracker {cfg.run.tracker}: must be trackio, none, wandb, comet_ml, mlflow, clearml or swanlab"
     limit = MAX_SYNTHETIC_SEED if cfg.data.source == "synthetic" else 2**32
     if not 0 <= cfg.run.seed < limit:
         yield f"run.seed {cfg.run.seed}: must lie in 0 ... {limit - 1} with data.source {cfg.data.source}"
@@ -446,6 +462,11 @@ def _check_run(cfg: Config) -> Iterator[str]:
 
 def _check_optim(cfg: Config) -> Iterator[str]:
     yield from _positive("optim.lr", cfg.optim.lr)
+    yield from _positive("optim.backbone_lr", cfg.optim.backbone_lr)
+    if cfg.optim.weight_decay < 0:
+        yield f"optim.weight_decay {cfg.optim.weight_decay}: must be 0 or more"
+    if not all(0 <= beta < 1 for beta in cfg.optim.betas):
+        yield f"optim.betas {list(cfg.optim.betas)}: each must lie in [0, 1)"
     if cfg.model.freeze == "all" and cfg.optim.backbone_lr is not None:
         yield (
             f"optim.backbone_lr {cfg.optim.backbone_lr}: has no effect with model.freeze all; "

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast, gather_object
 from transformers.utils import logging as transformers_logging
@@ -22,7 +23,7 @@ from evaluation.coco import coco_metrics
 from evaluation.draw import draw_batch
 from evaluation.predictions import Predictions, predict_split
 from evaluation.report import metric_lines, write_report
-from export.card import model_card
+from export.card import model_card, public_name
 from export.folder import export_model
 from export.hub import push, resolve_repo_id
 from training.banner import banner
@@ -62,6 +63,7 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
             last = turn == accumulation - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
                 batch = batch.to(accelerator.device)
+                seed_dropout(run, turn)
                 outputs = model(
                     pixel_values=normalize(batch.pixel_values, batch.pixel_mask),
                     pixel_mask=batch.pixel_mask,
@@ -87,10 +89,18 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
         metric = None
         if done or due(state.step, cfg.train.evaluate_every):
             metric = evaluate(run)
+            meter.restart()
         best = state.is_best(metric)
         if done or best or due(state.step, cfg.train.checkpoint_every or cfg.train.evaluate_every):
             save_checkpoint(run, best)
             meter.restart()
+
+
+def seed_dropout(run: Run, turn: int) -> None:
+    """Key dropout by (seed, place in the stream, micro-batch), not by what was drawn before."""
+    number = turn * run.accelerator.num_processes + run.accelerator.process_index
+    key = np.random.SeedSequence([run.cfg.run.seed, run.state.samples_seen, number])
+    torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
 
 
 def take_step(run: Run, grad_norm: torch.Tensor) -> bool:
@@ -172,11 +182,12 @@ def evaluate(run: Run) -> float | None:
     if run.accelerator.is_main_process:
         metrics = coco_metrics(run.data.val, predictions, run.data.taxonomy)
         metrics["seconds"] = round(time.perf_counter() - start, 2)
-        report_evaluation(run, metrics, predictions)
         value = metrics[run.cfg.eval.metric]
         value = math.nan if value is None else value
     # Whether to save depends on it, and saving is collective.
     value = broadcast(torch.tensor([value], device=run.accelerator.device)).item()
+    if run.accelerator.is_main_process:
+        report_evaluation(run, metrics, predictions)
     return None if math.isnan(value) else value
 
 
@@ -212,7 +223,8 @@ def export(run: Run, repo_id: str | None) -> None:
     metrics = json.loads((run.folder / "eval" / f"step-{step:06d}" / "metrics.json").read_text())
     card = model_card(run.cfg, metrics, run.facts, step)
     folder = run.folder / "export"
-    export_model(run.detector.model, run.processor, card, folder)
+    backbone = public_name(run.cfg.model.backbone)
+    export_model(run.detector.model, run.processor, card, folder, backbone)
     name = run.cfg.eval.metric
     value = "-" if metrics[name] is None else f"{metrics[name]:.3f}"
     run.log.say(f"best step {step}: {name} {value}, exported to {folder}")
@@ -247,6 +259,8 @@ def main(argv: Sequence[str]) -> None:
     run.ema.start()
     if run.state.step < run.num_steps:
         train(run, model, iter(loader), accumulation)
+    elif run.checkpoints.best() is None:  # a finished run that was never evaluated
+        evaluate(run)
     accelerator.wait_for_everyone()
     accelerator.state.destroy_process_group()  # nobody waits for the export and the upload
     if accelerator.is_main_process:

@@ -30,6 +30,7 @@ class Outcome:
     image_ids: list[list[int]]
     losses: list[float]
     lrs: list[float]
+    grad_norms: list[float]
     weights: torch.Tensor
 
 
@@ -71,6 +72,7 @@ def run_world(
         [sorted(row["train/image_ids"]) for row in rows],
         [row["train/loss"] for row in rows],
         [row["train/lr"] for row in rows],
+        [row["train/grad_norm"] for row in rows],
         torch.cat([tensors[name].flatten().double() for name in sorted(tensors)]),
     )
 

@@ -5,6 +5,7 @@
 """
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ def read_coco_file(file: Path, image_folder: Path) -> Split:
             by_image[annotation["image_id"]].append(annotation)
         images = content["images"]
         ids = [image["id"] for image in images]
+        hash(tuple(ids))  # lists and objects are no ids
         files = [str(image["file_name"]) for image in images]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file}: not a COCO file: missing or broken {error}") from error
@@ -91,10 +93,10 @@ def inside(folder: Path, name: str, where: str) -> Path:
     Raises:
         UserError: naming `where` and the path that leaves the folder.
     """
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    inner = os.path.normpath(name)
+    if os.path.isabs(inner) or inner.split(os.sep)[0] == os.pardir:
         raise UserError(f"{where}: file_name {name!r} leads out of {folder}")
-    return path
+    return folder / inner
 
 
 def make_record(

@@ -25,7 +25,7 @@ class HubImages:
     """datasets.Dataset whose image column is not decoded"""
 
     def __getitem__(self, index: int) -> Path | bytes:
-        return encoded(self.rows[index]["image"])
+        return encoded(self.rows[index]["image"], f"row {index}")
 
 
 def read_split(cfg: DataConfig, which: str) -> Split:
@@ -42,17 +42,27 @@ def read_split(cfg: DataConfig, which: str) -> Split:
             f"data.path {cfg.path}: no column {sorted(missing)[0]!r}; it has {rows.column_names}"
         )
     names = _category_names(rows.features)
+    if not isinstance(rows.features["image"], datasets.Image):
+        raise UserError(
+            f"data.path {cfg.path}: column image holds {rows.features['image']}, no images"
+        )
     rows = rows.cast_column("image", datasets.Image(decode=False))
     records = []
     for index, row in enumerate(rows):
         where = f"{cfg.path}, split {name}, row {index}"
-        size = image_size(encoded(row["image"]), where)
+        size = image_size(encoded(row["image"], where), where)
         records.append(record_of_row(row, index, where, size))
     return Split(records, HubImages(rows.select_columns("image")), names)
 
 
-def encoded(cell: dict[str, Any]) -> Path | bytes:
-    """Content or file of an undecoded image cell {"bytes", "path"}."""
+def encoded(cell: dict[str, Any] | None, where: str) -> Path | bytes:
+    """Content or file of an undecoded image cell {"bytes", "path"}.
+
+    Raises:
+        UserError: naming `where` if the cell is empty.
+    """
+    if cell is None:
+        raise UserError(f"{where}: the image is missing")
     return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"])
 
 

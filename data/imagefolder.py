@@ -51,6 +51,10 @@ def record_of_row(row: dict[str, Any], index: int, where: str, size: tuple[int, 
         UserError: naming `where` if a column is missing or lists have different lengths.
     """
     objects = row.get("objects") or {"bbox": [], "category": []}
+    if not isinstance(objects, dict) and not (
+        isinstance(objects, list) and all(isinstance(item, dict) for item in objects)
+    ):
+        raise UserError(f"{where}: objects must hold columns bbox and category, not {objects!r}")
     if isinstance(objects, list):  # one object a box instead of one list a column
         keys = {key for item in objects for key in item}
         objects = {key: [item.get(key) for item in objects] for key in keys}

@@ -110,7 +110,12 @@ def build_taxonomy(splits: Sequence[Split], labels: Sequence[str] | None) -> Tax
     """
     names: dict[int, str] = {}
     for split in splits:
-        names.update(split.category_names)
+        for category, name in split.category_names.items():
+            if names.setdefault(category, name) != name:
+                raise UserError(
+                    f"category id {category} is {names[category]!r} in one split and {name!r} in the "
+                    "other; their annotation files must agree"
+                )
     used = {int(c) for split in splits for record in split.records for c in record.categories}
     ids = sorted(names) if names else sorted(used)
     if labels is not None:

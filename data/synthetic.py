@@ -34,7 +34,7 @@ def ensure_written(cfg: DataConfig, seed: int) -> DataConfig:
             temporary.rename(folder)
         except OSError:  # another process was faster
             shutil.rmtree(temporary)
-    return dataclasses.replace(cfg, path=str(folder), val_split=cfg.val_split or "val")
+    return dataclasses.replace(cfg, path=str(folder), val_split=None if cfg.val_on_train else "val")
 
 
 def cache_folder(cfg: DataConfig, seed: int) -> Path:

@@ -22,6 +22,7 @@ import albumentations as A  # noqa: E402
 
 cv2.setNumThreads(0)  # parallelism comes from worker processes
 
+NOT_UINT8 = {"Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D"}
 MIN_VISIBILITY = 0.25
 """A box that augmentation pushed out of the image for more than 75 % is dropped"""
 
@@ -118,6 +119,11 @@ def _transform(spec: Mapping[str, Mapping[str, Any]], place: int) -> A.BasicTran
     kind = getattr(A, name, None)
     if not (isinstance(kind, type) and issubclass(kind, A.BasicTransform)):
         raise UserError(f"data.augment[{place}]: albumentations has no transform {name!r}")
+    if name in NOT_UINT8:
+        raise UserError(
+            f"data.augment[{place}]: {name} does not give uint8 pixels; leave it out, since scaling and "
+            "normalisation happen on the device"
+        )
     known = set(kind.InitSchema.model_fields) if hasattr(kind, "InitSchema") else None
     unknown = sorted(set(arguments) - (known or set(arguments)) - {"p"})
     if unknown:

@@ -82,7 +82,8 @@ def public_name(name: str) -> str:
 def _public(cfg: Config) -> dict[str, Any]:
     """The training-relevant configuration, without paths of the machine."""
     values = config_to_dict(cfg)
-    values["data"]["path"] = public_name(cfg.data.path) if cfg.data.path else None
+    for key in ("path", "train_annotations", "val_annotations", "train_split", "val_split"):
+        values["data"][key] = public_name(values["data"][key]) if values["data"][key] else None
     values["model"]["backbone"] = public_name(cfg.model.backbone)
     if cfg.model.init_from:
         values["model"]["init_from"] = public_name(cfg.model.init_from)

@@ -10,16 +10,23 @@ from transformers import AutoConfig, PreTrainedModel
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
 
 
-def export_model(model: PreTrainedModel, processor: Any, card: str, folder: Path) -> None:
+def export_model(
+    model: PreTrainedModel, processor: Any, card: str, folder: Path, backbone_name: str
+) -> None:
     """Write model, image processor and model card, and check that the model loads as it is.
 
     The folder appears under its name only when it is complete; an older one is replaced then.
+
+    Args:
+        backbone_name: what the configuration calls the backbone; its folder stays private.
 
     Raises:
         RuntimeError: if the written model does not load with equal tensors.
     """
     temporary = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
+    model.config._name_or_path = ""
+    model.config.backbone_config._name_or_path = backbone_name
     model.save_pretrained(temporary)
     processor.save_pretrained(temporary)
     (temporary / "README.md").write_text(card)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from config import HubConfig, UserError
 
@@ -22,7 +22,7 @@ def resolve_repo_id(cfg: HubConfig, run_name: str) -> str:
         raise UserError(
             "hub.push: no valid login on the Hub; run `hf auth login`, or set hub.push false"
         ) from error
-    except (OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:  # the HTTP library's own errors, which have no stable name
         raise UserError(
             "hub.push: the Hub cannot be reached; set hub.push false and upload export/ later with "
             "`hf upload`"
@@ -32,8 +32,18 @@ def resolve_repo_id(cfg: HubConfig, run_name: str) -> str:
 
 
 def push(folder: Path, repo_id: str, private: bool) -> str:
-    """Upload an exported folder; returns the address of the repository."""
+    """Upload an exported folder; returns the address of the repository.
+
+    Raises:
+        UserError: if the upload fails; the folder stays complete.
+    """
     api = HfApi()
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    api.upload_folder(repo_id=repo_id, folder_path=folder)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=folder)
+    except Exception as error:  # see above
+        raise UserError(
+            f"hub.push: the upload to {repo_id} failed ({type(error).__name__}); {folder} is complete: "
+            f"`hf upload {repo_id} {folder}`"
+        ) from error
     return f"https://huggingface.co/{repo_id}"

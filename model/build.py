@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from config import ImageSizeConfig, ModelConfig
+from config import ImageSizeConfig, ModelConfig, UserError
 from data.schema import Taxonomy
 from data.transforms import full_canvas, processor_size
 from model.backbone import Backbone, freeze, load_backbone
@@ -82,7 +82,13 @@ def without_gradient(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     box = {"class_labels": torch.zeros(1, dtype=torch.int64), "boxes": torch.full((1, 4), 0.5)}
     was_training = model.training
     model.eval()
-    model(pixel_values=torch.zeros(1, 3, PROBE_PX, PROBE_PX), labels=[box]).loss.backward()
+    try:
+        model(pixel_values=torch.zeros(1, 3, PROBE_PX, PROBE_PX), labels=[box]).loss.backward()
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise UserError(
+            "model.out_features and model.head_args do not fit each other: a first step on a blank "
+            f"image fails with: {error}"
+        ) from error
     model.train(was_training)
     unused = {n: p for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
     model.zero_grad()

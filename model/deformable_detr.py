@@ -60,4 +60,8 @@ HEAD = Head(
     backbone_of=lambda model: model.model.backbone.model,
     few_steps=300,
     few_steps_source="on synthetic scenes AP50 was below 0.6 after 200 steps and above 0.9 after 500",
+    refused={
+        "two_stage": "transformers gives the encoder's proposals no loss, so they would stay random; "
+        "use with_box_refine without two_stage"
+    },
 )

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -35,6 +35,8 @@ class Head:
     few_steps: int
     """Fewer steps than this from scratch are not worth starting"""
     few_steps_source: str
+    refused: dict[str, str] = field(default_factory=dict)
+    """Arguments that may not be true, and why"""
 
 
 def build_detector(
@@ -49,8 +51,7 @@ def build_detector(
     if cfg.init_from:
         model, origin = _from_detector(head, cfg.init_from, config)
     else:
-        model, origin = head.model_class(config), "from scratch"
-        head.initialise(model)
+        model, origin = _from_scratch(head, config), "from scratch"
     transplant(backbone, head.backbone_of(model))
     return model, origin
 
@@ -69,6 +70,9 @@ def head_config(
         raise UserError(
             f"model.head_args.{unknown[0]}: {head.config_class.__name__} has no such argument"
         )
+    for name, reason in head.refused.items():
+        if cfg.head_args.get(name):
+            raise UserError(f"model.head_args.{name}: {reason}")
     kind: Any = head.config_class
     try:
         return kind(
@@ -79,6 +83,15 @@ def head_config(
         )
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise UserError(f"model.head_args: {' '.join(str(error).split())}") from error
+
+
+def _from_scratch(head: Head, config: PretrainedConfig) -> PreTrainedModel:
+    try:
+        model = head.model_class(config)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"model.head_args: the head cannot be built: {error}") from error
+    head.initialise(model)
+    return model
 
 
 def _from_detector(head: Head, name: str, config: PretrainedConfig) -> tuple[PreTrainedModel, str]:

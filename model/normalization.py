@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from config import UserError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -25,7 +27,12 @@ class Normalization:
     def of_folder(cls, folder: Path) -> "Normalization":
         """Values of a model folder's preprocessor_config.json."""
         file = folder / "preprocessor_config.json"
-        return cls.of_settings(json.loads(file.read_text())) if file.is_file() else cls()
+        if not file.is_file():
+            return cls()
+        try:
+            return cls.of_settings(json.loads(file.read_text()))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{file}: not the settings of an image processor: {error}") from error
 
     @classmethod
     def of_settings(cls, settings: dict[str, Any]) -> "Normalization":
@@ -35,6 +42,8 @@ class Normalization:
             return cls((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), float(scale), declared=True)
         mean = settings.get("image_mean") or IMAGENET_MEAN
         std = settings.get("image_std") or IMAGENET_STD
+        if len(mean) != 3 or len(std) != 3:
+            raise ValueError(f"image_mean {mean} and image_std {std} must have three values")
         return cls(tuple(mean), tuple(std), float(scale), declared=True)
 
     def __call__(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:

@@ -135,6 +135,12 @@ TINY_HEAD = {
 }
 
 
+VARIANTS = {
+    **{head: (head, {}) for head in TINY_HEAD},
+    "deformable_detr_plain": ("deformable_detr", {"with_box_refine": False}),
+}
+"""(head, further head_args) by name"""
+
 FOUR_IMAGES = {
     "uneven": [0, 0, 1, 8],
     "full": [6, 6, 6, 6],
@@ -144,7 +150,7 @@ FOUR_IMAGES = {
 """Boxes of four images; the tiny heads have 6 queries"""
 
 
-def tiny_detector(folder: Path, head: str):
+def tiny_detector(folder: Path, variant: str):
     """A detector of three classes on a tiny backbone written to `folder`, always the same."""
     from config import ModelConfig
     from data.schema import Taxonomy
@@ -152,7 +158,8 @@ def tiny_detector(folder: Path, head: str):
 
     if not folder.exists():
         save_backbone(folder)
-    cfg = ModelConfig(backbone=str(folder), head=head, head_args=TINY_HEAD[head])
+    head, arguments = VARIANTS[variant]
+    cfg = ModelConfig(backbone=str(folder), head=head, head_args={**TINY_HEAD[head], **arguments})
     torch.manual_seed(0)
     return build_model(cfg, Taxonomy(("a", "b", "c"), (0, 1, 2)))
 

@@ -63,6 +63,10 @@ def test_all_contradictions_are_listed(tmp_path):
         (["--train.steps", "many"], "train.steps"),
         (["--train.precision", "fp8"], "train.precision"),
         (["--data.image_size.longest", "0"], "data.image_size.longest 0"),
+        (["--optim.weight_decay", "-1"], "optim.weight_decay -1"),
+        (["--optim.betas", "[0.9, 1.5]"], "optim.betas"),
+        (["--run.tracker", "foo"], "run.tracker foo"),
+        (["--eval.max_detections", "300"], "eval.max_detections 300"),
         (["--config", "absent.yaml"], "absent.yaml: no such file"),
     ],
 )
@@ -74,6 +78,11 @@ def test_bad_values_name_their_key(argument, message):
 def test_config_file_that_is_no_yaml(tmp_path):
     with pytest.raises(UserError, match="not valid YAML"):
         load_config(["--config", write(tmp_path, "a: [1")])
+
+
+def test_section_that_holds_no_keys(tmp_path):
+    with pytest.raises(UserError, match="section 'train' must hold keys, not 5"):
+        load_config(["--config", write(tmp_path, "train: 5")])
 
 
 def test_indivisible_batch_lists_the_valid_values():

@@ -18,6 +18,7 @@ def test_thirty_steps_are_the_same_on_any_world(outcomes, world):
     assert len(outcome.losses) == STEPS
     assert outcome.image_ids == reference.image_ids
     assert outcome.lrs == pytest.approx(reference.lrs, rel=1e-12)
+    assert outcome.grad_norms == pytest.approx(reference.grad_norms, rel=1e-3)
     loss, weights = deviation(outcome, reference)
     assert loss < 1e-4
     assert weights < 1e-4

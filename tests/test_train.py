@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -32,6 +31,10 @@ def train(arguments):
 
 def losses(run):
     return [row["train/loss"] for row in metrics_lines(run) if "train/loss" in row]
+
+
+def norms(run):
+    return [row["train/grad_norm"] for row in metrics_lines(run) if "train/loss" in row]
 
 
 def ids(run):
@@ -70,9 +73,9 @@ def test_run_leaves_what_it_promises(tmp_path, head):
     } <= set(metrics)
     log = (run / "train.log").read_text()
     assert "39/39 tensors, sha256=" in log
-    card = (run / "export/README.md").read_text()
-    assert str(tmp_path) not in card
-    assert "pipeline(" in card
+    assert "pipeline(" in (run / "export/README.md").read_text()
+    for file in (run / "export").iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes(), file
 
 
 @pytest.mark.parametrize("head", TINY_HEAD)
@@ -122,6 +125,8 @@ def test_one_and_two_processes_train_on_the_same_images_with_the_same_loss(tmp_p
     assert ids(tmp_path / "one") == ids(tmp_path / "two") == ids(tmp_path / "split")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     assert losses(tmp_path / "split") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert norms(tmp_path / "two") == pytest.approx(norms(tmp_path / "one"), rel=1e-3)
+    assert norms(tmp_path / "split") == pytest.approx(norms(tmp_path / "one"), rel=1e-3)
     first, second = (
         json.loads((tmp_path / n / "eval/step-000003/metrics.json").read_text())
         for n in ("one", "two")
@@ -147,6 +152,46 @@ def test_resumed_run_continues_where_it_was(tmp_path):
     assert "resumed at step 2" in (run / "train.log").read_text()
 
 
+def test_dropout_is_the_same_after_a_resume_and_on_two_processes(tmp_path):
+    from builders import TINY_HEAD
+
+    arguments = json.dumps({**TINY_HEAD["deformable_detr"], "dropout": 0.3})
+    keys = {
+        "optim__schedule": "constant",
+        "train__micro_batch_size": 2,
+        "train__checkpoint_every": 2,
+    }
+    keys["model__head_args"] = arguments
+    train(tiny_run(tmp_path, train__steps=4, run__output_dir=tmp_path / "whole", **keys))
+    train(tiny_run(tmp_path, train__steps=2, **keys))
+    train(tiny_run(tmp_path, train__steps=4, run__resume="auto", **keys))
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    result = launch(tiny_run(tmp_path, train__steps=4, run__output_dir=tmp_path / "two", **keys), 2)
+    assert result.returncode == 0, result.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+
+
+def test_resume_from_an_older_checkpoint_needs_another_folder(tmp_path):
+    keys = {"train__evaluate_every": 1, "train__keep_checkpoints": 5}
+    train(tiny_run(tmp_path, **keys))
+    older = tmp_path / "run/checkpoints/step-000002"
+    with pytest.raises(UserError, match="has newer checkpoints, up to step-000003"):
+        train(tiny_run(tmp_path, run__resume=older, **keys))
+    branch = tmp_path / "branch"
+    train(tiny_run(tmp_path, run__resume=older, run__output_dir=branch, **keys))
+    assert losses(branch) == losses(tmp_path / "run")[2:]
+
+
+def test_finished_run_that_was_never_evaluated_is_exported(tmp_path):
+    train(tiny_run(tmp_path, train__checkpoint_every=2))
+    shutil.rmtree(tmp_path / "run/eval")
+    for name in ("best", "step-000003"):
+        path = tmp_path / "run/checkpoints" / name
+        path.unlink() if path.is_symlink() else shutil.rmtree(path)
+    train(tiny_run(tmp_path, train__steps=2, run__resume="auto"))
+    assert (tmp_path / "run/eval/step-000002/metrics.json").exists()
+
+
 def test_resume_with_another_dataset_is_refused(tmp_path):
     train(tiny_run(tmp_path))
     write_coco(tmp_path / "other", 9)
@@ -170,27 +215,26 @@ def test_saving_the_best_is_decided_alike_on_all_ranks(tmp_path):
     assert metrics[best["step"]] == max(metrics.values()) == pytest.approx(best["best_metric"])
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_each_validation_image_is_scored_once_on_any_number_of_processes(tmp_path, processes):
+def test_each_of_97_images_is_scored_once_on_1_2_and_3_processes(tmp_path):
     data = tmp_path / "data"
-    write_coco(data, 12)
-    write_coco(data, 7, "val", seed=1)
-    keys = {
-        "train__steps": 1,
-        "optim__warmup_steps": 0,
-        "train__global_batch_size": 6,
-        "eval__batch_size": 2,
-    }
-    train(tiny_run(tmp_path, run__output_dir=tmp_path / "one", **keys))
-    result = launch(tiny_run(tmp_path, run__output_dir=tmp_path / "many", **keys), processes)
-    assert result.returncode == 0, result.stderr
-    one, many = (
-        json.loads((tmp_path / n / "eval/step-000001/predictions.json").read_text())
-        for n in ("one", "many")
-    )
-    assert [p["image_id"] for p in one] == [p["image_id"] for p in many]
-    assert {p["image_id"] for p in one} == set(range(10, 17))
-    np.testing.assert_allclose([p["bbox"] for p in one], [p["bbox"] for p in many], atol=1e-2)
+    write_coco(data, 24)
+    write_coco(data, 97, "val", seed=1)
+    keys = {"train__steps": 120, "train__global_batch_size": 8, "optim__lr": 0.003}
+    train(tiny_run(tmp_path, run__log_every=100, optim__max_grad_norm=1.0, **keys))
+    metrics, boxes = [], []
+    for processes in (1, 2, 3):
+        out = tmp_path / f"on{processes}"
+        arguments = ["--model", str(tmp_path / "run/export"), "--out", str(out)]
+        arguments += ["--config", str(tmp_path / "run/config.yaml"), "--eval.batch_size", "5"]
+        result = launch(arguments, processes, script="tools.evaluate", module=True)
+        assert result.returncode == 0, result.stderr
+        metrics.append(json.loads((out / "metrics.json").read_text()))
+        boxes.append(json.loads((out / "predictions.json").read_text()))
+    assert {p["image_id"] for p in boxes[0]} == set(range(10, 107))
+    assert metrics[0]["AP"] > 0.02
+    for other in (1, 2):
+        assert metrics[other]["AP"] == pytest.approx(metrics[0]["AP"], abs=1e-9)
+        assert boxes[other] == boxes[0]
 
 
 def test_predict_draws_and_writes_boxes(tmp_path, capsys):
@@ -241,7 +285,13 @@ def test_trackio_gets_the_numbers(tmp_path, monkeypatch):
 
 def test_bf16_trains_and_is_evaluated_in_fp32(tmp_path):
     train(tiny_run(tmp_path, train__precision="bf16"))
-    assert all(map(math.isfinite, losses(tmp_path / "run")))
+    run = tmp_path / "run"
+    assert all(map(math.isfinite, losses(run)))
+    arguments = ["--model", str(run / "export"), "--config", str(run / "config.yaml")]
+    tools.evaluate.main([*arguments, "--out", str(tmp_path / "again")])
+    logged = json.loads((run / "eval/step-000003/predictions.json").read_text())
+    again = json.loads((tmp_path / "again/predictions.json").read_text())
+    assert [p["score"] for p in logged] == pytest.approx([p["score"] for p in again], abs=1e-6)
 
 
 def poison(monkeypatch, bad_id, times):
@@ -324,6 +374,28 @@ def test_fp16_trains_on_a_gpu(tmp_path):
     train(tiny_run(tmp_path, train__precision="fp16", train__steps=20))
     assert all(map(math.isfinite, losses(tmp_path / "run")))
     assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 needs a GPU")
+def test_fp16_overflow_advances_nothing(tmp_path, monkeypatch):
+    original = train_accelerate.build_run
+
+    def with_huge_scale(cfg):
+        run = original(cfg)
+        run.accelerator.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)
+        return run
+
+    monkeypatch.setattr(train_accelerate, "build_run", with_huge_scale)
+    train(
+        tiny_run(
+            tmp_path, train__precision="fp16", train__ema_decay=0.9, train__max_skipped_steps=40
+        )
+    )
+    rows = metrics_lines(tmp_path / "run")
+    assert any("train/skipped_image_ids" in row for row in rows)
+    assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3]
+    lrs = [row["train/lr"] for row in rows if "train/loss" in row]
+    assert lrs == pytest.approx([1e-4, 1e-4, 5e-5])
 
 
 def absent_image(tmp_path):

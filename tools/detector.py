@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 from transformers.utils import logging as transformers_logging
 
@@ -42,7 +43,7 @@ def load_detector(name: str) -> LoadedDetector:
         config = AutoConfig.from_pretrained(folder)
         model = AutoModelForObjectDetection.from_pretrained(folder, config=config)
         processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model {name}: {' '.join(str(error).split())}") from error
     settings = processor.to_dict()
     size = settings["size"]

@@ -105,7 +105,8 @@ class Checkpoints:
         accelerator.wait_for_everyone()
 
     def _complete(self) -> list[Path]:
-        return sorted(p for p in self.folder.glob(f"{PREFIX}*") if p.is_dir())
+        found = [p for p in self.folder.glob(f"{PREFIX}*") if p.name[len(PREFIX) :].isdigit()]
+        return sorted(found, key=step_of)
 
     def _prune(self) -> None:
         protected = {self.folder / "last", self.folder / "best"}
@@ -113,6 +114,11 @@ class Checkpoints:
         for old in self._complete()[: -self.keep]:
             if old.resolve() not in protected:
                 shutil.rmtree(old)
+
+
+def step_of(folder: Path) -> int:
+    """The step in a checkpoint folder's name."""
+    return int(folder.name[len(PREFIX) :])
 
 
 def load_state(folder: Path) -> TrainState:
@@ -141,6 +147,7 @@ def load_model(folder: Path, model: nn.Module, averaged: bool = False) -> None:
     Raises:
         UserError: if names or shapes differ, which means another head or freezing.
     """
+    averaged = averaged and (folder / "model" / "average.safetensors").is_file()
     tensors = _read(
         folder / "model" / ("average.safetensors" if averaged else "trainable.safetensors")
     )

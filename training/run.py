@@ -24,6 +24,7 @@ from data.build import Data, build_data
 from data.collate import Batch
 from data.loader import TrainDataset, eval_loader, resized_sizes, train_loader
 from data.sampler import StepSampler
+from data.transforms import Augment
 from model.build import Detector, build_model, build_processor
 from training.checkpoint import (
     Checkpoints,
@@ -32,6 +33,7 @@ from training.checkpoint import (
     load_model,
     load_optimizer,
     load_state,
+    step_of,
 )
 from training.ema import Ema
 from training.facts import run_facts
@@ -105,6 +107,7 @@ def build_run(cfg: Config) -> Run:
         raise UserError("train.precision fp16: needs a GPU; on a CPU set train.precision no")
     set_seed(cfg.run.seed)
     with accelerator.main_process_first():
+        Augment(cfg.data.augment)  # refuses what it cannot do, before anything is written
         data = build_data(cfg.data, cfg.run.seed)
         detector = build_model(cfg.model, data.taxonomy)
     processor = build_processor(detector.head, cfg.data.image_size, detector.backbone.normalization)
@@ -118,6 +121,9 @@ def build_run(cfg: Config) -> Run:
     check_same(accelerator, rank_facts(cfg, facts))
     ema = Ema(detector.model, cfg.train.ema_decay)
     state = resume(cfg, accelerator, checkpoints, detector, optimizer, ema, facts)
+    check_same(
+        accelerator, {"the checkpoint to resume from": f"{state.step}, {state.samples_seen}"}
+    )
     log = RunLog(accelerator, cfg, num_steps, state.step)
     if accelerator.is_main_process:
         (root / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -174,6 +180,13 @@ def resume(
     for name, key in (("backbone_sha256", "model.backbone"), ("data_sha256", "data")):
         if state.facts[name] != facts[name]:
             raise UserError(f"{folder}: was trained on another {key} ({name} differs)")
+    newest = checkpoints.newest()
+    inside = folder.parent.resolve() == checkpoints.folder.resolve()
+    if inside and newest is not None and step_of(newest) > state.step:
+        raise UserError(
+            f"run.resume {folder}: {checkpoints.folder} has newer checkpoints, up to {newest.name}; "
+            "branch off into another run.output_dir, or remove them"
+        )
     load_model(folder, detector.model)
     load_optimizer(folder, accelerator, detector.model, optimizer)
     ema.tensors = load_average(folder) if cfg.train.ema_decay is not None else {}

@@ -3,9 +3,8 @@
 import hashlib
 import json
 import os
-import time
+import threading
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -38,23 +37,23 @@ def preflight(accelerator: Accelerator, timeout_s: float = PREFLIGHT_TIMEOUT_S) 
     """
     if accelerator.num_processes == 1:
         return
-    value = torch.ones(1, device=accelerator.device)
-    work = dist.all_reduce(value, async_op=True)
-    assert work is not None
-    deadline = time.monotonic() + timeout_s
-    try:
-        while not work.is_completed():
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"nothing heard for {timeout_s:.0f} s")
-            time.sleep(0.01)
-        work.wait(timedelta(seconds=timeout_s))
-    except RuntimeError as error:
+    sums: list[float] = []
+
+    def add_up() -> None:
+        value = torch.ones(1, device=accelerator.device)
+        dist.all_reduce(value)
+        sums.append(value.item())
+
+    # In a thread, since NCCL connects inside the first call and does not return before it has.
+    thread = threading.Thread(target=add_up, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if sums != [accelerator.num_processes]:
         raise UserError(
-            f"the {accelerator.num_processes} processes do not reach each other ({error}); check the "
-            "main address and port, firewalls, and NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME"
-        ) from error
-    if round(value.item()) != accelerator.num_processes:
-        raise UserError(f"an all-reduce over {accelerator.num_processes} ranks gave {value.item()}")
+            f"the {accelerator.num_processes} processes do not reach each other (an all-reduce gave "
+            f"{sums or 'nothing'} in {timeout_s:.0f} s); check the main address and port, firewalls, "
+            "and NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME"
+        )
 
 
 def check_same(accelerator: Accelerator, facts: Mapping[str, str]) -> None:

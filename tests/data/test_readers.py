@@ -257,3 +257,33 @@ def test_synthetic_is_written_once_and_depends_on_the_seed(tmp_path):
     assert other.fingerprint() != first.fingerprint()
     shutil.rmtree(tmp_path)
     assert build_data(cfg, seed=3).fingerprint() == first.fingerprint()
+
+
+def test_splits_that_disagree_on_a_category_are_refused(tmp_path):
+    write_both(tmp_path)
+
+    def rename(content):
+        content["categories"][0]["name"] = "cat"
+
+    change(tmp_path, rename, "val")
+    with pytest.raises(UserError, match="category id 1 is 'class1' in one split and 'cat'"):
+        build_data(coco_cfg(tmp_path), seed=0)
+
+
+def test_links_to_images_elsewhere_are_read(tmp_path):
+    write_both(tmp_path)
+    file = tmp_path / "train" / "000.jpg"
+    file.rename(tmp_path / "store.jpg")
+    file.symlink_to(tmp_path / "store.jpg")
+    assert_expected(build_data(coco_cfg(tmp_path), seed=0))
+
+
+@pytest.mark.parametrize("objects", [5, [1, 2], {"bbox": []}])
+def test_objects_of_another_form_are_named(tmp_path, objects):
+    write_both(tmp_path, write_imagefolder)
+    file = tmp_path / "train" / "metadata.jsonl"
+    lines = file.read_text().splitlines()
+    row = json.loads(lines[1]) | {"objects": objects}
+    file.write_text("\n".join([lines[0], json.dumps(row), *lines[2:]]))
+    with pytest.raises(UserError, match="metadata.jsonl, line 2: objects"):
+        build_data(coco_cfg(tmp_path, source="imagefolder"), seed=0)

@@ -97,6 +97,7 @@ def test_boxes_stay_inside_and_with_their_numbers():
         ({"HorizontalFlop": {}}, r"data.augment\[1\]: albumentations has no transform"),
         ({"Affine": {"rotat": [-5, 5]}}, r"data.augment\[1\]: Affine has no argument 'rotat'"),
         ({"Affine": {"rotate": "much"}}, r"data.augment\[1\]: Affine refuses"),
+        ({"Normalize": {}}, r"data.augment\[1\]: Normalize does not give uint8"),
         ({"Blur": {}, "Affine": {}}, "expected one transform"),
     ],
 )

@@ -1,12 +1,12 @@
 """Loss terms and gradient of one step do not depend on the world or on micro-batches."""
 
 import pytest
-from builders import FOUR_IMAGES, TINY_HEAD, launch
+from builders import FOUR_IMAGES, VARIANTS, launch
 from safetensors.torch import load_file
 
 CASES = [
     f"{head}-{dtype}-{boxes}"
-    for head in TINY_HEAD
+    for head in VARIANTS
     for dtype in ("float64", "float32")
     for boxes in FOUR_IMAGES
 ]
@@ -43,7 +43,7 @@ def test_step_equals_the_one_of_one_process_and_one_batch(steps, case, world):
 
 def test_the_case_is_a_hard_one(steps):
     """The gradient is not zero, and uneven boxes give another one than even boxes."""
-    for head in TINY_HEAD:
+    for head in VARIANTS:
         uneven, even = (steps["1x1"][f"{head}-float64-{b}"]["gradient"] for b in ("uneven", "even"))
         assert uneven.norm() > 0.1
         assert (uneven - even).norm() > 0.1 * uneven.norm()

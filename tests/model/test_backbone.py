@@ -206,6 +206,7 @@ def test_wrong_head_arguments_are_named(tmp_path):
     save_backbone(tmp_path)
     for arguments, message in (
         ({"cls_loss_coefficient": 2}, "cls_loss_coefficient: DetrConfig has no such argument"),
+        ({"d_model": 30}, "model.head_args"),
         ({"num_queries": "many"}, "model.head_args: .*num_queries"),
     ):
         with pytest.raises(UserError, match=message):
@@ -254,3 +255,30 @@ def test_parameters_that_nothing_uses_are_not_trained(tmp_path):
     trained = [p for p in detector.model.parameters() if p.requires_grad]
     assert trained
     assert all(p.grad is not None for p in trained)
+
+
+def test_two_stage_and_maps_that_do_not_fit_are_refused(tmp_path):
+    arguments = TINY_HEAD["deformable_detr"]
+    save_backbone(tmp_path)
+    two_stage = tiny(tmp_path, "deformable_detr", head_args={**arguments, "two_stage": True})
+    with pytest.raises(UserError, match="two_stage: transformers gives .* no loss"):
+        build_model(two_stage, TAXONOMY)
+    three_maps = tiny(tmp_path, "deformable_detr", out_features=["stage1", "stage2", "stage3"])
+    with pytest.raises(UserError, match="model.out_features and model.head_args do not fit"):
+        build_model(three_maps, TAXONOMY)
+
+
+def test_canary_two_stage_proposals_get_no_loss_from_transformers(tmp_path):
+    """Why two_stage is refused."""
+    from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
+
+    config = load_backbone(tiny(save_backbone(tmp_path)), 1).module.config
+    arguments = {**TINY_HEAD["deformable_detr"], "auxiliary_loss": True, "with_box_refine": True}
+    model = DeformableDetrForObjectDetection(
+        DeformableDetrConfig(
+            backbone_config=config, two_stage=True, two_stage_num_proposals=6, **arguments
+        )
+    )
+    labels = [{"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}]
+    model(pixel_values=torch.randn(1, 3, 64, 64), labels=labels).loss.backward()
+    assert model.model.enc_output.weight.grad is None

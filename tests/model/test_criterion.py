@@ -1,7 +1,7 @@
 import pytest
 import torch
 from builders import FOUR_IMAGES as TARGETS
-from builders import TINY_HEAD, make_batch, tiny_detector
+from builders import VARIANTS, make_batch, tiny_detector
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 from model.criterion import SetCriterion, StepCounts
@@ -11,7 +11,8 @@ THEIRS = {
     "conditional_detr": "ConditionalDetrForObjectDetection",
     "deformable_detr": "DeformableDetrForObjectDetection",
 }
-HEADS = list(THEIRS)
+HEADS = list(VARIANTS)
+NUM_QUERIES = 6
 
 
 def make(tmp_path, head, dtype=torch.float32):
@@ -38,7 +39,7 @@ def test_equals_transformers_on_one_process_and_one_batch(tmp_path, head, target
     detector = make(tmp_path, head)
     batch = make_batch(TARGETS[targets])
     ours = detector.model(**batch)
-    detector.model.loss_function = LOSS_MAPPING[THEIRS[head]]
+    detector.model.loss_function = LOSS_MAPPING[THEIRS[VARIANTS[head][0]]]
     theirs = detector.model(**batch)
     assert ours.loss.item() == pytest.approx(theirs.loss.item(), rel=1e-5)
     names = {n for n in theirs.loss_dict if "cardinality" not in n}
@@ -54,8 +55,7 @@ def test_equals_transformers_on_one_process_and_one_batch(tmp_path, head, target
 def test_micro_batches_add_up_to_the_big_batch(tmp_path, head, targets):
     detector = make(tmp_path, head, torch.float64)
     model, batch = detector.model, make_batch(TARGETS[targets], torch.float64)
-    num_queries = TINY_HEAD[head]["num_queries"]
-    detector.criterion.step_counts = StepCounts.of_batch(TARGETS[targets], num_queries)
+    detector.criterion.step_counts = StepCounts.of_batch(TARGETS[targets], NUM_QUERIES)
     big = model(**batch)
     big.loss.backward()
     wanted = gradient(model)
