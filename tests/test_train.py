@@ -427,6 +427,7 @@ BAD_CALLS = {
         lambda p: {"train__micro_batch_size": 3},
         "micro_batch_size can be 1, 2, 4",
     ),
+    "unwritable folder": (lambda p: {"run__output_dir": "/proc/nope/x"}, "cannot be written"),
     "occupied folder": (occupied_folder, "is not empty; choose another folder"),
 }
 

@@ -27,6 +27,10 @@ def check_run_folder(run: RunConfig) -> None:
             f"run.output_dir {folder}: is not empty; choose another folder, or continue that run "
             "with --run.resume auto"
         )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run.output_dir {folder}: cannot be written: {error}") from error
     if run.resume not in ("never", "auto") and not Path(run.resume).is_dir():
         raise UserError(f"run.resume {run.resume}: no such checkpoint folder (or 'never', 'auto')")
 
@@ -44,7 +48,6 @@ class RunLog:
         self._start_step = start_step
         if not self.active:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._metrics = self.folder / "metrics.jsonl"
         self._text = (self.folder / "train.log").open("a")
         (self.folder / "config.yaml").write_text(

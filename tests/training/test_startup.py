@@ -54,7 +54,7 @@ def test_accelerate_that_starts_one_process_instead_of_two_is_refused(tmp_path):
     ]
     result = launch(arguments, script="accelerate.commands.accelerate_cli", module=True)
     assert "asked for 2 processes and started 1" in result.stderr
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_ranks_that_differ_are_named(tmp_path):
