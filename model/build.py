@@ -65,6 +65,7 @@ def build_model(cfg: ModelConfig, taxonomy: Taxonomy) -> Detector:
         module.requires_grad_(True)
     criterion = SetCriterion(model.config, focal=head.focal)
     model.loss_function = criterion
+    watch_proposals(model, head, criterion)
     unused = without_gradient(model)
     for parameter in unused.values():
         parameter.requires_grad_(False)  # or DDP would wait for its gradient
@@ -72,6 +73,15 @@ def build_model(cfg: ModelConfig, taxonomy: Taxonomy) -> Detector:
         backbone, module=module
     )  # the copy that was loaded first is not needed any more
     return Detector(model, head, backbone, criterion, origin, tuple(unused))
+
+
+def watch_proposals(model: PreTrainedModel, head: Head, criterion: SetCriterion) -> None:
+    """Hand the proposals of two-stage heads to the criterion; the loss seam does not get them."""
+
+    def hand_over(module: nn.Module, inputs: Any, outputs: Any) -> None:
+        criterion.proposals = head.proposals_of(outputs) if torch.is_grad_enabled() else None
+
+    model.model.register_forward_hook(hand_over)
 
 
 def without_gradient(model: PreTrainedModel) -> dict[str, nn.Parameter]:

@@ -52,6 +52,8 @@ class SetCriterion:
         self.config = config
         self.focal = focal
         self.step_counts: StepCounts | None = None
+        self.proposals: tuple[torch.Tensor, torch.Tensor] | None = None
+        """What a two-stage head proposed in the forward pass at hand"""
 
     def __call__(
         self,
@@ -70,26 +72,44 @@ class SetCriterion:
             outputs_class, outputs_coord: the same of all L decoder layers, [L, B, Q, ...].
 
         Returns:
-            The weighted sum (scalar), its terms by name (those of layer i < L - 1 end in `_i`), and
-            None for transformers' auxiliary outputs, which nothing reads.
+            The weighted sum (scalar), its terms by name (those of layer i < L - 1 end in `_i`, those
+            of proposals in `_enc`), and None for transformers' auxiliary outputs, which nothing reads.
         """
         if outputs_class is None or outputs_coord is None or not config.auxiliary_loss:
             outputs_class, outputs_coord = logits[None], pred_boxes[None]
         with torch.autocast(device_type=logits.device.type, enabled=False):
             terms = self.layer_losses(_fp32(outputs_class), _fp32(outputs_coord), labels)
+            proposed = self.proposal_losses(labels)
             weights = {
                 "loss_ce": 1.0,
                 "loss_bbox": float(config.bbox_loss_coefficient),
                 "loss_giou": float(config.giou_loss_coefficient),
             }
-            loss = sum(weights[name] * values.sum() for name, values in terms.items())
+            all_terms = [*terms.items(), *proposed.items()]
+            loss = sum(weights[name] * values.sum() for name, values in all_terms)
         last = outputs_class.shape[0] - 1
         by_name = {
             name if layer == last else f"{name}_{layer}": values[layer]
             for name, values in terms.items()
             for layer in range(last + 1)
         }
+        by_name |= {f"{name}_enc": values[0] for name, values in proposed.items()}
         return loss, by_name, None  # type: ignore[return-value]
+
+    def proposal_losses(self, labels: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """The same terms for the proposals of a two-stage head, [1]; every object is of class 0.
+
+        As in Deformable DETR, appendix A.4: the first stage only tells objects from background.
+        """
+        if self.proposals is None:
+            return {}
+        logits, boxes = self.proposals
+        self.proposals = None
+        objects = [
+            {"boxes": t["boxes"], "class_labels": torch.zeros_like(t["class_labels"])}
+            for t in labels
+        ]
+        return self.layer_losses(_fp32(logits)[None], _fp32(boxes)[None], objects)
 
     def layer_losses(
         self, logits: torch.Tensor, boxes: torch.Tensor, labels: list[dict[str, Any]]

@@ -1,6 +1,7 @@
 """Deformable DETR (Zhu et al. 2021, https://arxiv.org/abs/2010.04159)."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,8 +31,8 @@ def initialise(model: PreTrainedModel) -> None:
             layer.reset_parameters()
         box_head.layers[-1].weight.zero_()
         box_head.layers[-1].bias.zero_()
-    model.bbox_embed[0].layers[-1].bias[2:] = -2.0  # small boxes first
     if not config.two_stage:
+        model.bbox_embed[0].layers[-1].bias[2:] = -2.0  # small boxes first
         nn.init.normal_(model.model.query_position_embeddings.weight)
     for projection in model.model.input_proj:
         nn.init.xavier_uniform_(projection[0].weight)
@@ -49,6 +50,13 @@ def num_maps(args: dict) -> int:
     return 1 if levels == 1 else max(1, levels - 1)
 
 
+def proposals_of(outputs: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The first stage's predictions at every place, which transformers gives no loss."""
+    if outputs.enc_outputs_class is None:
+        return None
+    return outputs.enc_outputs_class, outputs.enc_outputs_coord_logits.sigmoid()
+
+
 HEAD = Head(
     config_class=DeformableDetrConfig,
     model_class=DeformableDetrForObjectDetection,
@@ -60,8 +68,5 @@ HEAD = Head(
     backbone_of=lambda model: model.model.backbone.model,
     few_steps=300,
     few_steps_source="on synthetic scenes AP50 was below 0.6 after 200 steps and above 0.9 after 500",
-    refused={
-        "two_stage": "transformers gives the encoder's proposals no loss, so they would stay random; "
-        "use with_box_refine without two_stage"
-    },
+    proposals_of=proposals_of,
 )

@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
@@ -35,8 +36,9 @@ class Head:
     few_steps: int
     """Fewer steps than this from scratch are not worth starting"""
     few_steps_source: str
-    refused: dict[str, str] = field(default_factory=dict)
-    """Arguments that may not be true, and why"""
+    proposals_of: Callable[[Any], tuple[torch.Tensor, torch.Tensor] | None] = lambda outputs: None
+    """From the base model's outputs: logits [B, S, C] and cxcywh boxes [B, S, 4] in [0, 1] that are
+    proposed before the decoder, if they are to be trained"""
 
 
 def build_detector(
@@ -70,9 +72,6 @@ def head_config(
         raise UserError(
             f"model.head_args.{unknown[0]}: {head.config_class.__name__} has no such argument"
         )
-    for name, reason in head.refused.items():
-        if cfg.head_args.get(name):
-            raise UserError(f"model.head_args.{name}: {reason}")
     kind: Any = head.config_class
     try:
         return kind(

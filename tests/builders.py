@@ -137,6 +137,10 @@ TINY_HEAD = {
 
 VARIANTS = {
     **{head: (head, {}) for head in TINY_HEAD},
+    "deformable_detr_two_stage": (
+        "deformable_detr",
+        {"two_stage": True, "two_stage_num_proposals": 6},
+    ),
     "deformable_detr_plain": ("deformable_detr", {"with_box_refine": False}),
 }
 """(head, further head_args) by name"""
@@ -185,7 +189,7 @@ def four_images(case: str, dtype: torch.dtype) -> dict:
     return make_batch(FOUR_IMAGES[case], dtype)
 
 
-def tiny_run(tmp_path: Path, head: str = "deformable_detr", **keys: object) -> list[str]:
+def tiny_run(tmp_path: Path, variant: str = "deformable_detr", **keys: object) -> list[str]:
     """Command line of a run of seconds on a COCO set in tmp_path; `section__key=value` changes it."""
     data = tmp_path / "data"
     if not data.exists():
@@ -194,6 +198,7 @@ def tiny_run(tmp_path: Path, head: str = "deformable_detr", **keys: object) -> l
     backbone = tmp_path / "backbone"
     if not backbone.exists():
         save_backbone(backbone)
+    head, arguments = VARIANTS[variant]
     values: dict[str, object] = {
         "run__output_dir": tmp_path / "run",
         "run__tracker": "none",
@@ -206,7 +211,7 @@ def tiny_run(tmp_path: Path, head: str = "deformable_detr", **keys: object) -> l
         "data__num_workers": 0,
         "model__backbone": backbone,
         "model__head": head,
-        "model__head_args": json.dumps(TINY_HEAD[head]),
+        "model__head_args": json.dumps({**TINY_HEAD[head], **arguments}),
         "optim__warmup_steps": 1,
         "train__steps": 3,
         "train__global_batch_size": 4,

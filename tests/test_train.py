@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from builders import TINY_HEAD, launch, metrics_lines, save_backbone, tiny_run, write_coco
+from builders import TINY_HEAD, VARIANTS, launch, metrics_lines, save_backbone, tiny_run, write_coco
 from PIL import Image
 from transformers import pipeline
 
@@ -78,7 +78,7 @@ def test_run_leaves_what_it_promises(tmp_path, head):
         assert str(tmp_path).encode() not in file.read_bytes(), file
 
 
-@pytest.mark.parametrize("head", TINY_HEAD)
+@pytest.mark.parametrize("head", VARIANTS)
 def test_pipeline_gives_the_boxes_that_were_evaluated(tmp_path, head):
     train(tiny_run(tmp_path, head))
     run = tmp_path / "run"

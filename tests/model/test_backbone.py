@@ -257,19 +257,15 @@ def test_parameters_that_nothing_uses_are_not_trained(tmp_path):
     assert all(p.grad is not None for p in trained)
 
 
-def test_two_stage_and_maps_that_do_not_fit_are_refused(tmp_path):
-    arguments = TINY_HEAD["deformable_detr"]
+def test_maps_that_do_not_fit_the_head_are_refused(tmp_path):
     save_backbone(tmp_path)
-    two_stage = tiny(tmp_path, "deformable_detr", head_args={**arguments, "two_stage": True})
-    with pytest.raises(UserError, match="two_stage: transformers gives .* no loss"):
-        build_model(two_stage, TAXONOMY)
     three_maps = tiny(tmp_path, "deformable_detr", out_features=["stage1", "stage2", "stage3"])
     with pytest.raises(UserError, match="model.out_features and model.head_args do not fit"):
         build_model(three_maps, TAXONOMY)
 
 
 def test_canary_two_stage_proposals_get_no_loss_from_transformers(tmp_path):
-    """Why two_stage is refused."""
+    """Why the criterion takes them from a hook."""
     from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 
     config = load_backbone(tiny(save_backbone(tmp_path)), 1).module.config

@@ -36,18 +36,38 @@ def gradient(model):
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("targets", TARGETS)
 def test_equals_transformers_on_one_process_and_one_batch(tmp_path, head, targets):
+    """Term by term; the proposals of two stages come on top, since transformers leaves them out."""
     detector = make(tmp_path, head)
     batch = make_batch(TARGETS[targets])
     ours = detector.model(**batch)
     detector.model.loss_function = LOSS_MAPPING[THEIRS[VARIANTS[head][0]]]
     theirs = detector.model(**batch)
-    assert ours.loss.item() == pytest.approx(theirs.loss.item(), rel=1e-5)
+    config = detector.model.config
+    weights = {
+        "ce": 1.0,
+        "bbox": config.bbox_loss_coefficient,
+        "giou": config.giou_loss_coefficient,
+    }
+    proposed = {n.split("_")[1]: v for n, v in ours.loss_dict.items() if n.endswith("_enc")}
+    extra = sum(weights[n] * value.item() for n, value in proposed.items())
+    assert set(proposed) == (set(weights) if "two_stage" in head else set())
+    assert ours.loss.item() - extra == pytest.approx(theirs.loss.item(), rel=1e-5)
     names = {n for n in theirs.loss_dict if "cardinality" not in n}
-    assert set(ours.loss_dict) == names
+    assert {n for n in ours.loss_dict if not n.endswith("_enc")} == names
     for name in names:
-        assert ours.loss_dict[name].item() == pytest.approx(
-            theirs.loss_dict[name].item(), rel=1e-5, abs=1e-7
-        )
+        expected = theirs.loss_dict[name].item()
+        assert ours.loss_dict[name].item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_proposals_of_two_stages_are_trained(tmp_path):
+    detector = make(tmp_path, "deformable_detr_two_stage")
+    detector.model(**make_batch(TARGETS["uneven"])).loss.backward()
+    assert detector.model.model.enc_output.weight.grad.abs().sum() > 0
+    assert not detector.unused
+    detector.model.eval()
+    with torch.no_grad():
+        detector.model(pixel_values=torch.zeros(1, 3, 64, 64))
+    assert detector.criterion.proposals is None
 
 
 @pytest.mark.parametrize("head", HEADS)
