@@ -220,8 +220,13 @@ class Config:
     """The upload"""
 
 
-def load_config(argv: Sequence[str], prog: str = "train_accelerate.py") -> Config:
+def load_config(
+    argv: Sequence[str], prog: str = "train_accelerate.py", world: int | None = None
+) -> Config:
     """Read and check the configuration of a command line.
+
+    Args:
+        world: processes that the batch has to be divisible by; default: those of the launcher.
 
     Raises:
         UserError: naming every unknown key, wrong type or contradiction.
@@ -239,7 +244,7 @@ def load_config(argv: Sequence[str], prog: str = "train_accelerate.py") -> Confi
         raise UserError(" ".join(str(error).split())) from error
     sections = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config)}
     cfg = Config(**sections)
-    check_config(cfg)
+    check_config(cfg, world)
     return cfg
 
 

@@ -13,6 +13,8 @@ from data.collate import Batch
 from model.normalization import Normalization
 
 NO_THRESHOLD = -1.0
+GATHER_ROWS = 65_536
+"""Boxes per rank and gather: device memory does not grow with the validation split"""
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,12 @@ def _gather(accelerator: Accelerator, rows: np.ndarray) -> np.ndarray:
     """Collective: called on every rank. The rows of all ranks, whatever their numbers."""
     if accelerator.num_processes == 1:
         return rows
-    own = torch.from_numpy(rows).to(accelerator.device)
     counts = accelerator.gather(torch.tensor([len(rows)], device=accelerator.device)).tolist()
-    padded = torch.zeros(max(counts), rows.shape[1], device=accelerator.device)
-    padded[: len(rows)] = own
-    parts = accelerator.gather(padded[None]).cpu().numpy()
+    chunks = []
+    for start in range(0, max(counts), GATHER_ROWS):
+        own = torch.from_numpy(rows[start : start + GATHER_ROWS])
+        padded = torch.zeros(GATHER_ROWS, rows.shape[1])
+        padded[: len(own)] = own
+        chunks.append(accelerator.gather(padded[None].to(accelerator.device)).cpu().numpy())
+    parts = np.concatenate([np.zeros((len(counts), 0, rows.shape[1]), np.float32), *chunks], axis=1)
     return np.concatenate([part[:count] for part, count in zip(parts, counts, strict=True)])

@@ -97,6 +97,34 @@ def test_gather_for_uneven_ranks_repeats_samples():
     assert "gathered 6 of 5" in result.stdout, result.stderr
 
 
+def test_torchrun_without_cpu_flag_gives_separate_worlds():
+    """Hence Accelerator(cpu=True) where there is no GPU, and a check of WORLD_SIZE."""
+    if torch.accelerator.is_available():
+        pytest.skip("a GPU is here")
+    result = launch([], 2, script="tests/distributed/world_worker.py")
+    assert result.stdout.count("world of 1") == 2, result.stdout + result.stderr
+
+
+def test_transformers_multiplies_detrs_box_losses_by_the_world_size():
+    """Hence the criterion is our own."""
+    values = {}
+    for processes in (1, 2):
+        result = launch([], processes, script="tests/distributed/detr_loss_worker.py")
+        line = next(x for x in result.stdout.splitlines() if x.startswith("losses"))
+        values[processes] = [float(v) for v in line.split()[1:]]
+    assert values[2][0] == pytest.approx(values[1][0], rel=1e-4)  # cross-entropy
+    assert values[2][1] == pytest.approx(2 * values[1][1], rel=1e-4)  # boxes, the same on each rank
+
+
+def test_resnet_in_detr_is_frozen_whatever_is_asked():
+    """Hence `freeze: none` sets requires_grad itself."""
+    from transformers import DetrForObjectDetection, ResNetConfig
+
+    resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1])
+    model = DetrForObjectDetection(DetrConfig(backbone_config=resnet, d_model=32))
+    assert not any(p.requires_grad for p in model.model.backbone.parameters())
+
+
 def test_accelerate_takes_fp16_on_a_cpu_and_silently_computes_in_fp32():
     """Hence we refuse it ourselves."""
     accelerator = Accelerator(mixed_precision="fp16", cpu=True)

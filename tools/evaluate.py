@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--model", required=True, help="exported folder or Hub id")
     parser.add_argument("--out", type=Path, help="folder for metrics.json, tables and drawings")
     args, rest = parser.parse_known_args(argv)
-    cfg = load_config(rest, prog=parser.prog)
+    cfg = load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
     detector = load_detector(args.model)
     data_cfg = replace(cfg.data, image_size=detector.image_size, augment=[])
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
