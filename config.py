@@ -270,15 +270,6 @@ def config_to_dict(cfg: Config) -> dict[str, Any]:
     return plain
 
 
-def config_from_dict(values: dict[str, Any]) -> Config:
-    """Inverse of `config_to_dict`, for a run's saved config.yaml."""
-    values = {name: dict(section) for name, section in values.items()}
-    values["data"]["image_size"] = ImageSizeConfig(**values["data"]["image_size"])
-    values["optim"]["betas"] = tuple(values["optim"]["betas"])
-    types = typing.get_type_hints(Config)
-    return Config(**{name: types[name](**section) for name, section in values.items()})
-
-
 # --- unknown keys -------------------------------------------------------------------------------
 
 

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
-
 
 def export_model(
     model: PreTrainedModel, processor: Any, card: str, folder: Path, backbone_name: str

@@ -97,43 +97,23 @@ def save_backbone(folder: Path, **changes: object) -> Path:
     return folder
 
 
-TINY_HEAD = {
-    "deformable_detr": {
-        "num_feature_levels": 1,
-        "encoder_layers": 1,
-        "decoder_layers": 2,
-        "d_model": 32,
-        "encoder_ffn_dim": 32,
-        "decoder_ffn_dim": 32,
-        "num_queries": 6,
-        "dropout": 0.0,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-    },
-    "conditional_detr": {
-        "encoder_layers": 1,
-        "decoder_layers": 2,
-        "d_model": 32,
-        "encoder_ffn_dim": 32,
-        "decoder_ffn_dim": 32,
-        "num_queries": 6,
-        "dropout": 0.0,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-    },
-    "detr": {
-        "encoder_layers": 1,
-        "decoder_layers": 2,
-        "d_model": 32,
-        "encoder_ffn_dim": 32,
-        "decoder_ffn_dim": 32,
-        "num_queries": 6,
-        "dropout": 0.0,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-    },
+TINY_TRANSFORMER = {
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "d_model": 32,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "num_queries": 6,
+    "dropout": 0.0,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
 }
-
+TINY_HEAD = {
+    "detr": TINY_TRANSFORMER,
+    "conditional_detr": TINY_TRANSFORMER,
+    "deformable_detr": {**TINY_TRANSFORMER, "num_feature_levels": 1},
+}
+"""head_args of heads that take seconds"""
 
 VARIANTS = {
     **{head: (head, {}) for head in TINY_HEAD},
