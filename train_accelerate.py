@@ -54,9 +54,7 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
         draw_first_batches(run, batches)
 
         # One global loss per step: each micro-batch contributes its sums over the step's counts.
-        criterion.step_counts = global_counts(
-            accelerator, batches, run.detector.model.config.num_queries
-        )
+        criterion.step_counts = global_counts(accelerator, batches, run.detector.num_queries)
         factor = lr_factor(state.step, run.num_steps, cfg.optim)
         set_lr(run.optimizer, factor)
         for turn, batch in enumerate(batches):

@@ -43,6 +43,14 @@ class Detector:
         """The backbone inside the detector."""
         return self.backbone.module
 
+    @property
+    def num_queries(self) -> int:
+        """Most objects that the head can find in an image."""
+        config = self.model.config
+        if getattr(config, "two_stage", False):
+            return config.two_stage_num_proposals
+        return config.num_queries
+
 
 def get_head(name: str) -> Head:
     """The head family of `model.head`."""

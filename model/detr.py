@@ -33,5 +33,5 @@ HEAD = Head(
     initialise=initialise,
     backbone_of=lambda model: model.model.backbone.model,
     few_steps=30_000,
-    few_steps_source="about 300,000 steps at lr 1e-4 on COCO, facebookresearch/detr issue 22",
+    few_steps_source="about 300,000 steps at lr 1e-4 on COCO, facebookresearch/detr#22",
 )

@@ -471,7 +471,7 @@ def test_bad_call_exits_with_status_2_and_without_traceback(tmp_path, case):
     assert len(result.stderr.strip().splitlines()) <= 2
 
 
-def test_unwritable_and_pickled_inputs_change_nothing(tmp_path):
+def test_occupied_folder_is_left_as_it_was(tmp_path):
     occupied_folder(tmp_path)
     with pytest.raises(UserError):
         train(tiny_run(tmp_path))

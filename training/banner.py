@@ -90,7 +90,7 @@ def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) 
         )
     if cfg.optim.warmup_steps >= num_steps:
         yield _row("WARNING", f"warm-up ({cfg.optim.warmup_steps} steps) does not end in this run")
-    queries = detector.model.config.num_queries
+    queries = detector.num_queries
     crowded = sum(len(r.boxes) > queries for r in [*data.train.records, *data.val.records])
     if crowded:
         yield _row(

@@ -64,6 +64,7 @@ def test_proposals_of_two_stages_are_trained(tmp_path):
     detector.model(**make_batch(TARGETS["uneven"])).loss.backward()
     assert detector.model.model.enc_output.weight.grad.abs().sum() > 0
     assert not detector.unused
+    assert detector.num_queries == NUM_QUERIES
     detector.model.eval()
     with torch.no_grad():
         detector.model(pixel_values=torch.zeros(1, 3, 64, 64))
