@@ -39,7 +39,9 @@ class RunConfig:
     seed: int = 0
     """Seed of everything random: scenes, splits, data order, augmentation, initial weights"""
     resume: str = "never"
-    """never, auto (newest checkpoint of output_dir, or a fresh start), or a checkpoint folder"""
+    """never, auto (newest intact checkpoint of output_dir, or a fresh start), or a checkpoint folder"""
+    allow_changes: bool = False
+    """Resume although keys that change the training differ from the checkpoint's"""
     tracker: str = "trackio"
     """trackio (local), none, or another tracker that accelerate knows; metrics.jsonl is always written"""
     project: str = "permafrost"
@@ -172,6 +174,8 @@ class TrainConfig:
     """Steps in a row that may be skipped for a gradient that is not finite before the run ends"""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept; the best one is kept besides"""
+    on_failed_save: Literal["end", "continue"] = "end"
+    """When a checkpoint cannot be written (disk full): end the run, or train on and try the next one"""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from config import UserError, fail, load_config, process_rank
 from data.collate import Batch
+from data.loader import batches_of
 from evaluation.coco import coco_metrics
 from evaluation.draw import draw_batch
 from evaluation.predictions import Predictions, predict_split
@@ -27,20 +28,24 @@ from export.card import model_card, public_name
 from export.folder import export_model
 from export.hub import push, resolve_repo_id
 from training.banner import banner
-from training.checkpoint import load_model, load_state
-from training.counts import global_counts
+from training.checkpoint import find_defect
+from training.counts import agree, any_rank
 from training.meter import StepMeter, memory_mb, take
 from training.optim import lr_factor, set_lr
 from training.run import Run, build_run
-from training.runlog import check_run_folder
+from training.runlog import DONE, check_run_folder
+from training.state import load_model, load_state
+from training.stopping import EXIT_STOPPED
 
 
-def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulation: int) -> None:
+def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulation: int) -> bool:
     """Collective: called on every rank. Take optimizer steps until `run.num_steps` are done.
 
     Args:
         model: the detector, wrapped for distributed training.
         stream: this rank's micro-batches, `accumulation` of them per step.
+
+    Returns: whether the run is done; False if it was asked to stop and has saved its state.
     """
     cfg, accelerator, state = run.cfg, run.accelerator, run.state
     normalize, criterion = run.detector.backbone.normalization, run.detector.criterion
@@ -49,12 +54,32 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
     skipped = 0
     model.train()
     run.log.start_bar()
-    while state.step < run.num_steps:
+    while True:
+        # At the top, since a stop may have come between a step and its evaluation.
+        if evaluation_due(run):
+            if not evaluate(run):
+                return stop(run)
+            meter.restart()
+        if checkpoint_due(run):
+            run.save()
+        if state.step == run.num_steps:
+            return True
+
         batches = meter.next_step(take(stream, accumulation))
         draw_first_batches(run, batches)
-
         # One global loss per step: each micro-batch contributes its sums over the step's counts.
-        criterion.step_counts = global_counts(accelerator, batches, run.detector.num_queries)
+        agreed = agree(
+            accelerator,
+            batches,
+            run.detector.num_queries,
+            stop=run.stop.reason is not None,
+            save_failed=run.checkpoints.failure is not None,
+        )
+        if agreed.save_failed:
+            report_failed_save(run, ends=cfg.train.on_failed_save == "end")
+        if agreed.stop:
+            return stop(run)
+        criterion.step_counts = agreed.counts
         factor = lr_factor(state.step, run.num_steps, cfg.optim)
         set_lr(run.optimizer, factor)
         for turn, batch in enumerate(batches):
@@ -80,18 +105,8 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
         state.step += 1
         run.ema.update()
         run.log.advance()
-
-        done = state.step == run.num_steps
-        if state.step % cfg.run.log_every == 0 or done:
+        if due(state.step, cfg.run.log_every) or state.step == run.num_steps:
             log_step(run, meter, batches, grad_norm, factor * cfg.optim.lr)
-        metric = None
-        if done or due(state.step, cfg.train.evaluate_every):
-            metric = evaluate(run)
-            meter.restart()
-        best = state.is_best(metric)
-        if done or best or due(state.step, cfg.train.checkpoint_every or cfg.train.evaluate_every):
-            save_checkpoint(run, best)
-            meter.restart()
 
 
 def seed_dropout(run: Run, turn: int) -> None:
@@ -126,7 +141,7 @@ def report_skipped(run: Run, meter: StepMeter, batches: Sequence[Batch], in_a_ro
     everything = gather_object([i for batch in batches for i in batch.image_ids])
     reason = f"loss not finite for images {bad}" if bad else f"overflow on images {everything}"
     run.log.say(f"step {run.state.step + 1} skipped ({in_a_row} in a row): {reason}")
-    run.log.metrics(run.state.step, {"train/skipped_image_ids": bad or everything})
+    run.log.metrics(run.state.step + 1, {"train/skipped_image_ids": bad or everything})
     if in_a_row > run.cfg.train.max_skipped_steps:
         raise UserError(
             f"step {run.state.step + 1}: {in_a_row} steps in a row had no finite gradient "
@@ -137,7 +152,44 @@ def report_skipped(run: Run, meter: StepMeter, batches: Sequence[Batch], in_a_ro
 
 def due(step: int, every: int | None) -> bool:
     """Whether something done every `every` steps (None: never) is due after `step` steps."""
-    return every is not None and step % every == 0
+    return every is not None and step > 0 and step % every == 0
+
+
+def evaluation_due(run: Run) -> bool:
+    """Whether the present weights are to be evaluated, and have not been."""
+    step = run.state.step
+    wanted = step == run.num_steps or due(step, run.cfg.train.evaluate_every)
+    return wanted and run.state.evaluated_step < step
+
+
+def checkpoint_due(run: Run) -> bool:
+    """Whether the present state is to be saved (if it has not been)."""
+    step, cfg = run.state.step, run.cfg.train
+    every = cfg.checkpoint_every or cfg.evaluate_every
+    return step == run.num_steps or run.state.best_step == step > 0 or due(step, every)
+
+
+def stop(run: Run) -> bool:
+    """Collective: called on every rank. Save what there is, for a later resume; False."""
+    run.save()
+    reason = run.stop.reason or "another rank was asked to"
+    run.log.say(f"stopping after step {run.state.step}: {reason}")
+    return False
+
+
+def report_failed_save(run: Run, ends: bool) -> None:
+    """Say why a checkpoint could not be written, on rank 0.
+
+    Raises:
+        UserError: if that is to end the run.
+        SystemExit: then, on the other ranks.
+    """
+    failure, run.checkpoints.failure = run.checkpoints.failure, None
+    if ends and not run.accelerator.is_main_process:
+        raise SystemExit(2)
+    if ends:
+        raise UserError(f"{failure}. Make room, then go on with --run.resume auto")
+    run.log.say(f"warning: {failure}; training goes on (train.on_failed_save)")
 
 
 def log_step(
@@ -160,10 +212,10 @@ def draw_first_batches(run: Run, batches: Sequence[Batch]) -> None:
             draw_batch(batch, run.data.taxonomy.names, run.folder / "samples" / name)
 
 
-def evaluate(run: Run) -> float | None:
-    """Collective: called on every rank. Score the validation split.
+def evaluate(run: Run) -> bool:
+    """Collective: called on every rank. Score the validation split, and note whether it is the best.
 
-    Returns: the deciding metric, the same on all ranks; None if there is nothing to measure it on.
+    Returns: False if the run was asked to stop meanwhile; then nothing is noted.
     """
     start = time.perf_counter()
     with run.ema.applied():
@@ -175,7 +227,10 @@ def evaluate(run: Run) -> float | None:
             run.val_loader(),
             len(run.data.val),
             run.cfg.eval.max_detections,
+            stopped=lambda: any_rank(run.accelerator, run.stop.reason is not None),
         )
+    if predictions is None:
+        return False
     value = math.nan
     if run.accelerator.is_main_process:
         metrics = coco_metrics(run.data.val, predictions, run.data.taxonomy)
@@ -186,7 +241,8 @@ def evaluate(run: Run) -> float | None:
     value = broadcast(torch.tensor([value], device=run.accelerator.device)).item()
     if run.accelerator.is_main_process:
         report_evaluation(run, metrics, predictions)
-    return None if math.isnan(value) else value
+    run.state.record(None if math.isnan(value) else value)
+    return True
 
 
 def report_evaluation(run: Run, metrics: dict[str, Any], predictions: Predictions) -> None:
@@ -199,23 +255,11 @@ def report_evaluation(run: Run, metrics: dict[str, Any], predictions: Prediction
         run.log.say(f"eval {step:>{len(str(run.num_steps))}}  {line}")
 
 
-def save_checkpoint(run: Run, best: bool) -> None:
-    """Collective: called on every rank."""
-    run.checkpoints.save(
-        run.accelerator,
-        run.detector.model,
-        inner(run.optimizer),
-        run.ema.tensors,
-        run.state,
-        run.cfg,
-        best,
-    )
-
-
 def export(run: Run, repo_id: str | None) -> None:
     """Write the best weights into export/, and push them if asked. On rank 0 alone."""
-    best = run.checkpoints.best() or run.checkpoints.newest()
-    assert best is not None, "a finished run has a checkpoint"
+    best = run.checkpoints.best() or run.checkpoints.folder / "last"
+    if defect := find_defect(best):
+        raise UserError(f"{best}: {defect}; nothing was exported")
     load_model(best, run.detector.model, averaged=run.cfg.train.ema_decay is not None)
     step = load_state(best).step
     metrics = json.loads((run.folder / "eval" / f"step-{step:06d}" / "metrics.json").read_text())
@@ -230,13 +274,11 @@ def export(run: Run, repo_id: str | None) -> None:
         run.log.say(f"uploaded to {push(folder, repo_id, run.cfg.hub.private)}")
 
 
-def inner(optimizer: Any) -> torch.optim.Optimizer:
-    """The torch optimizer inside accelerate's."""
-    return getattr(optimizer, "optimizer", optimizer)
+def main(argv: Sequence[str]) -> int:
+    """Collective: called on every rank. A whole run: train, evaluate, export, push.
 
-
-def main(argv: Sequence[str]) -> None:
-    """Collective: called on every rank. A whole run: train, evaluate, export, push."""
+    Returns: the exit status: 0, or 75 if the run was asked to stop and can go on.
+    """
     cfg = load_config(argv)
     if process_rank() == 0:  # another rank may look when rank 0 has already written
         check_run_folder(cfg.run)
@@ -252,22 +294,43 @@ def main(argv: Sequence[str]) -> None:
         run.log.say(line)
     if run.state.step:
         run.log.say(f"resumed at step {run.state.step}")
-    loader, accumulation = run.train_loader()
     model, run.optimizer = accelerator.prepare(run.detector.model, run.optimizer)
     run.ema.start()
-    if run.state.step < run.num_steps:
-        train(run, model, iter(loader), accumulation)
-    elif run.checkpoints.best() is None:  # a finished run that was never evaluated
-        evaluate(run)
-    accelerator.wait_for_everyone()
-    accelerator.state.destroy_process_group()  # nobody waits for the export and the upload
-    if accelerator.is_main_process:
-        export(run, repo_id)
-    run.log.close()
+    with run.stop.listening():
+        loader, accumulation = run.train_loader()
+        with batches_of(loader) as stream:
+            done = train(run, model, stream, accumulation)
+        finish_saving(run)
+        if accelerator.is_main_process and not done:
+            run.stop.consume()
+            run.log.say(
+                f"stopped with a checkpoint of step {run.state.step}; --run.resume auto continues"
+            )
+            run.log.close()
+        accelerator.wait_for_everyone()
+        accelerator.state.destroy_process_group()  # nobody waits for the export and the upload
+        if accelerator.is_main_process and done:
+            export(run, repo_id)
+            run.stop.consume()
+            (run.folder / DONE).write_text(f"{run.state.step} steps\n")
+            run.log.close()
+    return 0 if done else EXIT_STOPPED
+
+
+def finish_saving(run: Run) -> None:
+    """Collective: called on every rank. Wait for the last checkpoint.
+
+    Raises:
+        UserError: if it could not be written.
+    """
+    run.checkpoints.wait()
+    if any_rank(run.accelerator, run.checkpoints.failure is not None):
+        report_failed_save(run, ends=True)
 
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        status = main(sys.argv[1:])
     except UserError as error:
         fail(error)
+    sys.exit(status)

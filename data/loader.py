@@ -1,5 +1,8 @@
 """Datasets and DataLoaders: decode, resize, augment, collate, in worker processes."""
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -108,11 +111,33 @@ def _loader(dataset: Dataset, batches: object, num_workers: int, pin: bool) -> D
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin,
-        worker_init_fn=one_thread,
+        worker_init_fn=start_worker,
         prefetch_factor=4 if num_workers else None,
     )
 
 
-def one_thread(worker: int) -> None:
-    """Workers are the parallelism; threads inside them only fight."""
+@contextmanager
+def batches_of(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
+    """The batches of a loader, and the end of its workers at the end of the block.
+
+    Left to garbage collection they would outlive an error, whose traceback holds the iterator; and
+    since they ignore SIGTERM, the process would wait for them for ever.
+    """
+    batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        if loader.num_workers:
+            batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def start_worker(worker: int) -> None:
+    """Settings of a worker process.
+
+    Workers are the parallelism; threads inside them only fight. A signal that asks the run to stop
+    often reaches the whole process group: whether to go on is for the main process to say, and a
+    worker ends when that one shuts the loader down or is gone.
+    """
     torch.set_num_threads(1)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

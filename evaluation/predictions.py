@@ -1,5 +1,6 @@
 """Run the detector over a validation split, on any number of processes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from data.collate import Batch
+from data.loader import batches_of
 from model.normalization import Normalization
 
 NO_THRESHOLD = -1.0
@@ -47,7 +49,8 @@ def predict_split(
     loader: DataLoader[Batch],
     num_images: int,
     max_detections: int,
-) -> Predictions:
+    stopped: Callable[[], bool] = lambda: False,
+) -> Predictions | None:
     """Collective: called on every rank. Predictions for every image, the same on all ranks.
 
     The model runs in fp32, as a pipeline of transformers will run it, and is left in the mode it
@@ -57,16 +60,29 @@ def predict_split(
         model: the detector itself, not its DDP wrapper.
         loader: this rank's share of the batches of `evaluation_batches`.
         num_images: size of the split.
+        stopped: asked before every batch, by all ranks together; True ends the evaluation.
+
+    Returns: None if it was stopped.
     """
     was_training = model.training
     model.eval()
     rows, seen = [np.zeros((0, 7), np.float32)], []
-    for batch in loader:
-        rows.append(
-            _predict_batch(accelerator, model, processor, normalization, batch, max_detections)
-        )
-        seen += [label["index"] for label in batch.labels]
-    model.train(was_training)
+    try:
+        with batches_of(loader) as batches:
+            for _ in range(_most_batches(accelerator, loader)):
+                if stopped():
+                    return None
+                batch = next(batches, None)
+                if batch is None:  # another rank has one more
+                    continue
+                rows.append(
+                    _predict_batch(
+                        accelerator, model, processor, normalization, batch, max_detections
+                    )
+                )
+                seen += [label["index"] for label in batch.labels]
+    finally:
+        model.train(was_training)
     gathered = _gather(accelerator, np.concatenate(rows))
     covered = _gather(accelerator, np.array(seen, dtype=np.float32).reshape(-1, 1))[:, 0]
     assert sorted(covered.astype(int)) == list(range(num_images)), "each image is predicted once"
@@ -76,6 +92,12 @@ def predict_split(
     return Predictions(
         gathered[:, 0].astype(np.int64), boxes, gathered[:, 5], gathered[:, 6].astype(np.int64)
     )
+
+
+def _most_batches(accelerator: Accelerator, loader: DataLoader[Batch]) -> int:
+    """Collective: called on every rank. Batches of the rank that has most."""
+    own = torch.tensor([len(loader)], device=accelerator.device)
+    return int(accelerator.gather(own).max())
 
 
 def _predict_batch(

@@ -188,7 +188,8 @@ def test_finished_run_that_was_never_evaluated_is_exported(tmp_path):
     for name in ("best", "step-000003"):
         path = tmp_path / "run/checkpoints" / name
         path.unlink() if path.is_symlink() else shutil.rmtree(path)
-    train(tiny_run(tmp_path, train__steps=2, run__resume="auto"))
+    keys = {"run__resume": "auto", "run__allow_changes": True}
+    train(tiny_run(tmp_path, train__steps=2, **keys))
     assert (tmp_path / "run/eval/step-000002/metrics.json").exists()
 
 
@@ -196,8 +197,9 @@ def test_resume_with_another_dataset_is_refused(tmp_path):
     train(tiny_run(tmp_path))
     write_coco(tmp_path / "other", 9)
     write_coco(tmp_path / "other", 5, "val")
-    with pytest.raises(UserError, match="was trained on another data"):
-        train(tiny_run(tmp_path, data__path=tmp_path / "other", run__resume="auto", train__steps=5))
+    keys = {"data__path": tmp_path / "other", "run__resume": "auto", "run__allow_changes": True}
+    with pytest.raises(UserError, match="was trained with another dataset"):
+        train(tiny_run(tmp_path, **keys))
 
 
 def test_saving_the_best_is_decided_alike_on_all_ranks(tmp_path):

@@ -1,268 +1,281 @@
-"""Checkpoints: `checkpoints/step-000500/{model,state}/`, and links to the last and the best.
+"""Checkpoints on disk: `checkpoints/step-000500/{model,state}/`, and links to the last and the best.
 
-A checkpoint is written to a temporary folder, flushed and renamed, so that a folder with its final
-name is complete. It holds what trains, and of a frozen backbone only the fingerprint. All files are
+A checkpoint is written by a thread of rank 0, from copies in memory, into a temporary folder. Its
+manifest, with size and sha256 of every file, is written last; then all is flushed and renamed. So a
+kill at any moment leaves the older checkpoints and at most a temporary folder. All files are
 safetensors, JSON or YAML: loading one runs no code.
 """
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import save_file
 
 from config import Config, UserError, config_to_dict
+from training.state import CONFIG, STATE, Snapshot, TrainState
 
 PREFIX = "step-"
-
-
-@dataclass
-class TrainState:
-    """Everything a run knows about itself besides tensors."""
-
-    step: int = 0
-    """Optimizer steps done"""
-    samples_seen: int = 0
-    best_metric: float | None = None
-    best_step: int | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    """Fingerprints of backbone and data, package versions, world size"""
-
-    def is_best(self, metric: float | None) -> bool:
-        """Record `metric` of the present step if it beats all before it."""
-        if metric is None or (self.best_metric is not None and metric <= self.best_metric):
-            return False
-        self.best_metric, self.best_step = metric, self.step
-        return True
+WRITING, REPLACED, REMOVING = ".writing-", ".replaced-", ".removing-"
+DAMAGED = "damaged-"
+MANIFEST = "manifest.json"
+SPARE_BYTES = 1_000_000
+"""Room for headers, state and manifest beside the tensors"""
 
 
 class Checkpoints:
-    """The checkpoints folder of one run."""
+    """The checkpoints folder of one run. All methods are for rank 0 alone."""
 
     def __init__(self, folder: Path, keep: int):
         self.folder = folder
         self.keep = keep
+        self.failure: str | None = None
+        """Why the last save came to nothing"""
+        self._snapshot = Snapshot()
+        self._writer: threading.Thread | None = None
 
-    def newest(self) -> Path | None:
-        """The complete checkpoint of the most steps."""
-        found = self._complete()
-        return found[-1] if found else None
+    def names(self) -> list[str]:
+        """Names of the checkpoints by falling step, without a look at their files."""
+        found = [p.name for p in self.folder.glob(f"{PREFIX}*") if p.name[len(PREFIX) :].isdigit()]
+        return sorted(found, key=step_of, reverse=True)
 
     def best(self) -> Path | None:
         """The checkpoint that the link `best` names."""
         link = self.folder / "best"
         return link.resolve() if link.exists() else None
 
+    def newest_intact(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint whose files are what its manifest says, and one line per finding.
+
+        Puts right what a kill between two renames left behind, and sets damaged checkpoints aside
+        under another name; deletes nothing that was a checkpoint.
+
+        Raises:
+            UserError: if there are checkpoints, and every one is damaged.
+        """
+        notes = self._tidy()
+        names = self.names()
+        for name in names:
+            defect = find_defect(self.folder / name)
+            if defect is None:
+                return self.folder / name, notes
+            aside = self._set_aside(name)
+            notes.append(f"{name} is damaged ({defect}): kept as {aside}, the one before is taken")
+        if names:
+            raise UserError(
+                "\n  ".join(
+                    [
+                        f"{self.folder}: no checkpoint is intact; to train from step 0, choose "
+                        "another run.output_dir",
+                        *notes,
+                    ]
+                )
+            )
+        return None, notes
+
+    def link(self, state: TrainState) -> None:
+        """Point `last` and `best` to the checkpoints of `state`, after a resume."""
+        for name, step in (("last", state.step), ("best", state.best_step)):
+            if step is not None and (self.folder / step_name(step)).is_dir():
+                _link(self.folder / name, step_name(step))
+            else:
+                (self.folder / name).unlink(missing_ok=True)
+
     def save(
         self,
-        accelerator: Accelerator,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        average: dict[str, torch.Tensor],
+        tensors: Mapping[str, Mapping[str, torch.Tensor]],
         state: TrainState,
         cfg: Config,
-        best: bool,
+        wait: bool = False,
     ) -> None:
-        """Collective: called on every rank. Write the checkpoint of `state.step`.
+        """Copy everything now, write it in the background (unless `wait`).
 
-        Args:
-            model: the detector itself, not its DDP wrapper; optimizer: the torch optimizer.
-            average: averaged weights by name, may be empty.
-            best: whether the link `best` moves here.
+        A save that fails leaves its reason in `failure`, and the older checkpoints as they were.
         """
-        final = self.folder / f"{PREFIX}{state.step:06d}"
-        temporary = self.folder / f".writing-{final.name}"
-        if accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-            (temporary / "model").mkdir(parents=True)
-            (temporary / "state").mkdir()
-            _write(temporary / "model" / "trainable.safetensors", trainable_tensors(model))
-            if average:
-                _write(temporary / "model" / "average.safetensors", average)
-            _write_state(temporary / "state", accelerator, model, optimizer, state, cfg)
-        accelerator.wait_for_everyone()
-        save_file(
-            rng_state(), temporary / "state" / f"rng-{accelerator.process_index:05d}.safetensors"
-        )
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            _flush(temporary)
-            if final.exists():  # the same step, reached again after a resume
-                shutil.rmtree(final)
-            temporary.rename(final)
-            _link(self.folder / "last", final.name)
-            if best:
-                _link(self.folder / "best", final.name)
-            self._prune()
-        accelerator.wait_for_everyone()
+        self.wait()
+        texts = {
+            STATE: state.to_json(),
+            CONFIG: yaml.safe_dump(config_to_dict(cfg), sort_keys=False),
+        }
+        self._snapshot.take(tensors)
+        arguments = (state.step, state.best_step == state.step, texts)
+        self._writer = threading.Thread(target=self._write, args=arguments, name="checkpoint")
+        self._writer.start()
+        if wait:
+            self.wait()
 
-    def _complete(self) -> list[Path]:
-        found = [p for p in self.folder.glob(f"{PREFIX}*") if p.name[len(PREFIX) :].isdigit()]
-        return sorted(found, key=step_of)
+    def wait(self) -> None:
+        """Return when nothing is being written."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+
+    def _write(self, step: int, best: bool, texts: Mapping[str, str]) -> None:
+        name = step_name(step)
+        temporary = self.folder / f"{WRITING}{name}"
+        try:
+            self._check_space()
+            shutil.rmtree(temporary, ignore_errors=True)
+            for file in (*self._snapshot.files, *texts):
+                (temporary / file).parent.mkdir(parents=True, exist_ok=True)
+            for file, tensors in self._snapshot.files.items():
+                save_file(tensors, temporary / file)
+            for file, text in texts.items():
+                (temporary / file).write_text(text)
+            _flush(temporary)
+            write_manifest(temporary)
+            self._publish(temporary, name, best)
+            self._prune()
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            kept = self.names()
+            self.failure = (
+                f"the checkpoint of step {step} could not be written to {self.folder}: {error}; "
+                f"{f'{kept[0]} is intact' if kept else 'there is none yet'}"
+            )
+
+    def _check_space(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        needed = self._snapshot.num_bytes + SPARE_BYTES
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise OSError(f"it takes {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free")
+
+    def _publish(self, temporary: Path, name: str, best: bool) -> None:
+        """Give a complete checkpoint its name, then move the links."""
+        final, replaced = self.folder / name, self.folder / f"{REPLACED}{name}"
+        if final.exists():  # the same step again, now with its evaluation
+            final.rename(replaced)
+        temporary.rename(final)
+        _flush_one(self.folder)
+        _link(self.folder / "last", name)
+        if best:
+            _link(self.folder / "best", name)
+        _flush_one(self.folder)
+        shutil.rmtree(replaced, ignore_errors=True)
 
     def _prune(self) -> None:
-        protected = {self.folder / "last", self.folder / "best"}
-        protected = {link.resolve() for link in protected if link.exists()}
-        for old in self._complete()[: -self.keep]:
-            if old.resolve() not in protected:
-                shutil.rmtree(old)
+        links = [self.folder / "last", self.folder / "best"]
+        protected = {os.readlink(link) for link in links if link.is_symlink()}
+        for name in self.names()[self.keep :]:
+            if name not in protected:
+                # Renamed first: a kill meanwhile must not leave half a checkpoint under its name.
+                removing = self.folder / f"{REMOVING}{name}"
+                (self.folder / name).rename(removing)
+                shutil.rmtree(removing)
+
+    def _tidy(self) -> list[str]:
+        notes = []
+        for leftover in sorted(self.folder.glob(".*-step-*")):
+            kind, _, number = leftover.name.partition(f"-{PREFIX}")
+            name = f"{PREFIX}{number}"
+            if f"{kind}-" == REPLACED and not (self.folder / name).exists():
+                leftover.rename(self.folder / name)
+            elif f"{kind}-" in (WRITING, REPLACED, REMOVING):
+                shutil.rmtree(leftover)
+                if f"{kind}-" == WRITING:
+                    notes.append(f"{name} was being written when the run ended: removed")
+        return notes
+
+    def _set_aside(self, name: str) -> str:
+        taken = {p.name for p in self.folder.glob(f"{DAMAGED}*")}
+        choices = (f"{DAMAGED}{name}{f'-{n}' if n else ''}" for n in range(len(taken) + 1))
+        aside = next(choice for choice in choices if choice not in taken)
+        (self.folder / name).rename(self.folder / aside)
+        return aside
 
 
-def step_of(folder: Path) -> int:
-    """The step in a checkpoint folder's name."""
-    return int(folder.name[len(PREFIX) :])
+def step_name(step: int) -> str:
+    """Name of the checkpoint of a step."""
+    return f"{PREFIX}{step:06d}"
 
 
-def load_state(folder: Path) -> TrainState:
-    """The state file of a checkpoint.
-
-    Raises:
-        UserError: if the folder is no checkpoint.
-    """
-    try:
-        values = json.loads((folder / "state" / "state.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: not a checkpoint: {error}") from error
-    values.pop("scaler")
-    return TrainState(**values)
+def step_of(name: str) -> int:
+    """The step in a checkpoint's name."""
+    return int(name[len(PREFIX) :])
 
 
-def load_average(folder: Path) -> dict[str, torch.Tensor]:
-    """The averaged weights of a checkpoint; empty if it has none."""
-    file = folder / "model" / "average.safetensors"
-    return _read(file) if file.is_file() else {}
-
-
-def load_model(folder: Path, model: nn.Module, averaged: bool = False) -> None:
-    """Load a checkpoint's trainable weights, or their average, into the detector.
-
-    Raises:
-        UserError: if names or shapes differ, which means another head or freezing.
-    """
-    averaged = averaged and (folder / "model" / "average.safetensors").is_file()
-    tensors = _read(
-        folder / "model" / ("average.safetensors" if averaged else "trainable.safetensors")
-    )
-    own = trainable_tensors(model)
-    differing = set(tensors) ^ set(own)
-    differing |= {n for n in set(tensors) & set(own) if tensors[n].shape != own[n].shape}
-    if differing:
-        raise UserError(
-            f"{folder}: was written for another model; {len(differing)} tensors differ, first: "
-            f"{sorted(differing)[0]}"
-        )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
-
-
-def load_optimizer(
-    folder: Path, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    """Load optimizer, fp16 scaler and this rank's random state from a checkpoint."""
-    tensors = _read(folder / "state" / "optimizer.safetensors")
-    names = _optimizer_names(model, optimizer)
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        slot, _, name = key.partition("/")
-        state.setdefault(names.index(name), {})[slot] = tensor
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    scaler = json.loads((folder / "state" / "state.json").read_text())["scaler"]
-    if scaler and accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(scaler)
-    rng = folder / "state" / f"rng-{accelerator.process_index:05d}.safetensors"
-    if rng.is_file():
-        set_rng_state(_read(rng))
-
-
-def trainable_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds: parameters that train, and buffers of modules that are not frozen."""
-    frozen = {id(p) for p in model.parameters() if not p.requires_grad}
-    parameters = {n: p for n, p in model.named_parameters() if id(p) not in frozen}
-    persistent = set(model.state_dict())
-    training_modules = {n.rpartition(".")[0] for n in parameters}
-    buffers = {
-        n: b
-        for n, b in model.named_buffers()
-        if n in persistent and n.rpartition(".")[0] in training_modules
+def write_manifest(folder: Path) -> None:
+    """Write size and sha256 of all files of a checkpoint, and flush it."""
+    files = {
+        file: {"bytes": (folder / file).stat().st_size, "sha256": _sha256(folder / file)}
+        for file in _files(folder)
     }
-    return {**parameters, **buffers}
+    (folder / MANIFEST).write_text(_manifest_text(files))
+    _flush_one(folder / MANIFEST)
+    _flush_one(folder)
 
 
-def rng_state() -> dict[str, torch.Tensor]:
-    """Random state of torch on this rank, CPU and current CUDA device."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_rng_state(state: dict[str, torch.Tensor]) -> None:
-    """Inverse of `rng_state`."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-def _write(file: Path, tensors: dict[str, torch.Tensor]) -> None:
-    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, file)
-
-
-def _write_state(
-    folder: Path,
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: TrainState,
-    cfg: Config,
-) -> None:
-    names = _optimizer_names(model, optimizer)
-    tensors = {
-        f"{slot}/{names[number]}": value
-        for number, slots in optimizer.state_dict()["state"].items()
-        for slot, value in slots.items()
-    }
-    _write(folder / "optimizer.safetensors", tensors)
-    scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-    content = {**asdict(state), "scaler": scaler}
-    (folder / "state.json").write_text(json.dumps(content, indent=2) + "\n")
-    (folder / "config.yaml").write_text(yaml.safe_dump(config_to_dict(cfg), sort_keys=False))
-
-
-def _optimizer_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Names of the optimizer's parameters, in the order of its state_dict."""
-    names = {id(p): n for n, p in model.named_parameters()}
-    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
-
-
-def _read(file: Path) -> dict[str, torch.Tensor]:
+def find_defect(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None if they are as they were written."""
     try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: not a readable checkpoint file: {error}") from error
+        text = (folder / MANIFEST).read_text()
+        listed = json.loads(text)["files"]
+        if text != _manifest_text(listed):
+            return f"{MANIFEST} was changed"
+        present = set(_files(folder))
+        for file, entry in listed.items():
+            if file not in present:
+                return f"{file} is missing"
+            size = (folder / file).stat().st_size
+            if size != entry["bytes"]:
+                return f"{file} has {size} bytes instead of {entry['bytes']}"
+            if _sha256(folder / file) != entry["sha256"]:
+                return f"{file} was changed"
+        if foreign := sorted(present - set(listed)):
+            return f"{foreign[0]} does not belong to it"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read: {error}"
+    return None
+
+
+def _manifest_text(files: Mapping[str, Mapping[str, object]]) -> str:
+    """One spelling, with a checksum of itself: any changed byte shows."""
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"files": files, "sha256": digest}, indent=2, sort_keys=True) + "\n"
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Relative names of all files but the manifest and hidden ones (NFS and macOS make those)."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and name != MANIFEST and not path.name.startswith("."):
+            yield name
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _flush(folder: Path) -> None:
-    """Force files and folders to disk before the rename makes them count."""
+    """Force files and folders to disk."""
     for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _flush_one(path)
+
+
+def _flush_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _link(link: Path, target: str) -> None:
+    """Make or move a relative link in one step."""
     temporary = link.with_name(f".{link.name}.new")
-    temporary.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
     temporary.symlink_to(target)
     temporary.replace(link)

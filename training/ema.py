@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from training.checkpoint import trainable_tensors
+from training.state import trainable_tensors
 
 
 class Ema:

@@ -1,6 +1,5 @@
 """Everything before the first step: processes, data, detector, optimizer, and a checkpoint's state."""
 
-import dataclasses
 import json
 import math
 import os
@@ -26,20 +25,15 @@ from data.loader import TrainDataset, eval_loader, resized_sizes, train_loader
 from data.sampler import StepSampler
 from data.transforms import Augment
 from model.build import Detector, build_model, build_processor
-from training.checkpoint import (
-    Checkpoints,
-    TrainState,
-    load_average,
-    load_model,
-    load_optimizer,
-    load_state,
-    step_of,
-)
+from training.checkpoint import Checkpoints
 from training.ema import Ema
 from training.facts import run_facts
 from training.optim import build_optimizer
-from training.runlog import RunLog
+from training.resume import resume
+from training.runlog import DONE, RunLog
 from training.startup import check_launch, check_same, preflight, rank_facts
+from training.state import TrainState, checkpoint_tensors, gather_rng
+from training.stopping import StopRequest
 
 
 @dataclass
@@ -55,10 +49,13 @@ class Run:
     ema: Ema
     state: TrainState
     checkpoints: Checkpoints
+    stop: StopRequest
     log: RunLog
     facts: dict[str, Any]
     """What run.json records"""
     num_steps: int
+    saved: tuple[int, int] | None
+    """(step, evaluated_step) of the newest checkpoint in this run's folder"""
 
     @property
     def folder(self) -> Path:
@@ -81,6 +78,20 @@ class Run:
         return train_loader(
             dataset, sampler, accelerator.device.type == "cuda"
         ), sampler.accumulation
+
+    def save(self) -> None:
+        """Collective: called on every rank. Begin to write a checkpoint, if there is no such yet."""
+        now = (self.state.step, self.state.evaluated_step)
+        if self.saved == now:
+            return
+        rng = gather_rng(self.accelerator)
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            self.state.scaler = scaler.state_dict() if scaler is not None else None
+            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's wrapper
+            tensors = checkpoint_tensors(self.detector.model, optimizer, self.ema.tensors, rng)
+            self.checkpoints.save(tensors, self.state, self.cfg)
+        self.saved = now
 
     def val_loader(self) -> DataLoader[Batch]:
         """This rank's batches of the validation split."""
@@ -120,13 +131,20 @@ def build_run(cfg: Config) -> Run:
     facts = run_facts(accelerator, detector, data, processor)
     check_same(accelerator, rank_facts(cfg, facts))
     ema = Ema(detector.model, cfg.train.ema_decay)
-    state = resume(cfg, accelerator, checkpoints, detector, optimizer, ema, facts)
+    resumed = resume(cfg, accelerator, checkpoints, detector, optimizer, ema, facts)
+    state = resumed.state
     check_same(
         accelerator, {"the checkpoint to resume from": f"{state.step}, {state.samples_seen}"}
     )
-    log = RunLog(accelerator, cfg, num_steps, state.step)
+    state.tracker_run = cfg.run.name or state.tracker_run or root.resolve().name
+    log = RunLog(accelerator, cfg, num_steps, state)
     if accelerator.is_main_process:
+        (root / DONE).unlink(missing_ok=True)
         (root / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
+    for note in resumed.notes:
+        log.say(note)
+    folder = resumed.folder
+    own = folder is None or folder.parent.resolve() == checkpoints.folder.resolve()
     return Run(
         cfg=cfg,
         accelerator=accelerator,
@@ -137,9 +155,11 @@ def build_run(cfg: Config) -> Run:
         ema=ema,
         state=state,
         checkpoints=checkpoints,
+        stop=StopRequest(root, accelerator.is_main_process),
         log=log,
         facts=facts,
         num_steps=num_steps,
+        saved=(state.step, state.evaluated_step) if own else None,
     )
 
 
@@ -156,38 +176,3 @@ def build_accelerator(cfg: Config) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(seconds=cfg.run.collective_timeout_s)),
         ],
     )
-
-
-def resume(
-    cfg: Config,
-    accelerator: Accelerator,
-    checkpoints: Checkpoints,
-    detector: Detector,
-    optimizer: torch.optim.Optimizer,
-    ema: Ema,
-    facts: dict[str, Any],
-) -> TrainState:
-    """State to start from: fresh, or a checkpoint's, with weights and optimizer loaded.
-
-    Raises:
-        UserError: if the checkpoint belongs to another backbone, dataset or model.
-    """
-    never = cfg.run.resume == "never"
-    folder = checkpoints.newest() if cfg.run.resume == "auto" else Path(cfg.run.resume)
-    if never or folder is None:
-        return TrainState(facts=facts)
-    state = load_state(folder)
-    for name, key in (("backbone_sha256", "model.backbone"), ("data_sha256", "data")):
-        if state.facts[name] != facts[name]:
-            raise UserError(f"{folder}: was trained on another {key} ({name} differs)")
-    newest = checkpoints.newest()
-    inside = folder.parent.resolve() == checkpoints.folder.resolve()
-    if inside and newest is not None and step_of(newest) > state.step:
-        raise UserError(
-            f"run.resume {folder}: {checkpoints.folder} has newer checkpoints, up to {newest.name}; "
-            "branch off into another run.output_dir, or remove them"
-        )
-    load_model(folder, detector.model)
-    load_optimizer(folder, accelerator, detector.model, optimizer)
-    ema.tensors = load_average(folder) if cfg.train.ema_decay is not None else {}
-    return dataclasses.replace(state, facts=facts)

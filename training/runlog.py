@@ -11,6 +11,10 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from config import Config, RunConfig, UserError, config_to_dict
+from training.state import TrainState
+
+DONE = "DONE"
+"""File in the folder of a run that was trained and exported to its end"""
 
 
 def check_run_folder(run: RunConfig) -> None:
@@ -38,14 +42,14 @@ def check_run_folder(run: RunConfig) -> None:
 class RunLog:
     """Logs of one run. On every rank but the main one, all calls do nothing."""
 
-    def __init__(self, accelerator: Accelerator, cfg: Config, num_steps: int, start_step: int):
+    def __init__(self, accelerator: Accelerator, cfg: Config, num_steps: int, state: TrainState):
         self.active = accelerator.is_main_process
         self.folder = Path(cfg.run.output_dir)
         self.num_steps = num_steps
         self._tracker: Accelerator | None = None
         self._bar: tqdm | None = None
         self._started = time.monotonic()
-        self._start_step = start_step
+        self._start_step = state.step
         if not self.active:
             return
         self._metrics = self.folder / "metrics.jsonl"
@@ -53,9 +57,9 @@ class RunLog:
         (self.folder / "config.yaml").write_text(
             yaml.safe_dump(config_to_dict(cfg), sort_keys=False)
         )
-        self._drop_later_than(start_step)
+        self._drop_later_than(state)
         if cfg.run.tracker != "none":
-            self._start_tracker(accelerator, cfg)
+            self._start_tracker(accelerator, cfg, state.tracker_run)
 
     def say(self, text: str = "") -> None:
         """A line for people: console and train.log."""
@@ -116,8 +120,7 @@ class RunLog:
         self._tracker = None
         self._text.close()
 
-    def _start_tracker(self, accelerator: Accelerator, cfg: Config) -> None:
-        name = cfg.run.name or self.folder.resolve().name
+    def _start_tracker(self, accelerator: Accelerator, cfg: Config, name: str | None) -> None:
         arguments = (
             {"trackio": {"name": name, "resume": "allow"}} if cfg.run.tracker == "trackio" else {}
         )
@@ -145,18 +148,19 @@ class RunLog:
                 stacklevel=2,
             )
 
-    def _drop_later_than(self, step: int) -> None:
-        """Steps after the checkpoint are run, and logged, again."""
+    def _drop_later_than(self, state: TrainState) -> None:
+        """What came after the checkpoint is done, and logged, again."""
         if not self._metrics.is_file():
             return
         lines = self._metrics.read_text().splitlines()
-        kept = [line for line in lines if _step_of(line) <= step]
+        kept = [line for line in lines if _is_before(line, state)]
         if len(kept) < len(lines):
             temporary = self._metrics.with_suffix(".new")
             temporary.write_text("".join(line + "\n" for line in kept))
             temporary.replace(self._metrics)
             self.say(
-                f"metrics.jsonl: {len(lines) - len(kept)} lines after step {step} will be made anew"
+                f"metrics.jsonl: {len(lines) - len(kept)} lines after step {state.step} will be "
+                "made anew"
             )
 
 
@@ -167,8 +171,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _step_of(line: str) -> float:
+def _is_before(line: str, state: TrainState) -> bool:
+    """Whether a line of metrics.jsonl was made before the checkpoint of `state`."""
     try:
-        return json.loads(line)["step"]
+        values = json.loads(line)
+        evaluated = any(key.startswith("eval/") for key in values)
+        return bool(values["step"] <= (state.evaluated_step if evaluated else state.step))
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line torn by a kill
+        return False  # a line torn by a kill

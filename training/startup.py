@@ -102,6 +102,12 @@ def code_digest(root: Path) -> str:
 
 
 def _check_world(world: int, environment: Mapping[str, str]) -> Iterator[str]:
+    gpus = int(environment.get("SLURM_GPUS_ON_NODE") or 0)
+    if gpus and not torch.cuda.is_available():
+        yield (
+            f"SLURM gave this node {gpus} GPU(s) and torch {torch.__version__} sees none; check "
+            "nvidia-smi on the node and that torch was installed for CUDA"
+        )
     started = int(environment.get("WORLD_SIZE", "1"))
     if world < started:
         yield f"the launcher started {started} processes, but each sees a world of {world}"

@@ -15,7 +15,7 @@ from builders import four_images, tiny_detector
 from safetensors.torch import save_file
 
 from data.collate import Batch
-from training.counts import global_counts
+from training.counts import agree
 from training.meter import StepMeter
 
 
@@ -49,9 +49,8 @@ def step(
         batches.append(Batch(*(images[k][rows] for k in ("pixel_values", "pixel_mask", "labels"))))
     assert world * len(batches) * micro == 4
     model = accelerator.prepare(detector.model)
-    detector.criterion.step_counts = global_counts(
-        accelerator, batches, detector.model.config.num_queries
-    )
+    agreed = agree(accelerator, batches, detector.model.config.num_queries)
+    detector.criterion.step_counts = agreed.counts
     meter = StepMeter(accelerator, 4)
     for turn, batch in enumerate(batches):
         last = turn == len(batches) - 1

@@ -1,8 +1,8 @@
 import torch
 from builders import tiny_detector
 
-from training.checkpoint import trainable_tensors
 from training.ema import Ema
+from training.state import trainable_tensors
 
 
 def test_average_follows_the_formula_and_is_swapped_in_and_out(tmp_path):

@@ -1,0 +1,232 @@
+"""Go on from a checkpoint: which one, whether it belongs to this run, and what was changed."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from config import Config, UserError, config_to_dict
+from model.build import Detector
+from training.checkpoint import Checkpoints, find_defect, step_name, step_of
+from training.ema import Ema
+from training.state import (
+    CONFIG,
+    TrainState,
+    load_average,
+    load_model,
+    load_optimizer,
+    load_rng,
+    load_state,
+)
+
+FINGERPRINTS = {
+    "backbone_sha256": "another backbone (model.backbone)",
+    "labels": "other classes, or another order of them (data.labels)",
+    "data_sha256": "another dataset, or other boxes in it (data)",
+}
+"""Facts that no key can allow to change"""
+
+HARMLESS = {
+    *("run.output_dir", "run.resume", "run.allow_changes", "run.tracker", "run.project"),
+    *("run.name", "run.log_every", "run.log_image_ids", "run.draw_batches"),
+    *("run.collective_timeout_s", "run.detect_anomaly"),
+    # The same images and weights, by their fingerprints:
+    *("data.path", "data.revision", "data.train_annotations", "data.val_annotations"),
+    *("data.num_workers", "model.backbone", "model.backbone_revision", "model.init_from"),
+    *("train.micro_batch_size", "train.evaluate_every", "train.checkpoint_every"),
+    *("train.max_skipped_steps", "train.keep_checkpoints", "train.on_failed_save"),
+    *("eval.score_threshold", "eval.batch_size"),
+    *("hub.push", "hub.repo_id", "hub.private"),
+}
+"""Keys that change neither a step nor which checkpoint is the best"""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where a run goes on."""
+
+    state: TrainState
+    folder: Path | None
+    """The checkpoint; None for a fresh start"""
+    notes: tuple[str, ...] = ()
+    """Lines for the log"""
+
+
+def find_checkpoint(
+    cfg: Config, accelerator: Accelerator, checkpoints: Checkpoints
+) -> tuple[Path | None, list[str]]:
+    """Collective: called on every rank. The checkpoint to go on from, verified by rank 0.
+
+    Returns: its folder (None for a fresh start), and lines for the log.
+
+    Raises:
+        UserError: if the wanted checkpoint is damaged, or none is intact.
+    """
+    found: list[Any] = [None, []]
+    if accelerator.is_main_process:
+        found = list(_find(cfg, checkpoints))
+    broadcast_object_list(found)
+    return found[0], found[1]
+
+
+def _find(cfg: Config, checkpoints: Checkpoints) -> tuple[Path | None, list[str]]:
+    if cfg.run.resume == "never":
+        return None, []
+    if cfg.run.resume == "auto":
+        return checkpoints.newest_intact()
+    folder = Path(cfg.run.resume).resolve()
+    if defect := find_defect(folder):
+        raise UserError(f"run.resume {cfg.run.resume}: not an intact checkpoint: {defect}")
+    newest = max((step_of(name) for name in checkpoints.names()), default=0)
+    inside = folder.parent == checkpoints.folder.resolve()
+    if inside and newest > load_state(folder).step:
+        raise UserError(
+            f"run.resume {cfg.run.resume}: {checkpoints.folder} has newer checkpoints, up to "
+            f"{step_name(newest)}; branch off into another run.output_dir, or remove them"
+        )
+    return folder, []
+
+
+def resume(
+    cfg: Config,
+    accelerator: Accelerator,
+    checkpoints: Checkpoints,
+    detector: Detector,
+    optimizer: torch.optim.Optimizer,
+    ema: Ema,
+    facts: Mapping[str, Any],
+) -> Resumed:
+    """Collective: called on every rank. The state to start from, with all tensors loaded.
+
+    Raises:
+        UserError: if the checkpoint belongs to another backbone, dataset or model, or if keys that
+            change the training differ without run.allow_changes.
+    """
+    folder, notes = find_checkpoint(cfg, accelerator, checkpoints)
+    if folder is None:
+        return Resumed(TrainState(facts=dict(facts)), None, tuple(notes))
+    state = load_state(folder)
+    for name, meaning in FINGERPRINTS.items():
+        if state.facts.get(name) != facts[name]:
+            raise UserError(f"{folder}: was trained with {meaning}; start a new run instead")
+    before = yaml.safe_load((folder / CONFIG).read_text())
+    notes += check_changes(before, cfg, folder)
+    notes += note_world(before, cfg, state.facts, facts, detector.model.config.to_dict())
+    load_model(folder, detector.model)
+    load_optimizer(folder, detector.model, optimizer)
+    load_rng(folder, accelerator.process_index)
+    if state.scaler and accelerator.scaler is not None:
+        accelerator.scaler.load_state_dict(state.scaler)
+    ema.tensors = load_average(folder) if cfg.train.ema_decay is not None else {}
+    state = dataclasses.replace(state, facts=dict(facts))
+    if before["train"]["global_batch_size"] != cfg.train.global_batch_size:
+        size = cfg.train.global_batch_size
+        state.samples_seen = -(-state.samples_seen // size) * size
+    if folder.parent.resolve() != checkpoints.folder.resolve():  # a branch of another run
+        state.tracker_run = None
+    if before["eval"]["metric"] != cfg.eval.metric or (
+        state.best_step is not None
+        and not (checkpoints.folder / step_name(state.best_step)).is_dir()
+    ):
+        if state.best_step is not None:
+            notes.append(
+                f"the best checkpoint so far, {step_name(state.best_step)}, is not counted"
+            )
+        state.best_metric = state.best_step = None
+    if accelerator.is_main_process:
+        checkpoints.link(state)
+    return Resumed(state, folder, tuple(notes))
+
+
+def changed_keys(before: Mapping[str, Any], cfg: Config) -> dict[str, tuple[Any, Any]]:
+    """Old and new value of each key that differs; a key that is new had its default before."""
+    default, now = flat(config_to_dict(Config())), flat(config_to_dict(cfg))
+    old = {**default, **{k: v for k, v in flat(before).items() if k in now}}
+    return {key: (old[key], value) for key, value in now.items() if old[key] != value}
+
+
+def check_changes(before: Mapping[str, Any], cfg: Config, folder: Path) -> list[str]:
+    """One line per key that is not what it was in the checkpoint `folder`.
+
+    Raises:
+        UserError: if one of them changes the training, unless run.allow_changes.
+    """
+    changes = changed_keys(before, cfg)
+    harmless = set(HARMLESS)
+    if cfg.optim.schedule == "constant":
+        harmless |= {"train.steps", "train.epochs"}
+    lines = {key: f"{key}: {old} -> {new}" for key, (old, new) in changes.items()}
+    deciding = [line for key, line in lines.items() if key not in harmless]
+    if deciding and not cfg.run.allow_changes:
+        raise UserError(
+            "\n  ".join(
+                [
+                    f"{folder}: these keys were different, and they change the training:",
+                    *deciding,
+                    "put them back, or go on with the new values by --run.allow_changes true",
+                ]
+            )
+        )
+    quiet = ("run.output_dir", "run.resume", "run.allow_changes")
+    return [
+        f"changed since the checkpoint: {line}{'' if key in harmless else ' (allowed)'}"
+        for key, line in lines.items()
+        if key not in quiet
+    ]
+
+
+def note_world(
+    before: Mapping[str, Any],
+    cfg: Config,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    head: Mapping[str, Any],
+) -> Iterator[str]:
+    """Lines on what else is not as it was: packages, number of processes, dropout.
+
+    Args:
+        before: configuration of the checkpoint; old and new: facts of the checkpoint and of now.
+        head: configuration of the detector.
+    """
+    versions = {
+        name: (version, new["versions"].get(name))
+        for name, version in old["versions"].items()
+        if version != new["versions"].get(name)
+    }
+    if versions:
+        listed = ", ".join(f"{name} {a} -> {b}" for name, (a, b) in versions.items())
+        yield f"other packages than before ({listed}): losses can differ in their last digits"
+    if old["world_size"] != new["world_size"]:
+        yield (
+            f"{old['world_size']} -> {new['world_size']} processes: same images and gradients, up to "
+            "the order of floating-point sums"
+        )
+    sizes = [
+        values["train"]["micro_batch_size"]
+        or max(1, values["train"]["global_batch_size"] // facts["world_size"])
+        for values, facts in ((before, old), (config_to_dict(cfg), new))
+    ]
+    dropout = any(v for k, v in head.items() if "dropout" in k and isinstance(v, int | float))
+    if dropout and sizes[0] != sizes[1]:
+        yield (
+            f"not exact: dropout masks belong to a micro-batch, and it has {sizes[1]} images instead "
+            f"of {sizes[0]}; train.micro_batch_size {sizes[0]} keeps them, where it fits"
+        )
+
+
+def flat(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys down to the values; head_args and augment are values."""
+    leaves: dict[str, Any] = {}
+    for key, value in sections.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and name != "model.head_args":
+            leaves |= flat(value, f"{name}.")
+        else:
+            leaves[name] = value
+    return leaves

@@ -1,0 +1,219 @@
+"""What a run is made of between two steps, as tensors and numbers: taken, written and loaded.
+
+The schedule is a function of the step, the data order of the samples seen, dropout of both, so
+they need no state of their own. A frozen backbone is known by its fingerprint alone.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from config import UserError
+
+WEIGHTS = "model/trainable.safetensors"
+AVERAGE = "model/average.safetensors"
+OPTIMIZER = "state/optimizer.safetensors"
+RNG = "state/rng.safetensors"
+STATE = "state/state.json"
+CONFIG = "state/config.yaml"
+
+
+@dataclass
+class TrainState:
+    """Everything a run knows about itself besides tensors."""
+
+    step: int = 0
+    """Optimizer steps done"""
+    samples_seen: int = 0
+    """Place in the sample stream; steps that were skipped count as well"""
+    best_metric: float | None = None
+    best_step: int | None = None
+    evaluated_step: int = 0
+    """Step of the last whole evaluation"""
+    scaler: dict[str, Any] | None = None
+    """State of the fp16 scaler"""
+    tracker_run: str | None = None
+    """Name of the run in the tracker"""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Fingerprints of backbone and data, package versions, world size"""
+
+    def record(self, metric: float | None) -> None:
+        """Note the evaluation of the present step, and whether it is the best so far."""
+        self.evaluated_step = self.step
+        if metric is not None and (self.best_metric is None or metric > self.best_metric):
+            self.best_metric, self.best_step = metric, self.step
+
+    def to_json(self) -> str:
+        """As it stands in a checkpoint."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+class Snapshot:
+    """Copies of all tensors of a checkpoint in main memory, by file.
+
+    The memory is kept between two snapshots: taking one then costs a copy, and no allocation.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, dict[str, torch.Tensor]] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all tensors together."""
+        return sum(t.nbytes for tensors in self.files.values() for t in tensors.values())
+
+    def take(self, files: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Copy the tensors of each file; returns when training may change them."""
+        on_gpu = False
+        old, self.files = self.files, {}
+        for file, tensors in files.items():
+            kept = old.get(file, {})
+            copies = self.files.setdefault(file, {})
+            for name, tensor in tensors.items():
+                tensor, copy = tensor.detach(), kept.get(name)
+                if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
+                    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                copies[name] = copy.copy_(tensor, non_blocking=True)
+                on_gpu |= tensor.is_cuda
+        if on_gpu:
+            torch.cuda.synchronize()
+
+
+def checkpoint_tensors(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Mapping[str, torch.Tensor],
+    rng: Mapping[str, torch.Tensor],
+) -> dict[str, Mapping[str, torch.Tensor]]:
+    """The tensors of a checkpoint by file, not copied.
+
+    Args:
+        model: the detector itself, not its DDP wrapper; optimizer: the torch optimizer.
+        average: averaged weights by name, may be empty.
+        rng: random states as `gather_rng` gives them.
+    """
+    names = _optimizer_names(model, optimizer)
+    slots = {
+        f"{slot}/{names[number]}": value
+        for number, slots in optimizer.state_dict()["state"].items()
+        for slot, value in slots.items()
+    }
+    files = {WEIGHTS: trainable_tensors(model), OPTIMIZER: slots, RNG: rng}
+    return {**files, AVERAGE: average} if average else files
+
+
+def trainable_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds: parameters that train, and buffers of modules that are not frozen."""
+    frozen = {id(p) for p in model.parameters() if not p.requires_grad}
+    parameters = {n: p for n, p in model.named_parameters() if id(p) not in frozen}
+    persistent = set(model.state_dict())
+    training_modules = {n.rpartition(".")[0] for n in parameters}
+    buffers = {
+        n: b
+        for n, b in model.named_buffers()
+        if n in persistent and n.rpartition(".")[0] in training_modules
+    }
+    return {**parameters, **buffers}
+
+
+def gather_rng(accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    """Collective: called on every rank. torch's random states of all ranks by `cpu/0`, `cuda/0`.
+
+    Nothing of ours draws from them (dropout is keyed anew in each micro-batch); they are kept for
+    a head that does.
+    """
+    own = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        own["cuda"] = torch.cuda.get_rng_state()
+    states: dict[str, torch.Tensor] = {}
+    for kind, state in own.items():
+        everyone = accelerator.gather(state[None].to(accelerator.device)).cpu()
+        states |= {f"{kind}/{rank}": row for rank, row in enumerate(everyone)}
+    return states
+
+
+def load_state(folder: Path) -> TrainState:
+    """The state file of a checkpoint.
+
+    Raises:
+        UserError: if the folder is no checkpoint.
+    """
+    try:
+        return TrainState(**json.loads((folder / STATE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{folder}: not a checkpoint of this version that can be read here: {error}"
+        ) from error
+
+
+def load_average(folder: Path) -> dict[str, torch.Tensor]:
+    """The averaged weights of a checkpoint; empty if it has none."""
+    return _read(folder / AVERAGE) if (folder / AVERAGE).is_file() else {}
+
+
+def load_model(folder: Path, model: nn.Module, averaged: bool = False) -> None:
+    """Load a checkpoint's trainable weights, or their average, into the detector.
+
+    Raises:
+        UserError: if names or shapes differ, which means another head or freezing.
+    """
+    averaged = averaged and (folder / AVERAGE).is_file()
+    tensors = _read(folder / (AVERAGE if averaged else WEIGHTS))
+    own = trainable_tensors(model)
+    differing = set(tensors) ^ set(own)
+    differing |= {n for n in set(tensors) & set(own) if tensors[n].shape != own[n].shape}
+    if differing:
+        raise UserError(
+            f"{folder}: was written for another model; {len(differing)} tensors differ, first: "
+            f"{sorted(differing)[0]}"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Load the optimizer's state from a checkpoint.
+
+    Raises:
+        UserError: if it belongs to another model.
+    """
+    names = _optimizer_names(model, optimizer)
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in _read(folder / OPTIMIZER).items():
+        slot, _, name = key.partition("/")
+        if name not in names:
+            raise UserError(f"{folder / OPTIMIZER}: was written for another model: {name}")
+        state.setdefault(names.index(name), {})[slot] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def load_rng(folder: Path, rank: int) -> None:
+    """Set torch's random state to that of `rank`, if the run had such a rank."""
+    states = _read(folder / RNG)
+    if f"cpu/{rank}" in states:
+        torch.set_rng_state(states[f"cpu/{rank}"])
+    if f"cuda/{rank}" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[f"cuda/{rank}"])
+
+
+def _optimizer_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the optimizer's parameters, in the order of its state_dict."""
+    names = {id(p): n for n, p in model.named_parameters()}
+    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: not a readable checkpoint file: {error}") from error
