@@ -4,6 +4,7 @@ Read `train` below from top to bottom to see what a step is; everything it calls
 """
 
 import contextlib
+import errno
 import json
 import math
 import sys
@@ -333,4 +334,13 @@ if __name__ == "__main__":
         status = main(sys.argv[1:])
     except UserError as error:
         fail(error)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            fail(
+                UserError(
+                    f"{error}. The checkpoints written so far are intact; make room, then "
+                    "go on with --run.resume auto"
+                )
+            )
+        raise
     sys.exit(status)

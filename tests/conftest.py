@@ -9,6 +9,15 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="module")
+def lives(tmp_path_factory):
+    """Starts lives of runs that can be killed."""
+    from lives import starting_lives
+
+    with starting_lives(tmp_path_factory.mktemp("lives")) as lives:
+        yield lives
+
+
 @pytest.fixture(autouse=True)
 def _own_caches(tmp_path_factory, monkeypatch):
     """Nothing is read from or written to the user's caches."""

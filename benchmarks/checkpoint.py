@@ -1,0 +1,90 @@
+"""Size of a checkpoint and the time training waits for it, at the size of the published recipe.
+
+`python -m benchmarks.checkpoint`: DETR on a frozen DINOv3 ConvNeXt-L, both with random weights. A
+step is a whole training step on one small image. Saves in the background and saves that are waited
+for take turns.
+"""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import DINOv3ConvNextBackbone, DINOv3ConvNextConfig
+
+from config import Config, ModelConfig, OptimConfig
+from data.schema import Taxonomy
+from model.build import Detector, build_model
+from training.checkpoint import Checkpoints
+from training.optim import build_optimizer
+from training.state import TrainState, checkpoint_tensors
+
+ROUNDS = 7
+STEPS = 6
+"""Training steps after each save, longer than it takes to write"""
+IMAGE_PX = 128
+LARGE = {"hidden_sizes": [192, 384, 768, 1536], "depths": [3, 3, 27, 3]}
+
+
+def recipe_detector(folder: Path) -> Detector:
+    """DETR with transformers' defaults on a ConvNeXt-L written to `folder`."""
+    DINOv3ConvNextBackbone(DINOv3ConvNextConfig(**LARGE)).save_pretrained(folder)
+    return build_model(ModelConfig(backbone=str(folder), head="detr"), Taxonomy(("plate",), (0,)))
+
+
+def train_step(detector: Detector, optimizer: torch.optim.Optimizer) -> None:
+    """One step on one image with one box."""
+    labels = [{"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}]
+    images = torch.ones(1, 3, IMAGE_PX, IMAGE_PX)
+    detector.model(pixel_values=images, labels=labels).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def main() -> None:
+    """Print sizes and times."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        detector = recipe_detector(Path(name) / "backbone")
+        optimizer = build_optimizer(detector.model, detector.backbone_module, OptimConfig())
+        checkpoints = Checkpoints(Path(name) / "checkpoints", keep=1)
+        rng = {"cpu/0": torch.get_rng_state()}
+        waits: dict[str, list[float]] = {"waited for": [], "in the background": []}
+        windows: dict[str, list[float]] = {"no save": [], **{kind: [] for kind in waits}}
+        train_step(detector, optimizer)
+        state = TrainState()
+        for number in range(ROUNDS + 1):  # the first round allocates, and does not count
+            for kind, window in windows.items():
+                state.step += 1
+                start = time.perf_counter()
+                if kind != "no save":
+                    tensors = checkpoint_tensors(detector.model, optimizer, {}, rng)
+                    checkpoints.save(tensors, state, Config(), wait=kind == "waited for")
+                    if number:
+                        waits[kind].append(time.perf_counter() - start)
+                for _ in range(STEPS):
+                    train_step(detector, optimizer)
+                if number:
+                    window.append(time.perf_counter() - start)
+                checkpoints.wait()
+        assert checkpoints.failure is None, checkpoints.failure
+        newest = checkpoints.folder / checkpoints.names()[0]
+        for file in sorted(path for path in newest.rglob("*") if path.is_file()):
+            print(f"{file.relative_to(newest).as_posix():32}{file.stat().st_size:>12,} bytes")
+        total = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
+    print(f"{'together':32}{total:>12,} bytes")
+    plain = statistics.median(windows["no save"])
+    for kind, times in waits.items():
+        added = statistics.median(windows[kind]) - plain
+        print(
+            f"{kind}: the loop waits {1000 * statistics.median(times):.0f} ms "
+            f"({1000 * min(times):.0f} to {1000 * max(times):.0f}); with the next {STEPS} steps it "
+            f"takes {1000 * added:.0f} ms more than without a save ({1000 * plain:.0f} ms)"
+        )
+    ratio = statistics.median(waits["in the background"]) / statistics.median(waits["waited for"])
+    print(f"ratio of the waits: {100 * ratio:.1f} %")
+
+
+if __name__ == "__main__":
+    main()
