@@ -123,6 +123,7 @@ def take_step(run: Run, grad_norm: torch.Tensor) -> bool:
     All ranks decide alike, since they share the gradient. The fp16 scaler has to see the bad step as
     well: it skips it by itself and lowers its scale.
     """
+    run.checkpoints.wait_for_copy()
     finite = bool(torch.isfinite(grad_norm))
     if finite or run.accelerator.scaler is not None:
         run.optimizer.step()

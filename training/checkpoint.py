@@ -1,9 +1,9 @@
 """Checkpoints on disk: `checkpoints/step-000500/{model,state}/`, and links to the last and the best.
 
-A checkpoint is written by a thread of rank 0, from copies in memory, into a temporary folder. Its
-manifest, with size and sha256 of every file, is written last; then all is flushed and renamed. So a
-kill at any moment leaves the older checkpoints and at most a temporary folder. All files are
-safetensors, JSON or YAML: loading one runs no code.
+A thread of rank 0 copies everything in memory while the next forward and backward pass run, and
+writes it into a temporary folder. The manifest, with size and sha256 of every file, is written last;
+then all is flushed and renamed. So a kill at any moment leaves the older checkpoints and at most a
+temporary folder. All files are safetensors, JSON or YAML: loading one runs no code.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from config import Config, UserError, config_to_dict
@@ -41,6 +40,8 @@ class Checkpoints:
         """Why the last save came to nothing"""
         self._snapshot = Snapshot()
         self._writer: threading.Thread | None = None
+        self._copied = threading.Event()
+        self._copied.set()
 
     def names(self) -> list[str]:
         """Names of the checkpoints by falling step, without a look at their files."""
@@ -96,21 +97,29 @@ class Checkpoints:
         cfg: Config,
         wait: bool = False,
     ) -> None:
-        """Copy everything now, write it in the background (unless `wait`).
+        """Begin to copy and write a checkpoint (and wait for it, if `wait`).
 
-        A save that fails leaves its reason in `failure`, and the older checkpoints as they were.
+        `tensors` must not change before `wait_for_copy` has returned. A save that fails leaves its
+        reason in `failure`, and the older checkpoints as they were.
         """
         self.wait()
         texts = {
             STATE: state.to_json(),
             CONFIG: yaml.safe_dump(config_to_dict(cfg), sort_keys=False),
         }
-        self._snapshot.take(tensors)
-        arguments = (state.step, state.best_step == state.step, texts)
-        self._writer = threading.Thread(target=self._write, args=arguments, name="checkpoint")
+        self._copied.clear()
+        self._writer = threading.Thread(
+            target=self._copy_and_write,
+            args=(state.step, state.best_step == state.step, tensors, texts),
+            name="checkpoint",
+        )
         self._writer.start()
         if wait:
             self.wait()
+
+    def wait_for_copy(self) -> None:
+        """Return when training may change what is being saved."""
+        self._copied.wait()
 
     def wait(self) -> None:
         """Return when nothing is being written."""
@@ -118,23 +127,33 @@ class Checkpoints:
             self._writer.join()
             self._writer = None
 
-    def _write(self, step: int, best: bool, texts: Mapping[str, str]) -> None:
+    def _copy_and_write(
+        self,
+        step: int,
+        best: bool,
+        tensors: Mapping[str, Mapping[str, torch.Tensor]],
+        texts: Mapping[str, str],
+    ) -> None:
         name = step_name(step)
         temporary = self.folder / f"{WRITING}{name}"
         try:
+            try:
+                self._snapshot.take(tensors)
+            finally:
+                self._copied.set()
             self._check_space()
             shutil.rmtree(temporary, ignore_errors=True)
             for file in (*self._snapshot.files, *texts):
                 (temporary / file).parent.mkdir(parents=True, exist_ok=True)
-            for file, tensors in self._snapshot.files.items():
-                save_file(tensors, temporary / file)
+            for file, copies in self._snapshot.files.items():
+                save_file(copies, temporary / file)
             for file, text in texts.items():
                 (temporary / file).write_text(text)
             _flush(temporary)
             write_manifest(temporary)
             self._publish(temporary, name, best)
             self._prune()
-        except (OSError, SafetensorError) as error:
+        except Exception as error:  # in a thread it would be lost
             shutil.rmtree(temporary, ignore_errors=True)
             kept = self.names()
             self.failure = (

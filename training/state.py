@@ -72,7 +72,7 @@ class Snapshot:
 
     def take(self, files: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Copy the tensors of each file; returns when training may change them."""
-        on_gpu = False
+        devices = set()
         old, self.files = self.files, {}
         for file, tensors in files.items():
             kept = old.get(file, {})
@@ -82,9 +82,9 @@ class Snapshot:
                 if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
                     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
                 copies[name] = copy.copy_(tensor, non_blocking=True)
-                on_gpu |= tensor.is_cuda
-        if on_gpu:
-            torch.cuda.synchronize()
+                devices |= {tensor.device} if tensor.is_cuda else set()
+        for device in devices:
+            torch.cuda.synchronize(device)
 
 
 def checkpoint_tensors(
@@ -93,7 +93,9 @@ def checkpoint_tensors(
     average: Mapping[str, torch.Tensor],
     rng: Mapping[str, torch.Tensor],
 ) -> dict[str, Mapping[str, torch.Tensor]]:
-    """The tensors of a checkpoint by file, not copied.
+    """The tensors of a checkpoint by file.
+
+    What an optimizer step changes is not copied; buffers, which forward passes change, are.
 
     Args:
         model: the detector itself, not its DDP wrapper; optimizer: the torch optimizer.
@@ -106,7 +108,11 @@ def checkpoint_tensors(
         for number, slots in optimizer.state_dict()["state"].items()
         for slot, value in slots.items()
     }
-    files = {WEIGHTS: trainable_tensors(model), OPTIMIZER: slots, RNG: rng}
+    weights = {
+        name: tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
+        for name, tensor in trainable_tensors(model).items()
+    }
+    files = {WEIGHTS: weights, OPTIMIZER: slots, RNG: rng}
     return {**files, AVERAGE: average} if average else files
 
 

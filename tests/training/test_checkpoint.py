@@ -97,6 +97,7 @@ def test_what_training_does_during_a_save_does_not_reach_it(backbone, checkpoint
         checkpoint_tensors(detector.model, optimizer, {}, RNG), state, Config(), wait=False
     )
     state.step = 2
+    checkpoints.wait_for_copy()
     take_step(detector, optimizer)
     assert checkpoints.names() == []
     go_on.set()
