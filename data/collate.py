@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
@@ -71,16 +72,14 @@ class Batch:
 def collate(samples: Sequence[Sample]) -> Batch:
     """Pad to the samples' canvas, at the right and bottom."""
     height, width = samples[0].canvas
-    pixels = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
+    pixels = np.zeros((len(samples), 3, height, width), np.uint8)
     mask = torch.zeros(len(samples), height, width, dtype=torch.bool)
     for row, sample in enumerate(samples):
         assert sample.canvas == samples[0].canvas
         h, w = sample.image.shape[:2]
-        pixels[row, :, :h, :w] = torch.from_numpy(np.ascontiguousarray(sample.image)).permute(
-            2, 0, 1
-        )
+        cv2.split(sample.image, [plane[:h, :w] for plane in pixels[row]])  # writes into `pixels`
         mask[row, :h, :w] = True
-    return Batch(pixels, mask, [_label(sample) for sample in samples])
+    return Batch(torch.from_numpy(pixels), mask, [_label(sample) for sample in samples])
 
 
 def relative_cxcywh(boxes: np.ndarray, height: int, width: int) -> torch.Tensor:

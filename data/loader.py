@@ -33,10 +33,12 @@ class TrainDataset(Dataset):
         self.augment = Augment(cfg.augment)
 
     def __getitem__(self, ref: SampleRef) -> Sample:
-        sample = load_sample(self.split, ref.index, self.cfg.image_size, crowd=False)
-        planned = sample.image.shape[:2]
+        size = self.cfg.image_size
+        sample = load_sample(self.split, ref.index, size, crowd=False, draft=True)
+        record = self.split.records[ref.index]
+        planned = resized_size(record.height, record.width, size)
         seed = (self.seed, ref.epoch, ref.index)
-        image, boxes, kept = self.augment(sample.image, sample.boxes, seed)
+        image, boxes, kept = self.augment(sample.image, sample.boxes, seed, planned)
         if image.shape[:2] != planned:  # a transform that crops or rotates by 90 degrees
             image, boxes = fit_into(image, boxes, planned)
         classes = sample.classes[kept]
@@ -54,25 +56,32 @@ class EvalDataset(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         sample = load_sample(self.split, index, self.image_size, crowd=True)
-        return replace(sample, canvas=full_canvas(self.image_size))
+        image = resize(sample.image, sample.canvas)
+        return replace(sample, image=image, canvas=full_canvas(self.image_size))
 
 
-def load_sample(split: Split, index: int, size: ImageSizeConfig, crowd: bool) -> Sample:
-    """Decode and resize one image; `crowd` keeps the boxes of groups (iscrowd).
+def load_sample(
+    split: Split, index: int, size: ImageSizeConfig, crowd: bool, draft: bool = False
+) -> Sample:
+    """Decode one image, made smaller where it is larger than wanted.
+
+    Args:
+        crowd: keep the boxes of groups (iscrowd).
+        draft: as `decode` has it.
+
+    Returns: the sample with its boxes, and its canvas, as the whole resize will have them.
 
     Raises:
         UserError: naming the file or row of an image that cannot be decoded.
     """
     record = split.records[index]
-    image = decode(split.images[index], record.where)
-    height, width = image.shape[:2]
     planned = resized_size(record.height, record.width, size)
+    image = decode(split.images[index], record.where, planned, draft)
     wanted = np.ones(len(record.boxes), bool) if crowd else ~record.iscrowd
-    scale = np.array([planned[1] / width, planned[0] / height] * 2)
-    boxes = record.boxes[wanted] * scale
-    pixels = resize(image, planned)
-    classes = record.categories[wanted]
-    return Sample(pixels, boxes, classes, record.image_id, index, (height, width), planned)
+    scale = np.array([planned[1] / record.width, planned[0] / record.height] * 2)
+    boxes, classes = record.boxes[wanted] * scale, record.categories[wanted]
+    own_size = (record.height, record.width)
+    return Sample(image, boxes, classes, record.image_id, index, own_size, planned)
 
 
 def fit_into(

@@ -1,3 +1,7 @@
+import albumentations as A
+import cv2
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 from builders import write_coco
@@ -184,3 +188,95 @@ def test_group_boxes_are_no_targets(tmp_path):
     index = next(i for i, r in enumerate(data.train.records) if len(r.boxes))
     data.train.records[index].iscrowd[:] = True
     assert len(samples[SampleRef(index, 0, (64, 64))].boxes) == 0
+
+
+def photo_like(height, width, seed=0):
+    """A smooth random picture."""
+    small = np.random.default_rng(seed).integers(0, 255, (9, 12, 3), dtype=np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+WILD = {"Affine": {"rotate": [-8, 8], "shear": [-6, 6], "scale": [0.8, 1.2], "p": 1.0}}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_one_warp_gives_the_picture_of_the_separate_steps(seed):
+    """Against albumentations' own flip and affine map on the resized image, with the same draws."""
+    image = photo_like(60, 80, seed)
+    size = (150, 200)
+    boxes = np.array([[40.0, 30, 60, 50], [90, 70, 30, 20]])
+    augment = Augment([{"HorizontalFlip": {"p": 0.5}}, {"VerticalFlip": {"p": 0.5}}, WILD])
+    fused, moved, kept = augment(image, boxes, (seed,), size)
+
+    expected, expected_boxes = resize(image, size), boxes
+    states = np.random.SeedSequence([seed]).generate_state(4)
+    for transform, state in zip(augment.warps, states[1:], strict=True):
+        single = A.Compose([transform], bbox_params=A.BboxParams(format="coco", label_fields=[]))
+        transform.set_random_seed(int(state))
+        out = single(image=expected, bboxes=expected_boxes)
+        expected, expected_boxes = out["image"], out["bboxes"]
+    assert kept.tolist() == [0, 1]
+    assert moved == pytest.approx(np.asarray(expected_boxes), abs=0.01)
+    inner = (slice(20, -20), slice(20, -20))  # the fill of the border is blended otherwise
+    difference = np.abs(fused[inner].astype(int) - expected[inner].astype(int))
+    assert difference.mean() < 1.0
+
+
+@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.given(
+    st.integers(0, 2**31),
+    st.tuples(st.integers(20, 120), st.integers(20, 120)),
+    st.tuples(st.integers(64, 200), st.integers(64, 200)),
+    st.lists(st.tuples(*[st.floats(0, 1)] * 4), max_size=6),
+)
+def test_boxes_stay_inside_and_with_their_labels(seed, own, size, relative):
+    """After any chain of warps and others."""
+    limits = np.array([size[1], size[0]] * 2, dtype=float)
+    corners = np.array(relative).reshape(-1, 4) * limits
+    low, high = (
+        np.minimum(corners[:, :2], corners[:, 2:]),
+        np.maximum(corners[:, :2], corners[:, 2:]),
+    )
+    boxes = np.concatenate([low, high - low], axis=1)
+    boxes = boxes[(boxes[:, 2:] > 1).all(axis=1)]
+    image = np.zeros((*own, 3), np.uint8)
+    for specs in ([WILD], [{"HorizontalFlip": {"p": 0.5}}, WILD, {"RandomBrightnessContrast": {}}]):
+        augment = Augment(specs)
+        out, moved, kept = augment(image, boxes, (seed,), size)
+        again = augment(image, boxes, (seed,), size)
+        assert out.shape == (*size, 3)
+        assert np.array_equal(moved, again[1])
+        assert len(moved) == len(kept) == len(set(kept.tolist()))
+        assert len(kept) or not len(boxes)
+        assert (moved[:, :2] >= 0).all()
+        assert (moved[:, :2] + moved[:, 2:] <= np.array(size[::-1]) + 1e-6).all()
+        assert (moved[:, 2:] > 0).all()
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(st.integers(0, 2**31), st.floats(0.6, 2.5), st.booleans())
+def test_drawn_corners_are_where_the_boxes_say(seed, scale, flips_only):
+    """A bright rectangle, warped, has the extent of its warped box within a pixel."""
+    image = np.zeros((120, 160, 3), np.uint8)
+    image[40:80, 50:110] = 255
+    size = (round(120 * scale), round(160 * scale))
+    factor = np.array([size[1] / 160, size[0] / 120] * 2)
+    flips = [{"HorizontalFlip": {"p": 0.5}}, {"VerticalFlip": {"p": 0.5}}]
+    mild = {"Affine": {"rotate": [-5, 5], "shear": [-5, 5], "p": 1.0}}
+    augment = Augment(flips if flips_only else [*flips, mild])
+    boxes = np.array([[50.0, 40, 60, 40]]) * factor
+    out, moved, _ = augment(image, boxes, (seed,), size)
+    rows, columns = np.nonzero(out[..., 0] > 127)
+    drawn = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    x, y, width, height = moved[0]
+    assert [x, y, x + width, y + height] == pytest.approx(drawn, abs=1.0)
+
+
+def test_fast_resize_is_the_same_picture_where_it_enlarges():
+    image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+    for size in ((180, 240), (91, 121), (300, 400)):
+        exact, fast = resize(image, size), resize(image, size, fast=True)
+        assert np.abs(exact.astype(int) - fast.astype(int)).max() <= 1
+    smooth = photo_like(90, 120)
+    exact, fast = resize(smooth, (75, 100)), resize(smooth, (75, 100), fast=True)
+    assert np.abs(exact.astype(int) - fast.astype(int)).mean() < 1.0

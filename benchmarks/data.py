@@ -1,0 +1,126 @@
+"""One training sample: the published recipe's path against ours, per image and on one core.
+
+`python -m benchmarks.data [--data FOLDER]`: photos of an image folder with metadata.jsonl, the
+recipe's augmentations (flip, affine), the same output sizes. Both paths take turns, image by image.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import albumentations as A
+import numpy as np
+import torch
+from PIL import Image
+from transformers import DetrImageProcessor
+
+from config import ROOT, DataConfig, ImageSizeConfig
+from data.build import build_data
+from data.collate import collate
+from data.loader import TrainDataset, resized_sizes
+from data.sampler import SampleRef, step_canvas
+
+SIZES = ((800, 1333), (400, 667), (256, 427))
+"""(shortest, longest) side, px"""
+AFFINE = {
+    "rotate": [-5, 5],
+    "shear": [-5, 5],
+    "translate_percent": {"x": [-0.05, 0.05], "y": [-0.05, 0.05]},
+    "p": 0.5,
+}
+FOLDERS = ("plates-openimages-416", "blood-cells")
+IMAGES = 60
+SYNTHETIC = 60
+
+
+def recipe_path(shortest: int, longest: int) -> Callable[[Path, np.ndarray, np.ndarray], object]:
+    """The recipe's transform of one image: Pillow, albumentations, Pillow again, DetrImageProcessor."""
+    compose = A.Compose(
+        [A.HorizontalFlip(p=0.5), A.Affine(**{k: _tuples(v) for k, v in AFFINE.items()})],
+        bbox_params=A.BboxParams(format="coco", label_fields=["category"], clip=True),
+    )
+    processor = DetrImageProcessor(size={"shortest_edge": shortest, "longest_edge": longest})
+
+    def transform(path: Path, boxes: np.ndarray, classes: np.ndarray) -> object:
+        with Image.open(path) as opened:
+            image = np.array(opened.convert("RGB"))
+        out = compose(image=image, bboxes=boxes, category=classes)
+        annotations = [
+            {
+                "image_id": 0,
+                "category_id": int(c),
+                "bbox": list(b),
+                "area": b[2] * b[3],
+                "iscrowd": 0,
+            }
+            for b, c in zip(out["bboxes"], out["category"], strict=True)
+        ]
+        return processor(
+            images=Image.fromarray(out["image"]),
+            annotations={"image_id": 0, "annotations": annotations},
+            return_tensors="pt",
+        )
+
+    return transform
+
+
+def _tuples(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
+def compare(folder: Path, shortest: int, longest: int) -> dict[str, float]:
+    """Median ms per image of both paths, and of normalising one of our images afterwards."""
+    cfg = DataConfig(
+        source="imagefolder",
+        path=str(folder),
+        val_split="val",
+        image_size=ImageSizeConfig(longest, shortest),
+        augment=[{"HorizontalFlip": {"p": 0.5}}, {"Affine": AFFINE}],
+    )
+    split = build_data(cfg, 0).train
+    sizes = resized_sizes(split, cfg.image_size)
+    dataset = TrainDataset(split, cfg, 0)
+    theirs = recipe_path(shortest, longest)
+    times: dict[str, list[float]] = {"recipe": [], "ours": [], "normalise": []}
+    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    for index in range(min(IMAGES, len(split))):
+        path, record = split.images[index], split.records[index]
+        assert isinstance(path, Path)
+        path.read_bytes()  # both find it in the page cache
+        start = time.thread_time()
+        theirs(path, record.boxes, record.categories)
+        between = time.thread_time()
+        ref = SampleRef(index, 0, step_canvas(sizes[index : index + 1]))
+        batch = collate([dataset[ref]])
+        end = time.thread_time()
+        (batch.pixel_values.float() / 255 - mean) / mean
+        times["recipe"].append(between - start)
+        times["ours"].append(end - between)
+        times["normalise"].append(time.thread_time() - end)
+    return {name: 1000 * statistics.median(values) for name, values in times.items()}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__)
+    default = ROOT.parent / "shared" / "data"
+    parser.add_argument("--data", type=Path, default=default, help="folder of image folders")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| Images | Size | Recipe, ms | Ours, ms | Ratio | Normalising ours on this CPU, ms |")
+    print("|---|---|---|---|---|---|")
+    for name in FOLDERS:
+        for shortest, longest in SIZES:
+            row = compare(args.data / name, shortest, longest)
+            print(
+                f"| {name} | {shortest}/{longest} | {row['recipe']:.1f} | {row['ours']:.1f} "
+                f"| {row['recipe'] / row['ours']:.1f} | {row['normalise']:.1f} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
