@@ -75,9 +75,12 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
             run.detector.num_queries,
             stop=run.stop.reason is not None,
             save_failed=run.checkpoints.failure is not None,
+            bad_images=any(set(batch.bad) - set(state.bad_images) for batch in batches),
         )
         if agreed.save_failed:
             report_failed_save(run, ends=cfg.train.on_failed_save == "end")
+        if agreed.bad_images:
+            report_bad_images(run, batches)
         if agreed.stop:
             return stop(run)
         criterion.step_counts = agreed.counts
@@ -149,6 +152,28 @@ def report_skipped(run: Run, meter: StepMeter, batches: Sequence[Batch], in_a_ro
             f"step {run.state.step + 1}: {in_a_row} steps in a row had no finite gradient "
             "(train.max_skipped_steps). Lower optim.lr, or find the operation with "
             "--run.detect_anomaly true; the checkpoints written so far are kept"
+        )
+
+
+def report_bad_images(run: Run, batches: Sequence[Batch]) -> None:
+    """Collective: called on every rank. Name the images that cannot be decoded, each once.
+
+    Raises:
+        UserError: if they are more than run.max_bad_images; SystemExit then on other ranks.
+    """
+    known, limit = run.state.bad_images, run.cfg.run.max_bad_images
+    found = sorted(
+        set(gather_object([text for batch in batches for text in batch.bad])) - set(known)
+    )
+    for text in found:
+        run.log.say(f"warning: {text}; another image takes its place")
+    known += found
+    if len(known) > limit:
+        if not run.accelerator.is_main_process:
+            raise SystemExit(2)
+        raise UserError(
+            f"{len(known)} images cannot be decoded, more than run.max_bad_images {limit}; the last: "
+            f"{known[-1]}. `python -m tools.check_data --config ...` names them all"
         )
 
 

@@ -1,7 +1,7 @@
 """Samples to batches: pad, mask, and box targets relative to the unpadded image."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -26,6 +26,10 @@ class Sample:
     """(height, width) of the decoded image, px"""
     canvas: tuple[int, int]
     """(height, width) to pad to, px"""
+    bad: tuple[str, ...] = ()
+    """What was wrong with the images that this one stands in for"""
+    missing: bool = False
+    """Its pixels cannot be had, and are blank"""
 
 
 @dataclass
@@ -38,7 +42,9 @@ class Batch:
     """bool [B, H, W]; true on the image"""
     labels: list[dict[str, Any]]
     """Per image: class_labels int64 [n], boxes float32 [n, 4] cxcywh in [0, 1] of the unpadded
-    image, image_id, index, orig_size (height, width)"""
+    image, image_id, index, orig_size (height, width), missing"""
+    bad: list[str] = field(default_factory=list)
+    """Images that could not be decoded, and why; another one is in the place of each"""
 
     def pin_memory(self) -> "Batch":
         """Called by the DataLoader's pinning thread."""
@@ -46,6 +52,7 @@ class Batch:
             self.pixel_values.pin_memory(),
             self.pixel_mask.pin_memory(),
             [_each_tensor(label, torch.Tensor.pin_memory) for label in self.labels],
+            self.bad,
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -57,6 +64,7 @@ class Batch:
                 _each_tensor(label, lambda t: t.to(device, non_blocking=True))
                 for label in self.labels
             ],
+            self.bad,
         )
 
     @property
@@ -79,7 +87,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
         h, w = sample.image.shape[:2]
         cv2.split(sample.image, [plane[:h, :w] for plane in pixels[row]])  # writes into `pixels`
         mask[row, :h, :w] = True
-    return Batch(torch.from_numpy(pixels), mask, [_label(sample) for sample in samples])
+    labels = [_label(sample) for sample in samples]
+    bad = [text for sample in samples for text in sample.bad]
+    return Batch(torch.from_numpy(pixels), mask, labels, bad)
 
 
 def relative_cxcywh(boxes: np.ndarray, height: int, width: int) -> torch.Tensor:
@@ -97,6 +107,7 @@ def _label(sample: Sample) -> dict[str, Any]:
         "image_id": sample.image_id,
         "index": sample.index,
         "orig_size": sample.orig_size,
+        "missing": sample.missing,
     }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from config import DataConfig, ImageSizeConfig
+from config import DataConfig, ImageSizeConfig, UserError
 from data.collate import Batch, Sample, collate
 from data.decode import decode
 from data.sampler import SampleRef, StepSampler, evaluation_batches
@@ -24,7 +24,11 @@ def resized_sizes(split: Split, cfg: ImageSizeConfig) -> np.ndarray:
 
 
 class TrainDataset(Dataset):
-    """Augmented samples; what item `ref` is depends on (seed, ref.epoch, ref.index) alone."""
+    """Augmented samples; what item `ref` is depends on (seed, ref) and the files alone.
+
+    An image that cannot be decoded is replaced by one from the same place of a later step, which
+    every process can tell by itself.
+    """
 
     def __init__(self, split: Split, cfg: DataConfig, seed: int):
         self.split = split
@@ -33,31 +37,56 @@ class TrainDataset(Dataset):
         self.augment = Augment(cfg.augment)
 
     def __getitem__(self, ref: SampleRef) -> Sample:
+        """
+        Raises:
+            UserError: if none of the images in question can be decoded.
+        """
+        bad: list[str] = []
+        for index in dict.fromkeys((ref.index, *ref.spares)):
+            try:
+                return replace(self._sample(index, ref), bad=tuple(bad))
+            except UserError as error:
+                bad.append(str(error))
+        raise UserError("too many images in a row cannot be used: " + "; ".join(bad))
+
+    def _sample(self, index: int, ref: SampleRef) -> Sample:
         size = self.cfg.image_size
-        sample = load_sample(self.split, ref.index, size, crowd=False, draft=True)
-        record = self.split.records[ref.index]
-        planned = resized_size(record.height, record.width, size)
-        seed = (self.seed, ref.epoch, ref.index)
+        sample = load_sample(self.split, index, size, crowd=False, draft=True)
+        planned = sample.canvas
+        seed = (self.seed, ref.epoch, index)
         image, boxes, kept = self.augment(sample.image, sample.boxes, seed, planned)
-        if image.shape[:2] != planned:  # a transform that crops or rotates by 90 degrees
-            image, boxes = fit_into(image, boxes, planned)
-        classes = sample.classes[kept]
-        return Sample(
-            image, boxes, classes, sample.image_id, ref.index, sample.orig_size, ref.canvas
+        # A transform that crops or rotates by 90 degrees, or another image than the step was cut for
+        room = (min(planned[0], ref.canvas[0]), min(planned[1], ref.canvas[1]))
+        if image.shape[:2] != room:
+            image, boxes = fit_into(image, boxes, room)
+        return replace(
+            sample, image=image, boxes=boxes, classes=sample.classes[kept], canvas=ref.canvas
         )
 
 
 class EvalDataset(Dataset):
-    """Samples without augmentation, on the canvas of the exported image processor."""
+    """Samples without augmentation, on the canvas of the exported image processor.
+
+    An image whose pixels cannot be had is blank, and says so.
+    """
 
     def __init__(self, split: Split, image_size: ImageSizeConfig):
         self.split = split
         self.image_size = image_size
 
     def __getitem__(self, index: int) -> Sample:
-        sample = load_sample(self.split, index, self.image_size, crowd=True)
-        image = resize(sample.image, sample.canvas)
-        return replace(sample, image=image, canvas=full_canvas(self.image_size))
+        canvas = full_canvas(self.image_size)
+        try:
+            sample = load_sample(self.split, index, self.image_size, crowd=True)
+        except UserError:
+            record = self.split.records[index]
+            planned = resized_size(record.height, record.width, self.image_size)
+            blank, nothing = np.zeros((*planned, 3), np.uint8), np.zeros((0, 4))
+            classes, size = np.zeros(0, np.int64), (record.height, record.width)
+            return Sample(
+                blank, nothing, classes, record.image_id, index, size, canvas, missing=True
+            )
+        return replace(sample, image=resize(sample.image, sample.canvas), canvas=canvas)
 
 
 def load_sample(

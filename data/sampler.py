@@ -18,6 +18,10 @@ CANVAS_MULTIPLE_PX = 32
 somewhere inside the image, elsewhere for every size, and boxes near its right and bottom shift."""
 
 
+SPARES = 4
+"""Images that can stand in for one that cannot be decoded"""
+
+
 @dataclass(frozen=True)
 class SampleRef:
     """One place of the stream: what a worker needs to make the sample."""
@@ -27,6 +31,8 @@ class SampleRef:
     epoch: int
     canvas: tuple[int, int]
     """(height, width), px, that all images of the step are padded to"""
+    spares: tuple[int, ...] = ()
+    """Images at the same place of the next steps, to stand in for one that cannot be decoded"""
 
 
 def epoch_order(sizes: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
@@ -94,7 +100,7 @@ class StepSampler:
         self.start_step = start_step
         self.rank = rank
         self.world = world
-        self._order = (-1, np.empty(0, np.int64))
+        self._orders: dict[int, np.ndarray] = {}
 
     @property
     def accumulation(self) -> int:
@@ -110,17 +116,27 @@ class StepSampler:
 
     def global_batch(self, step: int) -> list[SampleRef]:
         """The whole step's samples; the same on every rank."""
-        first = step * self.global_batch_size
-        places = [divmod(i, len(self.sizes)) for i in range(first, first + self.global_batch_size)]
-        picks = [(int(self._epoch(epoch)[place]), epoch) for epoch, place in places]
-        canvas = step_canvas(self.sizes[[index for index, _ in picks]])
-        return [SampleRef(index, epoch, canvas) for index, epoch in picks]
+        size = self.global_batch_size
+        first = step * size
+        picks = [self._image(i) for i in range(first, first + size * (1 + SPARES))]
+        canvas = step_canvas(self.sizes[picks[:size]])
+        return [
+            SampleRef(
+                picks[place],
+                (first + place) // len(self.sizes),
+                canvas,
+                tuple(picks[place + size :: size]),
+            )
+            for place in range(size)
+        ]
 
-    def _epoch(self, epoch: int) -> np.ndarray:
-        if self._order[0] != epoch:
-            order = epoch_order(self.sizes, self.global_batch_size, self.seed, epoch)
-            self._order = (epoch, order)
-        return self._order[1]
+    def _image(self, sample: int) -> int:
+        """The image of one sample of the stream."""
+        epoch, place = divmod(sample, len(self.sizes))
+        if epoch not in self._orders:
+            self._orders = {e: order for e, order in self._orders.items() if e >= epoch - 1}
+            self._orders[epoch] = epoch_order(self.sizes, self.global_batch_size, self.seed, epoch)
+        return int(self._orders[epoch][place])
 
 
 def evaluation_batches(num_images: int, batch_size: int) -> list[list[int]]:

@@ -18,6 +18,7 @@ IOU_50 = 0
 def coco_metrics(split: Split, predictions: Predictions, taxonomy: Taxonomy) -> dict[str, Any]:
     """AP (IoU 0.5 to 0.95), AP50, AP75, AP by size, AR_100 and `per_class` {name: {AP, AP50}}.
 
+    The boxes of images that could not be read count as missed; `missing_images` says how many.
     Sizes are areas in pixels of the decoded image (small < 32^2, large > 96^2). A number without
     any object to measure it on is None.
     """
@@ -29,6 +30,7 @@ def coco_metrics(split: Split, predictions: Predictions, taxonomy: Taxonomy) -> 
     evaluator.accumulate()
     evaluator.summarize()
     metrics: dict[str, Any] = {k: _number(evaluator.stats[place]) for k, place in SUMMARY.items()}
+    metrics["missing_images"] = len(predictions.missing)
     precision = evaluator.eval["precision"]  # [IoU, recall, class, area range, max detections]
     metrics["per_class"] = {
         name: {

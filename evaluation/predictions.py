@@ -1,7 +1,7 @@
 """Run the detector over a validation split, on any number of processes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ class Predictions:
     """float64 [n]"""
     classes: np.ndarray
     """int64 [n]"""
+    missing: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """int64 [m]: images whose pixels could not be had; nothing is found on them"""
 
     def of_image(self, index: int, threshold: float = 0.0) -> "Predictions":
         """Those of one image with at least `threshold`."""
@@ -80,18 +82,19 @@ def predict_split(
                         accelerator, model, processor, normalization, batch, max_detections
                     )
                 )
-                seen += [label["index"] for label in batch.labels]
+                seen += [(label["index"], label["missing"]) for label in batch.labels]
     finally:
         model.train(was_training)
     gathered = _gather(accelerator, np.concatenate(rows))
-    covered = _gather(accelerator, np.array(seen, dtype=np.float32).reshape(-1, 1))[:, 0]
-    assert sorted(covered.astype(int)) == list(range(num_images)), "each image is predicted once"
+    covered = _gather(accelerator, np.array(seen, dtype=np.float32).reshape(-1, 2)).astype(int)
+    assert sorted(covered[:, 0]) == list(range(num_images)), "each image is predicted once"
+    missing = np.sort(covered[covered[:, 1] > 0, 0])
+    gathered = gathered[~np.isin(gathered[:, 0], missing)]
     order = np.lexsort((-gathered[:, 5], gathered[:, 0]))
     gathered = gathered[order].astype(np.float64)
     boxes = np.concatenate([gathered[:, 1:3], gathered[:, 3:5] - gathered[:, 1:3]], axis=1)
-    return Predictions(
-        gathered[:, 0].astype(np.int64), boxes, gathered[:, 5], gathered[:, 6].astype(np.int64)
-    )
+    index, classes = gathered[:, 0].astype(np.int64), gathered[:, 6].astype(np.int64)
+    return Predictions(index, boxes, gathered[:, 5], classes, missing)
 
 
 def _most_batches(accelerator: Accelerator, loader: DataLoader[Batch]) -> int:

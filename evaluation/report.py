@@ -45,7 +45,8 @@ def draw_fixed_images(
 ) -> None:
     """The same images after every evaluation: truth thin and green, predictions with scores."""
     images = []
-    for index in range(min(NUM_DRAWN, len(split))):
+    missing = set(predictions.missing.tolist())
+    for index in [i for i in range(len(split)) if i not in missing][:NUM_DRAWN]:
         record = split.records[index]
         found = predictions.of_image(index, threshold)
         labels = [
@@ -54,13 +55,19 @@ def draw_fixed_images(
         ]
         pixels = decode(split.images[index], record.where)
         images.append(draw_boxes(pixels, found.boxes, labels, found.classes, truth=record.boxes))
-    save_grid(images, file)
+    if images:
+        save_grid(images, file)
 
 
 def metric_lines(metrics: dict[str, Any], max_classes: int = 20) -> Iterator[str]:
     """One line of totals, then one per class (the worst ones, if there are many)."""
     totals = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100"]
     yield "  ".join(f"{name} {_text(metrics[name])}" for name in totals)
+    if metrics["missing_images"]:
+        yield (
+            f"  {metrics['missing_images']} validation image(s) cannot be read; their boxes count as "
+            "missed"
+        )
     rows = sorted(metrics["per_class"].items(), key=lambda row: row[1]["AP"] or 0.0)
     if len(rows) > 1:
         for name, row in rows[:max_classes]:

@@ -506,12 +506,42 @@ def test_backbone_trained_with_the_head_changes_and_a_frozen_one_does_not(tmp_pa
         assert all(same) if freeze == "all" else not any(same)
 
 
-def test_image_that_breaks_while_training_is_named_in_one_line(tmp_path):
+def cut(file):
+    """Keep an image's header, and nothing of its pixels."""
+    content = file.read_bytes()
+    file.write_bytes(content[: content.index(b"\xff\xda") + 20])
+
+
+def test_too_many_broken_images_end_the_run_with_one_line(tmp_path):
     arguments = tiny_run(tmp_path, data__num_workers=1)
     for file in (tmp_path / "data/train").glob("*.jpg"):
-        content = file.read_bytes()  # keep the header, and nothing of the pixels
-        file.write_bytes(content[: content.index(b"\xff\xda") + 20])
+        cut(file)
     result = launch(arguments)
     assert result.returncode == 2
     assert "cannot decode the image" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_broken_image_is_named_once_and_replaced(tmp_path, processes):
+    """The same replacement on any number of processes and workers; missed in the evaluation."""
+    keys = {"train__steps": 6, "train__micro_batch_size": 1, "data__num_workers": processes - 1}
+    arguments = tiny_run(tmp_path, **keys)
+    write_coco(tmp_path / "data", 12)
+    for file in ("train/001.jpg", "val/002.jpg"):
+        cut(tmp_path / "data" / file)
+    result = launch(arguments, processes)
+    assert result.returncode == 0, result.stderr
+    text = (tmp_path / "run/train.log").read_text()
+    assert text.count("train/001.jpg: cannot decode the image") == 1
+    assert "another image takes its place" in text
+    assert "1 validation image(s) cannot be read; their boxes count as missed" in text
+    assert all(11 not in row for row in ids(tmp_path / "run"))
+    assert all(len(row) == 4 for row in ids(tmp_path / "run"))
+    metrics = json.loads((tmp_path / "run/eval/step-000006/metrics.json").read_text())
+    assert metrics["missing_images"] == 1
+    if processes == 2:
+        alone = tiny_run(tmp_path, **keys, run__output_dir=tmp_path / "alone")
+        assert launch(alone).returncode == 0
+        assert ids(tmp_path / "alone") == ids(tmp_path / "run")
+        assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)

@@ -19,6 +19,8 @@ class Agreed:
     """Some rank was asked to stop"""
     save_failed: bool
     """The last checkpoint could not be written"""
+    bad_images: bool
+    """Some rank met an image that cannot be decoded"""
 
 
 def agree(
@@ -27,6 +29,7 @@ def agree(
     num_queries: int,
     stop: bool = False,
     save_failed: bool = False,
+    bad_images: bool = False,
 ) -> Agreed:
     """Collective: called on every rank. The step's boxes and images, and flags, over all ranks.
 
@@ -35,12 +38,12 @@ def agree(
     """
     own = StepCounts.of_batch([n for batch in batches for n in batch.num_boxes], num_queries)
     values = torch.tensor(
-        [own.num_boxes, own.num_matched, own.num_images, stop, save_failed],
+        [own.num_boxes, own.num_matched, own.num_images, stop, save_failed, bad_images],
         dtype=torch.float64 if accelerator.device.type == "cpu" else torch.float32,
         device=accelerator.device,
     )
-    *counts, stops, failures = accelerator.reduce(values, reduction="sum").tolist()
-    return Agreed(StepCounts(*counts), stops > 0, failures > 0)
+    *counts, stops, failures, bad = accelerator.reduce(values, reduction="sum").tolist()
+    return Agreed(StepCounts(*counts), stops > 0, failures > 0, bad > 0)
 
 
 def any_rank(accelerator: Accelerator, flag: bool) -> bool:

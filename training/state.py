@@ -42,6 +42,8 @@ class TrainState:
     """State of the fp16 scaler"""
     tracker_run: str | None = None
     """Name of the run in the tracker"""
+    bad_images: list[str] = field(default_factory=list)
+    """Training images that could not be decoded, and why"""
     facts: dict[str, Any] = field(default_factory=dict)
     """Fingerprints of backbone and data, package versions, world size"""
 
