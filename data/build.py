@@ -12,6 +12,7 @@ import numpy as np
 from config import DataConfig, UserError
 from data.checking import clean_boxes, repeated_boxes
 from data.findings import IMAGE_KINDS, Finding, Findings, Remedy
+from data.header_cache import cached_headers
 from data.schema import Record, Split, Taxonomy, build_taxonomy
 from data.splits import split_off
 
@@ -80,12 +81,10 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings) -> Data:
 
         cfg = ensure_written(cfg, seed)
     reader = importlib.import_module(READERS[cfg.source])
-    train = reader.read_split(cfg, "train", findings)
-    if cfg.val_split is not None:
-        val = reader.read_split(cfg, "val", findings)
-    elif cfg.val_on_train:
-        val = train
-    else:
+    with cached_headers(cfg.path):
+        train = reader.read_split(cfg, "train", findings)
+        val = train if cfg.val_split is None else reader.read_split(cfg, "val", findings)
+    if cfg.val_split is None and not cfg.val_on_train:
         train, val = split_off(train, cfg.val_fraction, seed)
     # Not before: which images are set aside does not depend on which can be read.
     train = train.subset([i for i, r in enumerate(train.records) if not r.unreadable])

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -66,7 +67,7 @@ def read_header(source: Path | bytes, where: str, findings: Findings) -> Header 
 
     Whatever is unusual about the image becomes a finding at `where`.
     """
-    header = inspect(source)
+    header = inspect(source) if isinstance(source, bytes) else inspect_file(source)
     if isinstance(header, BadHeader):
         findings.add(header.kind, where, header.detail)
         return None
@@ -97,6 +98,10 @@ def inspect(source: Path | bytes) -> Header | BadHeader:
             return _of_stream(stream, source.stat().st_size)
     except Exception as error:  # Pillow's readers raise whatever their parsing runs into
         return BadHeader("unreadable image", f"{type(error).__name__}: {error}")
+
+
+inspect_file: Callable[[Path], Header | BadHeader] = inspect
+"""`inspect` for files; `data.header_cache` puts what it remembers in front of it"""
 
 
 def _of_stream(stream: BinaryIO, size: int) -> Header | BadHeader:

@@ -1,0 +1,81 @@
+"""Headers of a dataset's image files, kept from one run to the next.
+
+Reading the header of every image takes longer than everything else before the first step. A file
+whose size and time of change are those of the last run has the header it had then.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import astuple
+from pathlib import Path
+
+from data import headers
+from data.headers import BadHeader, Header
+
+FORMAT = 1
+"""Raise it when Header changes, so that old caches are not read"""
+
+
+@contextlib.contextmanager
+def cached_headers(dataset: str | None) -> Iterator[None]:
+    """Inside the block, headers of image files come from the cache of `dataset` where they can."""
+    if dataset is None or not Path(dataset).is_dir():
+        yield
+        return
+    cache = _Cache(cache_file(Path(dataset)))
+    before, headers.inspect_file = headers.inspect_file, cache.inspect
+    try:
+        yield
+    finally:
+        headers.inspect_file = before
+        cache.save()
+
+
+def cache_file(dataset: Path) -> Path:
+    """Where the headers of a dataset's folder are kept."""
+    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "permafrost"
+    name = hashlib.sha256(str(dataset.resolve()).encode()).hexdigest()[:16]
+    return root / f"headers-v{FORMAT}-{name}.json"
+
+
+class _Cache:
+    def __init__(self, file: Path):
+        self.file = file
+        self.known: dict[str, list] = {}
+        self.changed = False
+        try:
+            loaded = json.loads(file.read_text())
+            self.known = loaded if isinstance(loaded, dict) else {}
+        except (OSError, ValueError):
+            pass  # none yet, or a torn one: made anew
+
+    def inspect(self, path: Path) -> Header | BadHeader:
+        try:
+            stat = path.stat()
+        except OSError:
+            return headers.inspect(path)
+        key, state = str(path), [stat.st_size, stat.st_mtime_ns]
+        entry = self.known.get(key)
+        if isinstance(entry, list) and entry[:2] == state:
+            with contextlib.suppress(TypeError):
+                return Header(*entry[2:])
+        header = headers.inspect(path)
+        if isinstance(header, Header):
+            self.known[key] = [*state, *astuple(header)]
+            self.changed = True
+        return header
+
+    def save(self) -> None:
+        """Write the cache, whole or not at all; a cache that cannot be written is done without."""
+        if not self.changed:
+            return
+        with contextlib.suppress(OSError):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self.file.parent, prefix=".writing-")
+            with os.fdopen(handle, "w") as stream:
+                json.dump(self.known, stream)
+            Path(name).replace(self.file)

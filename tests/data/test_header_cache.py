@@ -1,0 +1,61 @@
+"""Headers are read once, and again when a file has changed."""
+
+import json
+
+import pytest
+from builders import write_coco
+from PIL import Image
+
+from config import DataConfig
+from data import headers
+from data.build import build_data
+from data.header_cache import cache_file
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_coco(tmp_path / "data", 8)
+    write_coco(tmp_path / "data", 4, "val", seed=1)
+    return DataConfig(source="coco", path=str(tmp_path / "data"), val_split="val")
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Paths of the images whose headers were read."""
+    paths = []
+    inspect = headers.inspect
+    monkeypatch.setattr(
+        headers, "inspect", lambda source: (paths.append(source), inspect(source))[1]
+    )
+    return paths
+
+
+def test_second_start_opens_no_image(dataset, opened):
+    first = build_data(dataset, 0)
+    assert len(opened) == 12
+    opened.clear()
+    second = build_data(dataset, 0)
+    assert opened == []
+    assert second.fingerprint() == first.fingerprint()
+    assert [str(f) for f in second.findings] == [str(f) for f in first.findings]
+
+
+def test_changed_and_broken_images_are_read_again(dataset, opened, tmp_path):
+    (tmp_path / "data/train/003.jpg").write_bytes(b"no image")
+    build_data(dataset, 0)
+    opened.clear()
+    Image.new("RGB", (50, 40)).save(tmp_path / "data/train/002.jpg")
+    data = build_data(dataset, 0)
+    assert [path.name for path in opened] == ["002.jpg", "003.jpg"]
+    assert (data.train.records[2].width, data.train.records[2].height) == (50, 40)
+    assert data.findings.counts()["unreadable image"] == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"a": 3}'])
+def test_torn_cache_is_made_anew(dataset, content, tmp_path):
+    whole = build_data(dataset, 0)
+    file = cache_file(tmp_path / "data")
+    file.write_text(content)
+    assert build_data(dataset, 0).fingerprint() == whole.fingerprint()
+    assert len(json.loads(file.read_text())) >= 12
