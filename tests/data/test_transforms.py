@@ -1,3 +1,5 @@
+import dataclasses
+
 import albumentations as A
 import cv2
 import hypothesis
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 from builders import write_coco
 
-from config import DataConfig, ImageSizeConfig, UserError
+from config import DataConfig, ImageSizeConfig, UserError, load_config
 from data.build import build_data
 from data.collate import Sample, collate
 from data.loader import TrainDataset, resized_sizes, train_loader
@@ -280,3 +282,29 @@ def test_fast_resize_is_the_same_picture_where_it_enlarges():
     smooth = photo_like(90, 120)
     exact, fast = resize(smooth, (75, 100)), resize(smooth, (75, 100), fast=True)
     assert np.abs(exact.astype(int) - fast.astype(int)).mean() < 1.0
+
+
+@pytest.mark.parametrize("recipe", ["light", "medium", "strong"])
+def test_augmentation_recipes(tmp_path, recipe):
+    """They go on top of any config, and give samples that keep the step's canvas."""
+    files = ["--config", "configs/coco.yaml", "--config", f"configs/augment/{recipe}.yaml"]
+    write_coco(tmp_path, 8)
+    longest = ["--data.image_size.longest", "128"]
+    cfg = load_config([*files, "--data.path", str(tmp_path), "--data.val_split", "null", *longest])
+    split = build_data(cfg.data, 0).train
+    dataset = TrainDataset(split, cfg.data, 0)
+    plain = TrainDataset(split, dataclasses.replace(cfg.data, augment=[]), 0)
+    changed = 0
+    for index in range(len(split)):
+        for epoch in range(4):
+            ref = SampleRef(index, epoch, (128, 128))
+            sample, before = dataset[ref], plain[ref]
+            height, width = before.image.shape[:2]
+            assert sample.image.shape[0] <= height
+            assert sample.image.shape[1] <= width
+            assert max(sample.image.shape[0] / height, sample.image.shape[1] / width) > 0.97
+            assert sample.image.dtype == np.uint8
+            assert bool(len(sample.boxes)) == bool(len(before.boxes))
+            changed += not np.array_equal(sample.image, before.image)
+            collate([sample])
+    assert changed > 16
