@@ -11,6 +11,14 @@ from config import UserError
 EXIF_ORIENTATION = 0x0112
 SIDEWAYS = {5, 6, 7, 8}
 """EXIF orientations that swap width and height"""
+NOT_DECODABLE = (
+    OSError,
+    UnidentifiedImageError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for broken images, and for those that claim more than 179 megapixels"""
 
 
 def decode(source: Path | bytes, where: str) -> np.ndarray:
@@ -24,7 +32,7 @@ def decode(source: Path | bytes, where: str) -> np.ndarray:
     try:
         with _open(source) as image:
             return np.array(to_rgb(ImageOps.exif_transpose(image)))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except NOT_DECODABLE as error:
         raise UserError(f"{where}: cannot decode the image: {error}") from error
 
 
@@ -40,7 +48,7 @@ def image_size(source: Path | bytes, where: str) -> tuple[int, int]:
             sideways = image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
     except FileNotFoundError as error:
         raise UserError(f"{where}: the image file does not exist") from error
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except NOT_DECODABLE as error:
         raise UserError(f"{where}: not a readable image: {error}") from error
     return (height, width) if sideways else (width, height)
 
