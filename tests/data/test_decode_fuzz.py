@@ -70,7 +70,9 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
     """`content` with flipped bits, another header, a piece missing or doubled, or cut short."""
     data = bytearray(content)
     for _ in range(rng.integers(1, 4)):
-        size = max(len(data), 1)
+        if not data:
+            break
+        size = len(data)
         kind = rng.choice(["flip", "header", "number", "cut", "remove", "double"])
         if kind == "flip":
             for place in rng.integers(0, size, rng.integers(1, 20)):
