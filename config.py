@@ -56,6 +56,8 @@ class RunConfig:
     """Draw the first N steps' images with their boxes, as the model gets them, into samples/"""
     collective_timeout_s: int = 1800
     """Longest time that a rank waits for the others, s; more than the longest evaluation"""
+    max_bad_images: int = 10
+    """Images that cannot be read and are left out; more end the run, since the folder may be wrong"""
     detect_anomaly: bool = False
     """torch.autograd anomaly detection: names the operation that made a NaN (slow)"""
 
@@ -74,14 +76,17 @@ class ImageSizeConfig:
 class DataConfig:
     """The labelled images"""
 
-    source: Literal["synthetic", "hub", "coco", "imagefolder"] = "synthetic"
-    """Kind of data: synthetic street scenes, a Hub dataset, COCO files, a folder with metadata.jsonl"""
+    source: Literal["synthetic", "hub", "coco", "imagefolder", "voc", "yolo"] = "synthetic"
+    """Kind of data: synthetic street scenes, a Hub dataset, COCO files, a folder with metadata.jsonl,
+    Pascal VOC files, YOLO files"""
     path: str | None = None
-    """Folder (coco, imagefolder), Hub id or local folder in Hub format (hub), cache folder (synthetic)"""
+    """Folder (coco, imagefolder, voc, yolo), Hub id or local folder in Hub format (hub), cache folder
+    (synthetic)"""
     revision: str | None = None
     """Revision (commit, tag or branch) of a Hub dataset"""
     train_split: str = "train"
-    """Training split: its name (hub) or its folder below path (coco, imagefolder)"""
+    """Training split: its name (hub, e.g. train or train[:10%]; voc; yolo) or its folder below path
+    (coco, imagefolder, voc)"""
     val_split: str | None = None
     """Validation split, named like train_split; default: val_fraction of the training split"""
     val_fraction: float = 0.05
@@ -92,6 +97,14 @@ class DataConfig:
     """COCO file of the validation images, relative to path; default: annotations/<val_split>.json"""
     labels: list[str] | None = None
     """Class names in the order of the dataset's category ids; default: what the dataset says"""
+    box_format: Literal["coco", "pascal_voc", "albumentations", "yolo"] = "coco"
+    """Boxes of hub and imagefolder: coco (x, y, w, h, px), pascal_voc (corners, px), albumentations
+    (corners, 0 to 1), yolo (centre, w, h, 0 to 1)"""
+    strict: bool = False
+    """End the run before its first step for anything wrong with the dataset, also what can be left out,
+    repaired or converted"""
+    streaming: bool = False
+    """Read a Hub dataset row by row, once, into a folder of images in the cache"""
     limit: int | None = None
     """Use only the first N training images (debugging)"""
     val_on_train: bool = False
@@ -425,6 +438,15 @@ def _check_data(data: DataConfig) -> Iterator[str]:
         yield f"data.val_on_train: contradicts data.val_split {data.val_split}; drop one of them"
     if data.source != "hub" and data.revision:
         yield f"data.revision {data.revision}: only a Hub dataset has revisions"
+    if data.source not in ("hub", "imagefolder") and data.box_format != "coco":
+        yield (
+            f"data.box_format {data.box_format}: has no effect with data.source {data.source}, whose "
+            "format says how boxes are written"
+        )
+    if data.streaming and data.source != "hub":
+        yield f"data.streaming: only a Hub dataset can be streamed, not data.source {data.source}"
+    if data.streaming and "[" in f"{data.train_split}{data.val_split}":
+        yield "data.streaming: reads whole splits; drop it, or the [...] of the split"
     for key in ("limit", "synthetic_train", "synthetic_val"):
         yield from _positive(f"data.{key}", getattr(data, key))
     yield from _positive("data.image_size.longest", data.image_size.longest)
@@ -439,6 +461,8 @@ def _check_data(data: DataConfig) -> Iterator[str]:
 def _check_run(cfg: Config) -> Iterator[str]:
     yield from _positive("run.log_every", cfg.run.log_every)
     yield from _positive("run.collective_timeout_s", cfg.run.collective_timeout_s)
+    if cfg.run.max_bad_images < 0:
+        yield f"run.max_bad_images {cfg.run.max_bad_images}: must be 0 or more"
     yield from _positive("eval.max_detections", cfg.eval.max_detections)
     yield from _positive("eval.batch_size", cfg.eval.batch_size)
     if cfg.eval.max_detections > 100:

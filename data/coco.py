@@ -1,171 +1,180 @@
 """Reader: a folder with images and COCO annotation files.
 
 `path/train/*.jpg` with `path/annotations/train.json`; other names through `data.train_split`,
-`data.train_annotations` and their validation twins.
+`data.train_annotations` and their validation twins. An annotation without a `bbox` takes the box of
+its `segmentation`.
 """
 
 import json
-import os
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from config import DataConfig, UserError
-from data.decode import image_size
-from data.schema import Record, Split
+from data.annotations import Boxes, Unique, as_id, as_int, as_size, short
+from data.files import ImageFiles, Inside, existing_folder, note_unlisted
+from data.findings import Findings
+from data.masks import box_of_segmentation
+from data.schema import Split, number_text
 
 
-@dataclass(frozen=True)
-class ImageFiles:
-    """Images as files on disk."""
-
-    paths: Sequence[Path]
-
-    def __getitem__(self, index: int) -> Path:
-        return self.paths[index]
-
-
-def read_split(cfg: DataConfig, which: str) -> Split:
+def read_split(cfg: DataConfig, which: str, findings: Findings) -> Split:
     """The training or validation split ("train" or "val") of a COCO dataset.
 
     Raises:
-        UserError: for a missing folder or file, a broken file, or an annotation without image.
+        UserError: for a missing folder or annotation file, or one that is no COCO file.
     """
     assert cfg.path is not None
     root = existing_folder(cfg.path)
-    name = cfg.train_split if which == "train" else cfg.val_split
-    given = cfg.train_annotations if which == "train" else cfg.val_annotations
-    file = root / (given or f"annotations/{name}.json")
+    file, folder = _places(cfg, which, root)
     if not file.is_file():
         raise UserError(
-            f"{file}: the COCO annotation file of data.{which}_split {name!r} does not exist; "
+            f"{file}: the COCO annotation file of data.{which}_split {folder.name!r} does not exist; "
             f"set data.{which}_annotations"
         )
-    return read_coco_file(file, root / str(name))
-
-
-def read_coco_file(file: Path, image_folder: Path) -> Split:
-    """Split of one COCO file whose `file_name`s are relative to `image_folder`.
-
-    Raises:
-        UserError: as `read_split`.
-    """
-    content = _load(file)
-    try:
-        names = {int(c["id"]): str(c["name"]) for c in content["categories"]}
-        by_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-        for annotation in content["annotations"]:
-            by_image[annotation["image_id"]].append(annotation)
-        images = content["images"]
-        ids = [image["id"] for image in images]
-        hash(tuple(ids))  # lists and objects are no ids
-        files = [str(image["file_name"]) for image in images]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: not a COCO file: missing or broken {error}") from error
-    _check_ids(file, ids, by_image)
-    paths = [inside(image_folder, name, str(file)) for name in files]
-    records = [
-        _record(image_id, path, by_image.get(image_id, []))
-        for image_id, path in zip(ids, paths, strict=True)
-    ]
+    content = load_json(file)
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise UserError(f"{file}: not a COCO file: expected an object with a list 'images'")
+    if not content["images"]:
+        raise UserError(f"{file}: lists no images")
+    if cfg.labels is None or "categories" in content:
+        names = _category_names(content, file, findings)
+    else:
+        names = {}
+    entries = _images(content["images"], file, findings)
+    boxes = _annotations(content, file, folder, entries, findings)
+    inside = Inside(root, folder)
+    records, paths = [], []
+    for image_id, entry in entries.items():
+        path = inside.join(folder, entry["file_name"], f"{file}, image {image_id!r}", findings)
+        if path is not None:
+            size = as_size(entry.get("width"), entry.get("height"))
+            records.append(boxes[image_id].record(image_id, path, size))
+            paths.append(path)
+    note_unlisted(folder, [*paths, *_listed_by_the_other(cfg, which, root, folder)], findings)
     return Split(records, ImageFiles(paths), names)
 
 
-def existing_folder(path: str) -> Path:
-    """`path` as a folder.
+def load_json(file: Path) -> Any:
+    """Content of a JSON file.
 
     Raises:
-        UserError: if it does not exist.
-    """
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise UserError(f"data.path {path}: no such folder")
-    return root
-
-
-def inside(folder: Path, name: str, where: str) -> Path:
-    """`folder / name`, which must not lead out of `folder`.
-
-    Raises:
-        UserError: naming `where` and the path that leaves the folder.
-    """
-    inner = os.path.normpath(name)
-    if os.path.isabs(inner) or inner.split(os.sep)[0] == os.pardir:
-        raise UserError(f"{where}: file_name {name!r} leads out of {folder}")
-    return folder / inner
-
-
-def make_record(
-    image_id: int | str,
-    where: str,
-    size: tuple[int, int],
-    boxes: Sequence[Sequence[float]],
-    categories: Sequence[int],
-    areas: Sequence[float] | None,
-    iscrowd: Sequence[bool] | None,
-) -> Record:
-    """Record of plain lists; a missing area is the box's own.
-
-    Raises:
-        UserError: naming `where` if the lists do not fit each other.
+        UserError: if it cannot be read, or is not JSON.
     """
     try:
-        box_array = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-        category_array = np.asarray(categories, dtype=np.int64).reshape(-1)
-        area_array = (
-            box_array[:, 2] * box_array[:, 3]
-            if areas is None
-            else np.asarray(areas, dtype=np.float64).reshape(-1)
-        )
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: boxes or categories are not numbers: {error}") from error
-    crowd = np.zeros(len(box_array), bool) if iscrowd is None else np.asarray(iscrowd, dtype=bool)
-    lengths = {len(box_array), len(category_array), len(area_array), len(crowd)}
-    if len(lengths) > 1:
-        raise UserError(
-            f"{where}: {len(box_array)} boxes, {len(category_array)} categories, "
-            f"{len(area_array)} areas, {len(crowd)} iscrowd: these must be equally many"
-        )
-    return Record(image_id, where, *size, box_array, category_array, area_array, crowd)
-
-
-def _load(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
+        return json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: not a JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: not a COCO file: expected an object at the top")
-    return content
+    except RecursionError as error:
+        raise UserError(f"{file}: not a JSON file of data: nested too deeply") from error
 
 
-def _check_ids(file: Path, ids: list[Any], by_image: dict[Any, list[dict[str, Any]]]) -> None:
-    if not ids:
-        raise UserError(f"{file}: lists no images")
-    if len(set(ids)) != len(ids):
-        repeated = next(i for i in ids if ids.count(i) > 1)
-        raise UserError(f"{file}: image id {repeated!r} is used for several images")
-    orphans = [a for image_id in set(by_image) - set(ids) for a in by_image[image_id]]
-    if orphans:
-        first = orphans[0]
-        raise UserError(
-            f"{file}: {len(orphans)} annotation(s) of images that the file does not list; first: "
-            f"annotation {first.get('id')!r} of image {first['image_id']!r}"
-        )
+def _places(cfg: DataConfig, which: str, root: Path) -> tuple[Path, Path]:
+    """Annotation file and image folder of a split."""
+    name = cfg.train_split if which == "train" else cfg.val_split
+    given = cfg.train_annotations if which == "train" else cfg.val_annotations
+    return root / (given or f"annotations/{name}.json"), root / str(name)
 
 
-def _record(image_id: int | str, path: Path, annotations: list[dict[str, Any]]) -> Record:
-    where = str(path)
-    size = image_size(path, where)
-    try:
-        boxes = [a["bbox"] for a in annotations]
-        categories = [a["category_id"] for a in annotations]
-    except KeyError as error:
-        raise UserError(f"{where}: an annotation of this image has no {error}") from error
-    areas = [a["area"] for a in annotations] if all("area" in a for a in annotations) else None
-    crowd = [bool(a.get("iscrowd", 0)) for a in annotations]
-    return make_record(image_id, where, size, boxes, categories, areas, crowd)
+def _category_names(content: dict[str, Any], file: Path, findings: Findings) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for place, entry in _objects(content, "categories", file, findings):
+        category, name = as_int(entry.get("id")), entry.get("name")
+        if category is None or not isinstance(name, str):
+            findings.add("broken row", f"{file}, category at place {place}", "no id or no name")
+        elif names.setdefault(category, name) != name:
+            findings.add(
+                "broken row",
+                f"{file}, category at place {place}",
+                f"id {category} is both {names[category]!r} and {name!r}",
+            )
+    return names
+
+
+def _images(images: list[Any], file: Path, findings: Findings) -> dict[int | str, dict[str, Any]]:
+    """The usable entries by image id."""
+    entries: dict[int | str, dict[str, Any]] = {}
+    unique = Unique("duplicate image id", findings)
+    for place, entry in _objects({"images": images}, "images", file, findings):
+        image_id, where = as_id(entry.get("id")), f"{file}, image at place {place}"
+        name = entry.get("file_name")
+        if image_id is None:
+            findings.add("broken row", where, f"its id is {short(entry.get('id'))}")
+        elif not isinstance(name, str) or not name:
+            findings.add("broken row", where, f"its file_name is {short(name)}")
+        elif unique.is_new(image_id, where):
+            entries[image_id] = entry
+    return entries
+
+
+def _annotations(
+    content: dict[str, Any],
+    file: Path,
+    folder: Path,
+    entries: dict[int | str, dict[str, Any]],
+    findings: Findings,
+) -> dict[int | str, Boxes]:
+    """The usable annotations by image id."""
+    boxes = {
+        image_id: Boxes(str(folder / entry["file_name"]), "annotation", findings)
+        for image_id, entry in entries.items()
+    }
+    unique = Unique("duplicate annotation id", findings)
+    for place, entry in _objects(content, "annotations", file, findings):
+        number = as_int(entry.get("id"))
+        number = ~place if number is None or number < 0 else number
+        where = f"{file}, {number_text('annotation', number)}"
+        if number >= 0:
+            unique.is_new(number, where)
+        image_id = as_id(entry.get("image_id"))
+        if image_id is None:
+            findings.add("broken row", where, f"its image_id is {short(entry.get('image_id'))}")
+        elif image_id not in boxes:
+            findings.add("annotation without image", where, f"of image {short(image_id)}")
+        else:
+            _take(boxes[image_id], number, entry)
+    return boxes
+
+
+def _take(boxes: Boxes, number: int, entry: dict[str, Any]) -> None:
+    box = entry.get("bbox")
+    if box is None:
+        box = box_of_segmentation(entry.get("segmentation"))
+        if box is None:
+            boxes.broken(number, "neither a bbox nor a segmentation that has one")
+            return
+    boxes.add(number, box, entry.get("category_id"), entry.get("area"), entry.get("iscrowd"))
+
+
+def _objects(
+    content: dict[str, Any], key: str, file: Path, findings: Findings
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(place, object) of a list of objects; anything else in it is a finding."""
+    entries = content.get(key)
+    if not isinstance(entries, list):
+        findings.add("broken row", str(file), f"no list {key!r}")
+        return
+    for place, entry in enumerate(entries):
+        if isinstance(entry, dict):
+            yield place, entry
+        else:
+            findings.add(
+                "broken row", f"{file}, {key} at place {place}", f"{short(entry)}, not an object"
+            )
+
+
+def _listed_by_the_other(cfg: DataConfig, which: str, root: Path, folder: Path) -> list[Path]:
+    """Images that the other split's file lists, where both splits share a folder."""
+    other = "val" if which == "train" else "train"
+    if other == "val" and cfg.val_split is None:
+        return []
+    file, others = _places(cfg, other, root)
+    shared = others.is_relative_to(folder) or folder.is_relative_to(others)
+    if not shared or not file.is_file():
+        return []
+    content = load_json(file)
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list):
+        return []
+    names = [entry.get("file_name") for entry in images if isinstance(entry, dict)]
+    return [others / name for name in names if isinstance(name, str)]

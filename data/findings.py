@@ -13,6 +13,11 @@ Remedy = Literal["refused", "left out", "repaired", "converted", "noted"]
 """What training does about it: ends before step 0; does without the image or the box; clips or
 reorders a box; decodes it as a person would see it; nothing, since it is no defect of one image"""
 
+IMAGE_KINDS = {
+    *("missing image", "empty file", "unreadable image", "truncated image", "absurd size"),
+}
+"""Kinds that leave a whole image out"""
+
 KINDS: dict[str, Remedy] = {
     # annotation files
     "broken row": "refused",
@@ -74,6 +79,17 @@ class Finding:
         return f"{self.where}: {self.kind}{f' ({self.detail})' if self.detail else ''}"
 
 
+def printable(text: str, limit: int) -> str:
+    """At most `limit` characters of `text`, without control characters and lone surrogates."""
+    if len(text) > limit:
+        text = f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(char: str) -> str:
+    return char if char.isprintable() else char.encode("unicode_escape").decode()
+
+
 class Findings:
     """A list of findings in the order they were made."""
 
@@ -83,8 +99,8 @@ class Findings:
     def add(
         self, kind: str, where: str, detail: str = "", image: tuple[str, int] | None = None
     ) -> None:
-        """Note one finding."""
-        self._list.append(Finding(kind, where, detail, image))
+        """Note one finding. Its texts come from foreign files: they are made safe to print."""
+        self._list.append(Finding(kind, printable(where, 1000), printable(detail, 200), image))
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self._list)

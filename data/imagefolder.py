@@ -1,85 +1,164 @@
 """Reader: image folders with a metadata.jsonl each.
 
 `path/train/metadata.jsonl` has one object a line: {"file_name", "image_id", "objects": {"bbox",
-"category", "area", ...}}, the image-folder form of the datasets library. Class names come from
-`data.labels` or from `path/categories.json` (a list of names by id).
+"category", "area", ...}}, the image-folder form of the datasets library. Boxes are as
+`data.box_format` says. Class names come from `data.labels` or from `path/categories.json` (a list of
+names by id); a category may be its name.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from config import DataConfig, UserError
-from data.coco import ImageFiles, existing_folder, inside, make_record
-from data.decode import image_size
+from data.annotations import Boxes, Unique, as_id, as_size, short
+from data.coco import load_json
+from data.files import ImageFiles, Inside, existing_folder, note_unlisted, read_lines
+from data.findings import Findings
 from data.schema import Record, Split
 
+CATEGORY_KEYS = ("category", "category_id")
 
-def read_split(cfg: DataConfig, which: str) -> Split:
+
+def read_split(cfg: DataConfig, which: str, findings: Findings) -> Split:
     """The training or validation split ("train" or "val") of an image folder.
 
     Raises:
-        UserError: for a missing folder or file, or a broken row, named by its line.
+        UserError: for a missing folder or metadata file, or one without lines.
     """
     assert cfg.path is not None
     root = existing_folder(cfg.path)
     folder = root / str(cfg.train_split if which == "train" else cfg.val_split)
+    return read_folder(cfg, which, root, folder, findings)
+
+
+def read_folder(cfg: DataConfig, which: str, root: Path, folder: Path, findings: Findings) -> Split:
+    """The split that lies in `folder` of the dataset `root`.
+
+    Raises:
+        UserError: as `read_split`.
+    """
     file = folder / "metadata.jsonl"
     if not file.is_file():
         raise UserError(f"{file}: does not exist; data.{which}_split names the folder it lies in")
-    rows = [(n, line) for n, line in enumerate(file.read_text().splitlines(), 1) if line.strip()]
-    if not rows:
+    lines = [(number, line) for number, line in enumerate(read_lines(file), 1) if line.strip()]
+    if not lines:
         raise UserError(f"{file}: lists no images")
+    inside = Inside(root, folder)
+    names = _category_names(root)
+    rows = Rows(cfg, names, findings)
     records: list[Record] = []
     paths: list[Path] = []
-    for number, line in rows:
+    listed: list[Path] = []
+    for number, line in lines:
         where = f"{file}, line {number}"
-        try:
-            row = json.loads(line)
-            path = inside(folder, str(row["file_name"]), where)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{where}: not an object with a file_name: {error}") from error
-        paths.append(path)
-        records.append(record_of_row(row, len(records), where, image_size(path, where)))
-    return Split(records, ImageFiles(paths), _category_names(root))
+        row = _row(line, where, findings)
+        path = inside.join(folder, row["file_name"], where, findings) if row is not None else None
+        if row is None or path is None:
+            continue
+        listed.append(path)
+        record = rows.record(row, number - 1, where, path)
+        if record is not None:
+            records.append(record)
+            paths.append(path)
+    note_unlisted(folder, listed, findings)
+    return Split(records, ImageFiles(paths), names)
 
 
-def record_of_row(row: dict[str, Any], index: int, where: str, size: tuple[int, int]) -> Record:
-    """Record of a row with `objects` {bbox, category or category_id, area?, iscrowd?}.
+class Rows:
+    """Turns rows with `objects` {bbox, category or category_id, area?, iscrowd?} into records."""
 
-    Raises:
-        UserError: naming `where` if a column is missing or lists have different lengths.
-    """
-    objects = row.get("objects") or {"bbox": [], "category": []}
-    if not isinstance(objects, dict) and not (
-        isinstance(objects, list) and all(isinstance(item, dict) for item in objects)
-    ):
-        raise UserError(f"{where}: objects must hold columns bbox and category, not {objects!r}")
+    def __init__(self, cfg: DataConfig, names: Mapping[int, str], findings: Findings):
+        self.box_format = cfg.box_format
+        self.findings = findings
+        self.image_ids = Unique("duplicate image id", findings)
+        self.ids = {name: category for category, name in names.items()}
+        if not names and cfg.labels is not None:
+            self.ids = {name: index for index, name in enumerate(cfg.labels)}
+
+    def record(
+        self, row: Mapping[str, Any], index: int, where: str, source: Path | bytes | None
+    ) -> Record | None:
+        """The record of a row; None, and a finding, if it is broken or its image id repeats.
+
+        Args:
+            index: the image id of a row that has none.
+        """
+        given = row.get("image_id")
+        image_id = index if given is None else as_id(given)
+        columns = _columns(row.get("objects"))
+        if image_id is None:
+            self.findings.add("broken row", where, f"its image_id is {short(given)}")
+            return None
+        if isinstance(columns, str):
+            self.findings.add("broken row", where, columns)
+            return None
+        if not self.image_ids.is_new(image_id, where):
+            return None
+        boxes = Boxes(where, "object", self.findings)
+        for place, (box, category, area, iscrowd) in enumerate(zip(*columns, strict=True)):
+            known = self.ids.get(category, category) if isinstance(category, str) else category
+            if isinstance(known, str) and not known.strip().isdecimal():
+                self.findings.add(
+                    "unknown category",
+                    f"{where}, object at place {place}",
+                    f"{known!r}, not among {short(list(self.ids))} names; set data.labels",
+                )
+            else:
+                boxes.add(~place, box, known, area, iscrowd)
+        size = as_size(row.get("width"), row.get("height"))
+        return boxes.record(image_id, source, size, self.box_format)
+
+
+def _row(line: bytes, where: str, findings: Findings) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        findings.add("broken row", where, f"not a line of JSON: {error}")
+        return None
+    name = row.get("file_name") if isinstance(row, dict) else None
+    if not isinstance(name, str) or not name:
+        findings.add("broken row", where, "not an object with a file_name")
+        return None
+    return row
+
+
+def _columns(objects: Any) -> tuple[list[Any], list[Any], list[Any], list[Any]] | str:
+    """(boxes, categories, areas, iscrowd), equally long, or what is wrong with `objects`."""
+    if objects is None or objects == {} or objects == []:
+        return [], [], [], []
     if isinstance(objects, list):  # one object a box instead of one list a column
+        if not all(isinstance(item, dict) for item in objects):
+            return f"objects must hold columns bbox and category, not {short(objects)}"
         keys = {key for item in objects for key in item}
         objects = {key: [item.get(key) for item in objects] for key in keys}
-    category_key = "category" if "category" in objects else "category_id"
-    if "bbox" not in objects or category_key not in objects:
-        raise UserError(f"{where}: objects needs bbox and category, has {sorted(objects)}")
-    return make_record(
-        row.get("image_id", index),
-        where,
-        size,
-        objects["bbox"],
-        objects[category_key],
-        objects.get("area"),
-        objects.get("iscrowd"),
-    )
+    if not isinstance(objects, dict):
+        return f"objects must hold columns bbox and category, not {short(objects)}"
+    key = next((key for key in CATEGORY_KEYS if key in objects), None)
+    if "bbox" not in objects or key is None:
+        return f"objects needs bbox and category, has {short(', '.join(sorted(map(str, objects))))}"
+    boxes, categories = objects["bbox"], objects[key]
+    if not isinstance(boxes, list) or not isinstance(categories, list):
+        return f"bbox is {short(boxes)} and {key} is {short(categories)}: expected two lists"
+    nothing = [None] * len(boxes)
+    areas = nothing if objects.get("area") is None else objects["area"]
+    iscrowd = nothing if objects.get("iscrowd") is None else objects["iscrowd"]
+    if not isinstance(areas, list) or not isinstance(iscrowd, list):
+        return f"area is {short(areas)} and iscrowd is {short(iscrowd)}: expected lists"
+    if len({len(boxes), len(categories), len(areas), len(iscrowd)}) > 1:
+        return (
+            f"{len(boxes)} boxes, {len(categories)} categories, {len(areas)} areas, "
+            f"{len(iscrowd)} iscrowd: these must be equally many"
+        )
+    return boxes, categories, areas, iscrowd
 
 
 def _category_names(root: Path) -> dict[int, str]:
     file = root / "categories.json"
     if not file.is_file():
         return {}
-    try:
-        names = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file}: not a JSON file: {error}") from error
+    names = load_json(file)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{file}: expected a list of class names")
     return dict(enumerate(names))

@@ -33,6 +33,23 @@ class Record:
     """float64 [n], px^2"""
     iscrowd: np.ndarray
     """bool [n]"""
+    numbers: np.ndarray | None = None
+    """int64 [n]: what each annotation is called in its file: its id or line, or ~place without one"""
+    unit: str = "annotation"
+    """What such a number counts: annotation, object, line"""
+    unreadable: bool = False
+    """Its pixels cannot be had: no part of training, and missed in evaluation. The size is then the
+    annotation's, or 1 x 1 where that gives none"""
+
+    def box_where(self, index: int) -> str:
+        """Image and annotation of box `index`, for messages."""
+        number = index if self.numbers is None else int(self.numbers[index])
+        return f"{self.where}, {number_text(self.unit, number)}"
+
+
+def number_text(unit: str, number: int) -> str:
+    """'annotation 17', or 'annotation at place 3' for ~3: places count from 0, as in the file's list."""
+    return f"{unit} {number}" if number >= 0 else f"{unit} at place {~number}"
 
 
 class EncodedImages(Protocol):
@@ -86,20 +103,13 @@ class Taxonomy:
     def label2id(self) -> dict[str, int]:
         return {name: index for index, name in enumerate(self.names)}
 
-    def class_indices(self, categories: np.ndarray, where: str) -> np.ndarray:
-        """Class indices, int64 [n], of the dataset's category ids.
-
-        Raises:
-            UserError: naming the annotation's image where an id is unknown.
-        """
-        index_of = {category: index for index, category in enumerate(self.category_ids)}
-        unknown = sorted({int(c) for c in categories} - set(index_of))
-        if unknown:
-            raise UserError(
-                f"{where}: category id {unknown[0]} is not among the dataset's categories "
-                f"{list(self.category_ids)}"
-            )
-        return np.array([index_of[int(c)] for c in categories], dtype=np.int64)
+    def class_indices(self, categories: np.ndarray) -> np.ndarray:
+        """Class indices, int64 [n], of the dataset's category ids; -1 for an id that is none."""
+        ids = np.array(self.category_ids, dtype=np.int64)
+        order = np.argsort(ids)
+        places = np.searchsorted(ids[order], categories).clip(max=len(ids) - 1)
+        indices = order[places]
+        return np.where(ids[indices] == categories, indices, -1).astype(np.int64)
 
 
 def build_taxonomy(splits: Sequence[Split], labels: Sequence[str] | None) -> Taxonomy:

@@ -416,9 +416,17 @@ def test_fp16_overflow_advances_nothing(tmp_path, monkeypatch):
     assert lrs == pytest.approx([1e-4, 1e-4, 5e-5])
 
 
+def annotation_without_image(tmp_path):
+    file = tmp_path / "data/annotations/train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["image_id"] = 999
+    file.write_text(json.dumps(content))
+    return {}
+
+
 def absent_image(tmp_path):
     (tmp_path / "data/train/002.jpg").unlink()
-    return {}
+    return {"run__max_bad_images": 0}
 
 
 def empty_backbone(tmp_path):
@@ -439,7 +447,11 @@ BAD_CALLS = {
         lambda p: {"data__val_split": "test"},
         "test.json: the COCO annotation",
     ),
-    "annotation for a missing image": (absent_image, "002.jpg: the image file does not exist"),
+    "annotation without image": (
+        annotation_without_image,
+        "annotation 1: annotation without image",
+    ),
+    "missing image": (absent_image, "002.jpg: missing image"),
     "backbone without weights": (empty_backbone, "has no weights"),
     "indivisible batch": (
         lambda p: {"train__micro_batch_size": 3},
@@ -461,7 +473,7 @@ def test_bad_call_is_one_clear_error_before_training(tmp_path, case):
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize("case", ["unknown key", "annotation for a missing image"])
+@pytest.mark.parametrize("case", ["unknown key", "annotation without image"])
 def test_bad_call_exits_with_status_2_and_without_traceback(tmp_path, case):
     tiny_run(tmp_path)
     spoil, message = BAD_CALLS[case]

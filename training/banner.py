@@ -7,6 +7,7 @@ import torch
 
 from config import Config, micro_batch_size
 from data.build import Data
+from data.findings import KINDS
 from model.build import Detector
 
 
@@ -24,9 +25,8 @@ def banner(
     norms = f" + {backbone.identity_norms} identity norms" if backbone.identity_norms else ""
     stages = ", ".join(detector.backbone_module.out_features)  # type: ignore[arg-type]
     yield _row("data", _data_text(data))
-    for name, count in sorted(data.defects.items()):
-        treatment = "clipped" if name == "partly outside" else "left out"
-        yield _row("", f"{count} annotated boxes {name}: {treatment}")
+    for kind, count in sorted(data.findings.counts().items()):
+        yield _row("", f"{count} x {kind}: {KINDS[kind]}")
     yield _row(
         "backbone",
         f"{backbone.name}: {backbone.num_tensors}/{backbone.num_tensors} tensors{norms}, "

@@ -119,7 +119,7 @@ def build_run(cfg: Config) -> Run:
     set_seed(cfg.run.seed)
     with accelerator.main_process_first():
         Augment(cfg.data.augment)  # refuses what it cannot do, before anything is written
-        data = build_data(cfg.data, cfg.run.seed)
+        data = build_data(cfg.data, cfg.run.seed, cfg.run.max_bad_images)
         detector = build_model(cfg.model, data.taxonomy)
     processor = build_processor(detector.head, cfg.data.image_size, detector.backbone.normalization)
     num_steps = cfg.train.steps or math.ceil(

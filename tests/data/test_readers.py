@@ -147,11 +147,13 @@ def no_categories(content):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (first_image_elsewhere, r"train.json: file_name '../../secret.jpg' leads out"),
-        (annotation_without_image, "annotation 1 of image 999"),
-        (image_without_file, "absent.jpg: the image file does not exist"),
-        (unknown_category, "002.jpg: category id 7 is not among"),
-        (no_categories, "train.json: not a COCO file"),
+        (
+            first_image_elsewhere,
+            r"train.json, image 10: path leaves the folder \('../../secret.jpg'",
+        ),
+        (annotation_without_image, r"annotation 1: annotation without image \(of image 999\)"),
+        (unknown_category, r"002.jpg, annotation 2: unknown category \(id 7, not among \[1\]\)"),
+        (no_categories, "train.json: broken row .no list 'categories'"),
     ],
 )
 def test_broken_coco_names_the_place(tmp_path, edit, message):
@@ -159,6 +161,19 @@ def test_broken_coco_names_the_place(tmp_path, edit, message):
     change(tmp_path, edit)
     with pytest.raises(UserError, match=message):
         build_data(coco_cfg(tmp_path), seed=0)
+
+
+def test_missing_images_are_left_out_up_to_a_limit(tmp_path):
+    write_both(tmp_path)
+    change(tmp_path, image_without_file)
+    data = build_data(coco_cfg(tmp_path), seed=0, max_bad_images=1)
+    assert [r.image_id for r in data.train.records] == list(range(11, 18))
+    assert str(data.train.images[0]) == data.train.records[0].where
+    assert data.findings.counts() == {"missing image": 1, "image without annotation": 1}
+    with pytest.raises(UserError, match="absent.jpg: missing image"):
+        build_data(coco_cfg(tmp_path), seed=0, max_bad_images=0)
+    with pytest.raises(UserError, match="absent.jpg: missing image"):
+        build_data(coco_cfg(tmp_path, strict=True), seed=0)
 
 
 def test_missing_folder_and_files(tmp_path):
@@ -180,7 +195,9 @@ def test_broken_metadata_line_is_named(tmp_path):
     row = json.loads(lines[2])
     row["objects"]["category"] = []
     file.write_text("\n".join([*lines[:2], json.dumps(row), *lines[3:]]))
-    with pytest.raises(UserError, match=r"metadata.jsonl, line 3: 2 boxes, 0 categories"):
+    with pytest.raises(
+        UserError, match=r"metadata.jsonl, line 3: broken row \(2 boxes, 0 categories"
+    ):
         build_data(coco_cfg(tmp_path, source="imagefolder"), seed=0)
 
 
@@ -199,12 +216,16 @@ def test_bad_boxes_are_cleaned_and_counted(tmp_path):
 
     change(tmp_path, plant)
     data = build_data(coco_cfg(tmp_path), seed=0)
-    assert data.defects == {
-        "no area": 2,
-        "outside the image": 1,
-        "partly outside": 1,
-        "not a number": 1,
+    assert data.findings.counts() == {
+        "box without area": 1,
+        "box with a negative side": 1,
+        "box outside the image": 1,
+        "box partly outside": 1,
+        "box not a number": 1,
     }
+    first = next(iter(data.findings))
+    assert first.where.endswith("000.jpg, annotation 90")
+    assert first.image == ("train", 0)
     assert data.train.records[0].boxes.tolist() == [[10, 12, 30, 20], [80, 50, 16, 14]]
 
 
@@ -285,5 +306,5 @@ def test_objects_of_another_form_are_named(tmp_path, objects):
     lines = file.read_text().splitlines()
     row = json.loads(lines[1]) | {"objects": objects}
     file.write_text("\n".join([lines[0], json.dumps(row), *lines[2:]]))
-    with pytest.raises(UserError, match="metadata.jsonl, line 2: objects"):
+    with pytest.raises(UserError, match=r"metadata.jsonl, line 2: broken row \(objects"):
         build_data(coco_cfg(tmp_path, source="imagefolder"), seed=0)

@@ -1,0 +1,203 @@
+"""From the values of an annotation file to a record: every reader checks and converts here."""
+
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.findings import Findings
+from data.headers import MAX_PIXELS, read_header
+from data.schema import Record, number_text
+
+MAX_INT = 2**62
+
+
+class Boxes:
+    """The annotations of one image, collected one by one; broken ones become findings."""
+
+    def __init__(self, where: str, unit: str, findings: Findings):
+        """
+        Args:
+            where: the image's file or row, for messages.
+            unit: what the annotations' numbers count, as in Record.
+        """
+        self.where = where
+        self.unit = unit
+        self.findings = findings
+        self.boxes: list[list[float]] = []
+        self.categories: list[int] = []
+        self.areas: list[float] = []
+        self.iscrowd: list[bool] = []
+        self.numbers: list[int] = []
+
+    def broken(self, number: int, detail: str) -> None:
+        """Note that annotation `number` cannot be used."""
+        self.findings.add("broken row", f"{self.where}, {number_text(self.unit, number)}", detail)
+
+    def add(
+        self, number: int, box: Any, category: Any, area: Any = None, iscrowd: Any = None
+    ) -> None:
+        """Take one annotation, or note what is wrong with it."""
+        four = as_floats(box, 4)
+        known = as_int(category)
+        size = 0.0 if area is None else as_float(area)
+        crowd = as_int(iscrowd or 0) if not isinstance(iscrowd, bool) else int(iscrowd)
+        if four is None:
+            self.broken(number, f"the box is {short(box)}, not four numbers")
+        elif known is None:
+            self.broken(number, f"the category is {short(category)}, not an integer")
+        elif size is None:
+            self.broken(number, f"the area is {short(area)}, not a number")
+        elif crowd is None:
+            self.broken(number, f"iscrowd is {short(iscrowd)}, neither 0 nor 1")
+        else:
+            self.numbers.append(number)
+            self.boxes.append(four)
+            self.categories.append(known)
+            self.areas.append(size)
+            self.iscrowd.append(bool(crowd))
+
+    def record(
+        self,
+        image_id: int | str,
+        source: Path | bytes | None,
+        annotated: tuple[int, int] | None,
+        box_format: str = "coco",
+    ) -> Record:
+        """The image's record.
+
+        Args:
+            source: file or content of the image; None where there is none.
+            annotated: (width, height) that the annotation file gives, if it gives any.
+            box_format: one of data.box_format, or voc: 1-based corners, both inclusive.
+        """
+        width, height, unreadable = self._size(source, annotated)
+        boxes = np.array(self.boxes, dtype=np.float64).reshape(-1, 4)
+        return Record(
+            image_id=image_id,
+            where=self.where,
+            width=width,
+            height=height,
+            boxes=self._xywh(boxes, box_format, width, height) if self.boxes else boxes,
+            categories=np.array(self.categories, dtype=np.int64),
+            areas=np.array(self.areas, dtype=np.float64),
+            iscrowd=np.array(self.iscrowd, dtype=bool),
+            numbers=np.array(self.numbers, dtype=np.int64),
+            unit=self.unit,
+            unreadable=unreadable,
+        )
+
+    def _size(
+        self, source: Path | bytes | None, annotated: tuple[int, int] | None
+    ) -> tuple[int, int, bool]:
+        header = None
+        if source is None:
+            self.findings.add("missing image", self.where, "the row has no image")
+        else:
+            header = read_header(source, self.where, self.findings)
+        if header is None:
+            return *(annotated or (1, 1)), True
+        size = (header.width, header.height)
+        if annotated is not None and annotated != size:
+            rotated = annotated == size[::-1] and header.exif_orientation != 1
+            hint = ": without its EXIF rotation; do its boxes fit?" if rotated else ""
+            self.findings.add(
+                "size differs from annotation",
+                self.where,
+                f"{annotated[0]} x {annotated[1]} is annotated, it has {size[0]} x {size[1]} px{hint}",
+            )
+        return *size, False
+
+    def _xywh(self, boxes: np.ndarray, box_format: str, width: int, height: int) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            if box_format in ("albumentations", "yolo"):
+                boxes = boxes * np.array([width, height, width, height], dtype=np.float64)
+            if box_format == "yolo":
+                return np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], axis=1)
+            if box_format == "coco":
+                return boxes
+            low, high = boxes[:, :2], boxes[:, 2:]
+            inverted = ((high < low) & np.isfinite(boxes).all(axis=1, keepdims=True)).any(axis=1)
+            for index in np.flatnonzero(inverted):
+                self.findings.add(
+                    "box inverted",
+                    f"{self.where}, {number_text(self.unit, self.numbers[index])}",
+                    f"corners {boxes[index].tolist()}",
+                )
+            low, high = np.minimum(low, high), np.maximum(low, high)
+            if box_format == "voc":  # from 1-based inclusive pixels to pixel edges
+                low = low - 1.0
+            return np.concatenate([low, high - low], axis=1)
+
+
+def as_int(value: Any) -> int | None:
+    """An integer given as a number or as digits; None for anything else."""
+    if isinstance(value, str) and len(value) < 20:
+        digits = value.strip()
+        value = int(digits) if digits.removeprefix("-").isdecimal() else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) < MAX_INT
+    return value if fits else None
+
+
+def as_float(value: Any) -> float | None:
+    """A number, which may be infinite or no number (NaN); None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf")
+
+
+def as_floats(values: Any, count: int) -> list[float] | None:
+    """`count` numbers; None for anything else."""
+    if not isinstance(values, (list, tuple)) or len(values) != count:
+        return None
+    floats = [as_float(value) for value in values]
+    return None if None in floats else floats  # type: ignore[return-value]
+
+
+def as_id(value: Any) -> int | str | None:
+    """An image id; None for what is none."""
+    return value if isinstance(value, str) and value else as_int(value)
+
+
+def as_size(width: Any, height: Any) -> tuple[int, int] | None:
+    """An annotated (width, height), px; None unless it can be an image's."""
+    w, h = as_int(width), as_int(height)
+    if w is None or h is None or w <= 0 or h <= 0 or w * h > MAX_PIXELS:
+        return None
+    return w, h
+
+
+def short(value: Any) -> str:
+    """What a value is, in a few words; deep or long values are not printed."""
+    if isinstance(value, (list, tuple, dict)):
+        return f"a {type(value).__name__} of {len(value)}"
+    text = repr(value) if not isinstance(value, int) or abs(value) < MAX_INT else "a huge integer"
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+class Unique:
+    """Ids that must not repeat."""
+
+    def __init__(self, kind: str, findings: Findings):
+        self.kind = kind
+        self.findings = findings
+        self.seen: set[Hashable] = set()
+
+    def is_new(self, value: Hashable, where: str) -> bool:
+        """Whether `value` comes for the first time; if not, there is a finding at `where`."""
+        if value in self.seen:
+            self.findings.add(self.kind, where, f"id {short(value)} was used before")
+            return False
+        self.seen.add(value)
+        return True
+
+
+def numbers_in(values: Sequence[Any]) -> list[float] | None:
+    """The values as numbers, however many; None if one is none."""
+    return as_floats(list(values), len(values))

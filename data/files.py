@@ -1,0 +1,103 @@
+"""Files of a dataset: its folder, paths that stay inside it, the images in it."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from config import UserError
+from data.findings import Findings
+from data.headers import EXTENSIONS
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images as files on disk."""
+
+    paths: Sequence[Path]
+
+    def __getitem__(self, index: int) -> Path:
+        return self.paths[index]
+
+
+def existing_folder(path: str) -> Path:
+    """`path` as a folder.
+
+    Raises:
+        UserError: if it does not exist.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data.path {path}: no such folder")
+    return root
+
+
+class Inside:
+    """Paths that a dataset's files name, which must not lead out of its folders.
+
+    The folders are those that the configuration names, wherever they themselves link to; in a
+    snapshot of the Hub's cache, the store that all its files link to counts as well.
+    """
+
+    def __init__(self, *folders: Path):
+        self.roots = {folder.resolve() for folder in folders}
+        self.resolved: dict[Path, Path] = {}
+        self.roots |= {
+            r.parent.parent / "blobs" for r in self.roots if r.parent.name == "snapshots"
+        }
+
+    def join(self, folder: Path, name: str, where: str, findings: Findings) -> Path | None:
+        """`folder / name`; None, and a finding at `where`, if that is outside."""
+        inner = os.path.normpath(name.replace("\\", "/"))
+        if os.path.isabs(inner) or inner.split(os.sep)[0] == os.pardir or "\0" in inner:
+            findings.add("path leaves the folder", where, f"{name!r} is not below {folder}")
+            return None
+        return folder / inner if self.holds(folder / inner, where, findings) else None
+
+    def holds(self, path: Path, where: str, findings: Findings) -> bool:
+        """Whether `path` is inside once links are followed; if not, there is a finding at `where`."""
+        try:
+            target = self._resolve(path)
+        except (OSError, RuntimeError, ValueError):  # a loop of links, an impossible name
+            return True  # it cannot be read, which is found when it is opened
+        if any(target.is_relative_to(root) for root in self.roots):
+            return True
+        findings.add("path leaves the folder", where, f"{path} links to {target}")
+        return False
+
+    def _resolve(self, path: Path) -> Path:
+        if path.is_symlink():
+            return path.resolve()
+        if path.parent not in self.resolved:  # once a folder, not once an image
+            self.resolved[path.parent] = path.parent.resolve()
+        return self.resolved[path.parent] / path.name
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All files below `folder` that are named like images, sorted; links to folders not followed."""
+    return sorted(
+        Path(parent, name)
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
+    )
+
+
+def note_unlisted(folder: Path, listed: Iterable[Path], findings: Findings) -> None:
+    """A finding for every image below `folder` that is not among `listed`."""
+    known = {os.path.normpath(path) for path in listed}
+    for path in image_files(folder):
+        if os.path.normpath(path) not in known:
+            findings.add("image without annotation", str(path))
+
+
+def read_lines(file: Path) -> list[bytes]:
+    """Lines of a text file, undecoded, since one broken line must not spoil the others.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    try:
+        return file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,89 @@
+"""Boxes of COCO segmentations, for annotations that have no box of their own.
+
+Run lengths are read here and not by pycocotools, whose C code trusts them: sizes of zero end the
+process, and counts beyond the image are not checked. Format: pycocotools' maskApi.c.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from data.annotations import as_int, as_size, numbers_in
+
+
+def box_of_segmentation(segmentation: Any) -> list[float] | None:
+    """xywh box, px, of polygons [[x, y, x, y, ...], ...] or of an RLE {"size", "counts"}.
+
+    Returns: None if it is neither, or empty.
+    """
+    if isinstance(segmentation, dict):
+        return _box_of_rle(segmentation)
+    if not isinstance(segmentation, list) or not segmentation:
+        return None
+    polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
+    if not all(isinstance(polygon, list) for polygon in polygons):
+        return None
+    boxes = [box_of_polygon(numbers) for p in polygons if (numbers := numbers_in(p)) is not None]
+    found = [box for box in boxes if box is not None]
+    if len(found) < len(polygons):
+        return None
+    corners = np.array(found)
+    with np.errstate(invalid="ignore", over="ignore"):
+        corners[:, 2:] += corners[:, :2]
+        low, high = corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)
+        return [*low.tolist(), *(high - low).tolist()]
+
+
+def box_of_polygon(values: Sequence[float]) -> list[float] | None:
+    """xywh box of a polygon x, y, x, y, ... of three points or more; None if it is none."""
+    if len(values) < 6 or len(values) % 2:
+        return None
+    points = np.array(values, dtype=np.float64).reshape(-1, 2)
+    low, high = points.min(axis=0), points.max(axis=0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return [*low.tolist(), *(high - low).tolist()]
+
+
+def _box_of_rle(rle: dict[str, Any]) -> list[float] | None:
+    size, counts = rle.get("size"), rle.get("counts")
+    if not isinstance(size, list) or len(size) != 2 or (wh := as_size(size[1], size[0])) is None:
+        return None
+    if isinstance(counts, str):
+        counts = decode_counts(counts)
+    runs = [as_int(count) for count in counts] if isinstance(counts, list) else [None]
+    if any(run is None or run < 0 for run in runs) or sum(runs) > wh[0] * wh[1]:  # type: ignore[arg-type]
+        return None
+    height = wh[1]
+    ends = np.cumsum(np.array(runs, dtype=np.int64))
+    first, last = ends[:-1:2], ends[1::2] - 1  # every second run is foreground; columns first
+    first = first[: len(last)]
+    filled = last >= first
+    first, last = first[filled], last[filled]
+    if not len(first):
+        return None
+    left, right = first.min() // height, last.max() // height
+    if (first // height != last // height).any():  # a run over the end of a column
+        top, bottom = 0, height - 1
+    else:
+        top, bottom = (first % height).min(), (last % height).max()
+    return [float(v) for v in (left, top, right - left + 1, bottom - top + 1)]
+
+
+def decode_counts(text: str) -> list[int] | None:
+    """Run lengths of a compressed RLE: 5 bits a character, each run the difference to the last but one."""
+    counts: list[int] = []
+    value, shift = 0, 0
+    for char in text:
+        code = ord(char) - 48
+        if not 0 <= code < 64 or shift > 30:
+            return None
+        value |= (code & 0x1F) << shift
+        shift += 5
+        if code & 0x20:
+            continue
+        if code & 0x10:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value, shift = 0, 0
+    return None if shift else counts

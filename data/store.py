@@ -1,0 +1,103 @@
+"""A Hub dataset streamed once into a local folder of images, in the form of `data.imagefolder`."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from tqdm import tqdm
+
+from config import DataConfig, UserError
+from data.hub import encoded, guarded
+
+FORMAT = 1
+"""Raise it when the stored form changes, so that old stores are not read"""
+
+
+def ensure_stored(
+    cfg: DataConfig, split: str, open_rows: Callable[[], tuple[Any, dict[int, str]]]
+) -> Path:
+    """Write the split's rows unless they are there, and return the folder.
+
+    Raises:
+        UserError: if the rows cannot be read, or the folder cannot be written.
+    """
+    folder = store_folder(cfg, split)
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
+    except OSError as error:
+        raise UserError(f"{folder.parent}: cannot be written: {error.strerror}") from error
+    try:
+        rows, names = open_rows()
+        guarded(cfg, split, lambda: _write(temporary, rows, names, f"{cfg.path} {split}"))
+        temporary.rename(folder)
+    except OSError:  # another process was faster
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def store_folder(cfg: DataConfig, split: str) -> Path:
+    """Folder of this dataset, revision and split; another one after the dataset has changed."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "permafrost"
+    name = hashlib.sha256(f"{cfg.path}\0{cfg.revision}\0{split}".encode()).hexdigest()[:16]
+    state = _state(cfg)
+    if state is None:  # offline: the newest that is there
+        stores = sorted(cache.glob(f"hub-v{FORMAT}-{name}-*"), key=os.path.getmtime)
+        return stores[-1] if stores else cache / f"hub-v{FORMAT}-{name}-unknown"
+    return cache / f"hub-v{FORMAT}-{name}-{state}"
+
+
+def _state(cfg: DataConfig) -> str | None:
+    """Commit of a Hub dataset, hash of names, sizes and times of a local one; None if unknown."""
+    assert cfg.path is not None
+    if Path(cfg.path).is_dir():
+        files = sorted(file for file in Path(cfg.path).rglob("*") if file.is_file())
+        stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+    try:
+        info = huggingface_hub.HfApi().dataset_info(cfg.path, revision=cfg.revision, timeout=20)
+    except Exception:  # offline, gated, absent: opening the rows says which
+        return None
+    return str(info.sha)[:16]
+
+
+def _write(folder: Path, rows: Iterable[dict[str, Any]], names: dict[int, str], title: str) -> None:
+    images = folder / "images"
+    images.mkdir()
+    if names:
+        (folder / "categories.json").write_text(json.dumps([names[i] for i in range(len(names))]))
+    with (images / "metadata.jsonl").open("w") as file:
+        for number, row in enumerate(tqdm(rows, desc=title, unit=" images", mininterval=1.0)):
+            source = encoded(row.pop("image"))
+            name = f"{number:08d}{_suffix(source)}"
+            if isinstance(source, Path):
+                shutil.copyfile(source, images / name)
+            elif source is not None:
+                (images / name).write_bytes(source)
+            kept = {key: row[key] for key in KEPT_COLUMNS if row.get(key) is not None}
+            file.write(json.dumps({"file_name": name, **kept}) + "\n")
+
+
+KEPT_COLUMNS = ("image_id", "width", "height", "objects")
+
+
+def _suffix(source: Path | bytes | None) -> str:
+    """Extension of the content, so that the file is named like what it holds."""
+    if source is None:
+        return ".jpg"
+    from data.headers import EXTENSIONS, Header, inspect
+
+    header = inspect(source)
+    found = header.format if isinstance(header, Header) else "JPEG"
+    return next(suffix for suffix, formats in EXTENSIONS.items() if found in formats)

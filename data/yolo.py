@@ -1,0 +1,203 @@
+"""Reader: YOLO, one text file an image.
+
+`path/data.yaml` has `names` (a list, or a dictionary by id) and, under the names of the splits,
+where their images are: a folder, a text file that lists images, or a list of these, relative to
+`path` of the YAML or to its own folder. The labels of `.../images/a.jpg` are in `.../labels/a.txt`,
+or beside the image where its path has no part `images`. A line is `class cx cy w h`, relative to the
+image, or `class x y x y x y ...`, a polygon whose box is taken. An image without label file, or with
+an empty one, has no boxes.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from config import DataConfig, UserError
+from data.annotations import Boxes, Unique, as_int, short
+from data.files import ImageFiles, Inside, existing_folder, image_files, read_lines
+from data.findings import Findings
+from data.masks import box_of_polygon
+from data.schema import Record, Split
+
+MAX_YAML_BYTES = 1_000_000
+NO_LABELS = {"classes.txt", "labels.txt"}
+"""Files beside labels that are none"""
+
+
+def read_split(cfg: DataConfig, which: str, findings: Findings) -> Split:
+    """The training or validation split ("train" or "val") of a YOLO dataset.
+
+    Raises:
+        UserError: for a missing folder or data.yaml, or a split that has no images.
+    """
+    assert cfg.path is not None
+    root = existing_folder(cfg.path)
+    file = _yaml_file(root)
+    content = _load(file)
+    key = str(cfg.train_split if which == "train" else cfg.val_split)
+    if key not in content:
+        raise UserError(
+            f"{file}: has no split {key!r} (data.{which}_split); it has {short(', '.join(content))}"
+        )
+    base = _base(root, content.get("path"))
+    inside = Inside(root)
+    paths: list[Path] = []
+    places = content[key] if isinstance(content[key], list) else [content[key]]
+    for place in places:
+        paths += _images(place, f"{file}, {key}", base, inside, findings)
+    paths = [path for path in paths if inside.holds(path, str(path), findings)]
+    if not paths:
+        raise UserError(f"{file}: split {key!r} ({short(content[key])}) has no images")
+    keypoints = "kpt_shape" in content
+    unique = Unique("duplicate image id", findings)
+    records, kept = [], []
+    for path in paths:
+        image_id = os.path.relpath(path, root)
+        if unique.is_new(image_id, str(path)):
+            records.append(_record(image_id, path, keypoints, inside, findings))
+            kept.append(path)
+    _note_labels_without_image(paths, findings)
+    return Split(records, ImageFiles(kept), _names(content, file, findings))
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without references, which let a short file grow without bound."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("references (*name) are not read here")
+        return super().compose_node(parent, index)
+
+
+def _yaml_file(root: Path) -> Path:
+    """data.yaml, or the folder's only other YAML file."""
+    others = sorted(file for file in root.iterdir() if file.suffix in (".yaml", ".yml"))
+    named = root / "data.yaml"
+    return others[0] if len(others) == 1 and not named.is_file() else named
+
+
+def _load(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(f"{file}: does not exist; data.path is the folder that holds data.yaml")
+    try:
+        text = file.read_bytes()
+        if len(text) > MAX_YAML_BYTES:
+            raise UserError(f"{file}: has {len(text)} bytes; {MAX_YAML_BYTES} are read at most")
+        content = yaml.load(text, Loader=_PlainLoader)
+    except UserError:
+        raise
+    except Exception as error:  # the YAML library raises whatever its constructors run into
+        raise UserError(f"{file}: not valid YAML: {short(' '.join(str(error).split()))}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: expected keys names, train and val, not {short(content)}")
+    return {str(key): value for key, value in content.items()}
+
+
+def _base(root: Path, given: Any) -> Path:
+    """The folder that splits are relative to; `path` is often that of another machine."""
+    if isinstance(given, str) and "\0" not in given:
+        folder = Path(os.path.normpath(root / given))
+        if folder.is_relative_to(root) and folder.is_dir():
+            return folder
+    return root
+
+
+def _images(
+    place: Any, where: str, base: Path, inside: Inside, findings: Findings
+) -> Iterator[Path]:
+    """The images of one entry of a split."""
+    if not isinstance(place, str) or not place:
+        findings.add("broken row", where, f"{short(place)}, neither a folder nor a list of images")
+        return
+    if place.startswith("../") and not (base / place).exists():
+        place = place[3:]  # exports whose paths begin one folder too deep; YOLO tools read them so
+    path = inside.join(base, place, where, findings)
+    if path is None:
+        return
+    if path.is_dir():
+        yield from image_files(path)
+    elif path.suffix == ".txt" and path.is_file():
+        for number, line in enumerate(read_lines(path), 1):
+            name = line.decode(errors="replace").strip()
+            if name:
+                folder = path.parent if name.startswith("./") else base
+                image = inside.join(folder, name, f"{path}, line {number}", findings)
+                if image is not None:
+                    yield image
+    else:
+        findings.add("broken row", where, f"{path} is neither a folder nor a list of images")
+
+
+def _names(content: dict[str, Any], file: Path, findings: Findings) -> dict[int, str]:
+    given = content.get("names")
+    if given is None:
+        number = as_int(content.get("nc")) or 0
+        return {index: str(index) for index in range(min(number, 100_000))}
+    items = list(given.items()) if isinstance(given, dict) else given
+    if isinstance(items, list) and not isinstance(given, dict):
+        items = list(enumerate(items))
+    if not isinstance(items, list):
+        findings.add("broken row", f"{file}, names", f"{short(given)}, no list of names")
+        return {}
+    names = {}
+    for key, name in items:
+        category = as_int(key)
+        if category is None or category < 0 or isinstance(name, (list, dict, set)) or name is None:
+            findings.add("broken row", f"{file}, names", f"{short(key)}: {short(name)}")
+        else:
+            names[category] = str(name)
+    return names
+
+
+def label_file(image: Path) -> Path:
+    """Where the labels of an image are."""
+    parts = list(image.parent.parts)
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    return Path(*parts, f"{image.stem}.txt")
+
+
+def _record(
+    image_id: str, path: Path, keypoints: bool, inside: Inside, findings: Findings
+) -> Record:
+    boxes = Boxes(str(path), "line", findings)
+    file = label_file(path)
+    if file.is_file() and inside.holds(file, str(file), findings):
+        for number, line in enumerate(read_lines(file), 1):
+            values = line.split()
+            if values:
+                _take(boxes, number, values[:5] if keypoints else values)
+    return boxes.record(image_id, path, None, "yolo")
+
+
+def _take(boxes: Boxes, number: int, values: list[bytes]) -> None:
+    try:
+        floats = [float(value) for value in values]
+    except ValueError:
+        boxes.broken(number, f"{short(b' '.join(values[:6]))} are no numbers")
+        return
+    category = as_int(floats[0])
+    if category is None or category < 0:
+        boxes.broken(number, f"the class is {short(values[0])}")
+    elif len(floats) == 5:
+        boxes.add(number, floats[1:], category)
+    elif (box := box_of_polygon(floats[1:])) is not None:
+        x, y, w, h = box
+        boxes.add(number, [x + w / 2, y + h / 2, w, h], category)
+    else:
+        boxes.broken(number, f"{len(floats)} numbers: neither class and box nor class and polygon")
+
+
+def _note_labels_without_image(paths: list[Path], findings: Findings) -> None:
+    """A finding for each file among the labels whose image does not exist, in whatever split."""
+    labels = {label_file(path) for path in paths}
+    for labels_in, images_in in sorted({(label_file(p).parent, p.parent) for p in paths}):
+        if labels_in == images_in:
+            continue  # text files beside images may be anything
+        stems = {path.stem for path in image_files(images_in) if path.parent == images_in}
+        for file in sorted(labels_in.glob("*.txt")):
+            if file not in labels and file.stem not in stems and file.name not in NO_LABELS:
+                findings.add("annotation without image", str(file))
