@@ -84,7 +84,7 @@ def look(split: Split, index: int) -> Look:
         return Look(defect=("unreadable image", f"{type(error).__name__}: {error}"))
     height, width = pixels.shape[:2]
     digest = hashlib.sha256(f"{width}x{height}:".encode())
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return Look((width, height), digest.digest())
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from config import UserError
 from data.decode import decode, image_size
+from data.headers import Header, inspect
 
 NUM_MUTANTS = 12_000
 SEED = 1
@@ -116,9 +117,10 @@ def fuzz(present, results) -> None:
     for number, name, content in mutants(NUM_MUTANTS):
         present.value = number
         signal.alarm(LONGEST_S)
-        for job in (image_size, decode):
+        sizes = {}
+        for job in (image_size, decode, inspect):
             try:
-                result = job(content, "here")
+                result = job(content) if job is inspect else job(content, "here")
             except UserError as error:
                 counts["refused"] += job is decode
                 if not str(error).startswith("here: "):
@@ -126,9 +128,15 @@ def fuzz(present, results) -> None:
             except BaseException as error:
                 wrong.append(f"mutant {number} ({name}): {job.__name__}: {error!r}")
             else:
-                counts["decoded"] += job is decode
-                if job is decode and not (result.dtype == np.uint8 and result.shape[2:] == (3,)):
-                    wrong.append(f"mutant {number} ({name}): {result.dtype} {result.shape}")
+                if job is decode:
+                    counts["decoded"] += 1
+                    if not (result.dtype == np.uint8 and result.shape[2:] == (3,)):
+                        wrong.append(f"mutant {number} ({name}): {result.dtype} {result.shape}")
+                    sizes["decode"] = result.shape[1::-1]
+                elif job is inspect and isinstance(result, Header):
+                    sizes["inspect"] = (result.width, result.height)
+        if len(set(sizes.values())) > 1:
+            wrong.append(f"mutant {number} ({name}): sizes {sizes}")
         signal.alarm(0)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     results.send((wrong, counts, grown))
