@@ -7,12 +7,21 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from config import UserError
+from data.headers import readable_formats
 
 EXIF_ORIENTATION = 0x0112
 MILD_SHRINK = 1.25
 """Up to here bilinear sampling without antialiasing is hardly another picture"""
 SIDEWAYS = {5, 6, 7, 8}
 """EXIF orientations that swap width and height"""
+NOT_DECODABLE = (
+    OSError,
+    UnidentifiedImageError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for broken images, and for those that claim more than 179 megapixels"""
 
 
 def decode(
@@ -49,7 +58,7 @@ def decode(
                 if shrink > (MILD_SHRINK if draft else 1.0):
                     rgb = rgb.resize(at_most[::-1], Image.Resampling.BILINEAR)
             return np.asarray(rgb)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except NOT_DECODABLE as error:
         raise UserError(f"{where}: cannot decode the image: {error}") from error
 
 
@@ -65,7 +74,7 @@ def image_size(source: Path | bytes, where: str) -> tuple[int, int]:
             sideways = image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
     except FileNotFoundError as error:
         raise UserError(f"{where}: the image file does not exist") from error
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except NOT_DECODABLE as error:
         raise UserError(f"{where}: not a readable image: {error}") from error
     return (height, width) if sideways else (width, height)
 
@@ -84,4 +93,5 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _open(source: Path | bytes) -> Image.Image:
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    return Image.open(stream, formats=readable_formats())

@@ -1,5 +1,6 @@
 """What an image's header says, without decoding its pixels: the one place that looks."""
 
+import functools
 import io
 import warnings
 from collections.abc import Callable
@@ -62,6 +63,13 @@ class BadHeader:
     detail: str
 
 
+@functools.cache
+def readable_formats() -> tuple[str, ...]:
+    """Those of FORMATS that the installed Pillow can read."""
+    Image.init()  # knows more than the five most common formats from then on
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def read_header(source: Path | bytes, where: str, findings: Findings) -> Header | None:
     """The header of a file or of a file's content; None where it cannot be used.
 
@@ -107,12 +115,10 @@ inspect_file: Callable[[Path], Header | BadHeader] = inspect
 def _of_stream(stream: BinaryIO, size: int) -> Header | BadHeader:
     if size == 0:
         return BadHeader("empty file", "0 bytes")
-    Image.init()  # knows more than the five most common formats from then on
-    readable = [name for name in FORMATS if name in Image.OPEN]
     try:
         with warnings.catch_warnings():  # large images, broken EXIF: neither is a defect here
             warnings.simplefilter("ignore")
-            with Image.open(stream, formats=readable) as image:
+            with Image.open(stream, formats=readable_formats()) as image:
                 return _of_image(image, stream)
     except Image.DecompressionBombError as error:
         return BadHeader("absurd size", str(error))

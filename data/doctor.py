@@ -1,0 +1,126 @@
+"""The check of a whole dataset: every image is decoded once, and compared with all others.
+
+What the annotation files and the headers show is in `Data.findings` already; here is what only the
+pixels show.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from config import UserError
+from data.build import Data
+from data.decode import decode
+from data.findings import Findings
+from data.isolated import Lost, isolated
+from data.schema import Split
+
+LONGEST_S = 60.0
+"""An image that takes longer to decode is given up, s"""
+TRUNCATED = ("truncated", "premature end", "unexpected end", "failed to read next frame")
+"""Words of a decoder that ran out of data"""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one image's pixels show."""
+
+    size: tuple[int, int] = (0, 0)
+    """(width, height) of the decoded image, px"""
+    digest: bytes = b""
+    """SHA-256 of size and pixels; empty if there are none"""
+    defect: tuple[str, str] | None = None
+    """Kind and detail of what keeps the image from being decoded"""
+
+
+def check_images(
+    data: Data, workers: int, progress: Callable[[], object] = lambda: None
+) -> Findings:
+    """Decode every image of both splits in worker processes.
+
+    Args:
+        workers: number of processes. progress: called after each image.
+
+    Returns:
+        What the readers could not see: images that cannot be decoded or have another size than
+        their header says, exact duplicates, and training images in the validation split.
+    """
+    splits = splits_of(data)
+    places = [(name, index) for name, split in splits.items() for index in range(len(split))]
+    looks: dict[tuple[str, int], Look] = {}
+    for item, result in isolated(
+        partial(_look_at_place, splits, places), len(places), workers, LONGEST_S
+    ):
+        if isinstance(result, Lost):
+            result = Look(defect=("unreadable image", result.reason))
+        looks[places[item]] = result
+        progress()
+    findings = Findings()
+    for place in places:
+        _add_defects(findings, splits, place, looks[place])
+    _add_duplicates(findings, splits, {place: looks[place].digest for place in places})
+    return findings
+
+
+def splits_of(data: Data) -> dict[str, Split]:
+    """The splits by name; validation on the training images is no second split."""
+    if data.val.images is data.train.images:
+        return {"train": data.train}
+    return {"train": data.train, "val": data.val}
+
+
+def look(split: Split, index: int) -> Look:
+    """Decode image `index`. Whatever a decoder raises is a defect of the image."""
+    try:
+        pixels = decode(split.images[index], "")
+    except UserError as error:
+        detail = str(error.__cause__ or error)
+        short = any(word in detail.lower() for word in TRUNCATED)
+        return Look(defect=("truncated image" if short else "unreadable image", detail))
+    except Exception as error:
+        return Look(defect=("unreadable image", f"{type(error).__name__}: {error}"))
+    height, width = pixels.shape[:2]
+    digest = hashlib.sha256(f"{width}x{height}:".encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return Look((width, height), digest.digest())
+
+
+def _look_at_place(splits: dict[str, Split], places: list[tuple[str, int]], item: int) -> Look:
+    name, index = places[item]
+    return look(splits[name], index)
+
+
+def _add_defects(
+    findings: Findings, splits: dict[str, Split], place: tuple[str, int], seen: Look
+) -> None:
+    record = splits[place[0]].records[place[1]]
+    if seen.defect is not None:
+        kind, detail = seen.defect
+        findings.add(kind, record.where, detail, place)
+    elif seen.size != (record.width, record.height):
+        detail = (
+            f"{seen.size[0]} x {seen.size[1]} px, its header says {record.width} x {record.height}"
+        )
+        findings.add("size differs from annotation", record.where, detail, place)
+
+
+def _add_duplicates(
+    findings: Findings, splits: dict[str, Split], digests: dict[tuple[str, int], bytes]
+) -> None:
+    first: dict[tuple[str, bytes], int] = {}
+    for (name, index), digest in digests.items():
+        if not digest:
+            continue
+        record = splits[name].records[index]
+        twin = first.setdefault((name, digest), index)
+        pairs = [("duplicate image", name, twin)] if twin != index else []
+        if name == "val" and ("train", digest) in first:
+            pairs.append(("training image in validation", "train", first["train", digest]))
+        for kind, split, other in pairs:
+            known = splits[split].records[other]
+            equal = np.array_equal(known.boxes, record.boxes)
+            detail = f"same pixels as {known.where}{'' if equal else ', with other boxes'}"
+            findings.add(kind, record.where, detail, (name, index))

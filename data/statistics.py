@@ -1,0 +1,116 @@
+"""Figures of a split: how many images and boxes of which class and size."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from config import ImageSizeConfig
+from data.schema import Split, Taxonomy
+from data.transforms import resized_size
+
+SMALL_PX2, LARGE_PX2 = 32**2, 96**2
+"""COCO's limits between small, medium and large boxes, px^2"""
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Seven numbers of a distribution."""
+
+    least: float
+    p5: float
+    p25: float
+    median: float
+    p75: float
+    p95: float
+    most: float
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """Boxes of one class."""
+
+    name: str
+    boxes: int
+    images: int
+    """Images that have at least one of them"""
+
+
+@dataclass(frozen=True)
+class SplitStatistics:
+    """What a split holds after its boxes have been cleaned; groups (iscrowd) are counted apart."""
+
+    images: int
+    images_without_boxes: int
+    boxes: int
+    crowd_boxes: int
+    classes: tuple[ClassCount, ...]
+    small_boxes: int
+    """Boxes below 32^2 px^2 in the resized image, as COCO's AP_small has them"""
+    medium_boxes: int
+    large_boxes: int
+    """Boxes of 96^2 px^2 and more in the resized image"""
+    box_side_px: Quantiles | None
+    """Square root of the area in the resized image"""
+    box_shortest_px: Quantiles | None
+    """Shorter side in the resized image"""
+    box_aspect: Quantiles | None
+    """Width / height"""
+    boxes_per_image: Quantiles | None
+    image_width_px: Quantiles | None
+    """As stored, before the resize"""
+    image_height_px: Quantiles | None
+
+
+def split_statistics(split: Split, taxonomy: Taxonomy, size: ImageSizeConfig) -> SplitStatistics:
+    """Figures of a split whose categories are class indices."""
+    boxes = resized_boxes(split, size)
+    kept = [record.categories[~record.iscrowd] for record in split.records]
+    counts = np.array([len(categories) for categories in kept], dtype=np.int64)
+    num_classes = len(taxonomy.names)
+    per_class = np.bincount(_joined(kept), minlength=num_classes)
+    images_of = np.bincount(_joined([np.unique(c) for c in kept]), minlength=num_classes)
+    area = boxes[:, 0] * boxes[:, 1]
+    small, large = int((area < SMALL_PX2).sum()), int((area >= LARGE_PX2).sum())
+    return SplitStatistics(
+        images=len(split),
+        images_without_boxes=int((counts == 0).sum()),
+        boxes=len(boxes),
+        crowd_boxes=int(sum(record.iscrowd.sum() for record in split.records)),
+        classes=tuple(
+            ClassCount(name, int(per_class[c]), int(images_of[c]))
+            for c, name in enumerate(taxonomy.names)
+        ),
+        small_boxes=small,
+        medium_boxes=len(boxes) - small - large,
+        large_boxes=large,
+        box_side_px=_quantiles(np.sqrt(area)),
+        box_shortest_px=_quantiles(boxes[:, :2].min(axis=1)),
+        box_aspect=_quantiles(boxes[:, 2]),
+        boxes_per_image=_quantiles(counts),
+        image_width_px=_quantiles(np.array([record.width for record in split.records])),
+        image_height_px=_quantiles(np.array([record.height for record in split.records])),
+    )
+
+
+def resized_boxes(split: Split, size: ImageSizeConfig) -> np.ndarray:
+    """float64 [n, 3]: width and height, px, of all boxes in the resized images, and the ratio of
+    width to height in the stored image."""
+    rows = [np.empty((0, 3))]
+    for record in split.records:
+        height, width = resized_size(record.height, record.width, size)
+        sides = record.boxes[~record.iscrowd, 2:]
+        scaled = sides * [width / record.width, height / record.height]
+        rows.append(np.column_stack([scaled, sides[:, 0] / sides[:, 1]]))
+    return np.concatenate(rows)
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype=np.int64), *arrays])
+
+
+def _quantiles(values: np.ndarray) -> Quantiles | None:
+    if not len(values):
+        return None
+    points = np.quantile(values, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1])
+    return Quantiles(*(round(float(point), 3) for point in points))

@@ -1,0 +1,138 @@
+"""Check a dataset before training on it: every image is decoded, every box looked at.
+
+`python -m tools.check_data --config configs/coco.yaml --data.path my_data`
+
+Needs no GPU and no backbone. Exit status: 0 if there is no defect, 1 if there are some, 2 if the
+dataset cannot be read at all.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from config import UserError, fail, load_config
+from data.build import Data, read_data
+from data.doctor import check_images, splits_of
+from data.findings import Finding, Findings
+from data.repair import refuse_full, write_repaired
+from data.statistics import SplitStatistics, split_statistics
+from tools.dataset_report import exit_status, finding_lines, statistics_lines, verdict
+
+EXAMPLES = 5
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check and print; the exit status.
+
+    Raises:
+        UserError: if the dataset cannot be read, or a file cannot be written.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.check_data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="--config and --section.key value are those of train_accelerate.py.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="draw histograms and samples")
+    parser.add_argument("--repair", type=Path, metavar="DIR", help="write a cleaned COCO copy")
+    parser.add_argument("--workers", type=int, default=_cores(), help="processes that decode")
+    parser.add_argument("--all", action="store_true", help="print every finding, not examples")
+    args, rest = parser.parse_known_args(argv)
+    if args.workers < 1:
+        raise UserError(f"--workers {args.workers}: must be 1 or more")
+    if args.repair:
+        refuse_full(args.repair)  # before the work
+    cfg = load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
+    most = None if args.all else EXAMPLES
+    noted = Findings()
+    try:
+        data = read_data(cfg.data, cfg.run.seed, noted)
+    except UserError:
+        print("\n".join(finding_lines(list(noted), most, cfg.data.path)))  # they may explain it
+        raise
+    splits = splits_of(data)
+    total = sum(map(len, splits.values()))
+    with tqdm(total=total, unit=" images", desc="checking", disable=None) as bar:
+        findings = [*noted, *check_images(data, args.workers, bar.update)]
+    statistics = {
+        name: split_statistics(split, data.taxonomy, cfg.data.image_size)
+        for name, split in splits.items()
+    }
+    lines = [
+        verdict(findings, statistics),
+        "",
+        *finding_lines(findings, most, cfg.data.path),
+        *statistics_lines(statistics, cfg.data.image_size),
+    ]
+    print("\n".join(lines))
+    if args.json:
+        _write_json(args.json, findings, statistics)
+        print(f"\nwritten to {args.json}")
+    if args.picture:
+        from tools.dataset_picture import draw_dataset  # torch, only where it is needed
+
+        draw_dataset(args.picture, data, findings, cfg.data.image_size)
+        print(f"\ndrawn to {args.picture}")
+    if args.repair:
+        _repair(data, findings, args.repair, total)
+    return exit_status(findings)
+
+
+def _repair(data: Data, findings: Sequence[Finding], folder: Path, total: int) -> None:
+    with tqdm(total=total, unit=" images", desc="writing", disable=None) as bar:
+        num = write_repaired(data, findings, folder, bar.update)
+    print(
+        f"\n{num} repairs, listed in {folder / 'repairs.jsonl'}; boxes, classes, areas and iscrowd are "
+        f"kept, nothing else\ntrain with --data.source coco --data.path {folder} --data.val_split val"
+    )
+
+
+def _write_json(
+    file: Path, findings: Sequence[Finding], statistics: dict[str, SplitStatistics]
+) -> None:
+    kinds: dict[str, dict[str, object]] = {}
+    for finding in findings:
+        entry = kinds.setdefault(finding.kind, {"remedy": finding.remedy, "count": 0})
+        entry["count"] = int(str(entry["count"])) + 1
+    content = {
+        "verdict": verdict(findings, statistics),
+        "exit_status": exit_status(findings),
+        "kinds": kinds,
+        "findings": [
+            {
+                "kind": f.kind,
+                "remedy": f.remedy,
+                "where": f.where,
+                "detail": f.detail,
+                "split": f.image and f.image[0],
+                "place": f.image and f.image[1],
+            }
+            for f in findings
+        ],
+        "splits": {name: dataclasses.asdict(figures) for name, figures in statistics.items()},
+    }
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content, indent=1))
+    except OSError as error:
+        raise UserError(f"--json {file}: cannot be written: {error.strerror}") from error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    try:
+        status = main(sys.argv[1:])
+    except UserError as error:
+        fail(error)
+    raise SystemExit(status)
