@@ -545,3 +545,36 @@ def test_broken_image_is_named_once_and_replaced(tmp_path, processes):
         assert launch(alone).returncode == 0
         assert ids(tmp_path / "alone") == ids(tmp_path / "run")
         assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+
+
+def test_planted_defects_are_worked_around_or_refused(tmp_path):
+    """Every kind of defect that can be: trained to the end with the counts in the log, or strict."""
+    from planted import write_clean, write_planted
+
+    write_planted(tmp_path / "data", refused=False)
+    shutil.copytree(tmp_path / "data", tmp_path / "bad")
+    keys = {"data__path": tmp_path / "bad", "train__steps": 12}
+    result = launch(tiny_run(tmp_path, **keys))
+    assert result.returncode == 0, result.stderr
+    text = (tmp_path / "run/train.log").read_text()
+    for kind in ("box partly outside", "box without area", "missing image", "EXIF-rotated image"):
+        assert kind in text
+    assert "truncated" in text or "cannot decode" in text
+    rows = [row for row in metrics_lines(tmp_path / "run") if "train/loss" in row]
+    assert all(math.isfinite(row["train/loss"]) for row in rows)
+
+    keys |= {"run__output_dir": tmp_path / "strict", "data__strict": True}
+    result = launch(tiny_run(tmp_path, **keys))
+    assert result.returncode == 2
+    assert "data.strict" in result.stderr
+    assert not (tmp_path / "strict/metrics.jsonl").exists()
+
+    write_clean(tmp_path / "clean")
+    file = next((tmp_path / "clean/train").glob("*.jpg"))
+    keys |= {"data__path": tmp_path / "clean"}
+    train(tiny_run(tmp_path, **keys))  # strict, and nothing to refuse
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) * 2 // 3])  # its header is whole
+    keys |= {"run__output_dir": tmp_path / "strict2"}
+    with pytest.raises(UserError, match=rf"{file.name}: truncated image.*refused by data.strict"):
+        train(tiny_run(tmp_path, **keys))

@@ -19,8 +19,9 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 from config import Config, UserError, micro_batch_size
-from data.build import Data, build_data
+from data.build import Data, build_data, check_findings
 from data.collate import Batch
+from data.doctor import check_images
 from data.loader import TrainDataset, eval_loader, resized_sizes, train_loader
 from data.sampler import StepSampler
 from data.transforms import Augment
@@ -120,6 +121,9 @@ def build_run(cfg: Config) -> Run:
     with accelerator.main_process_first():
         Augment(cfg.data.augment)  # refuses what it cannot do, before anything is written
         data = build_data(cfg.data, cfg.run.seed, cfg.run.max_bad_images)
+        if cfg.data.strict and accelerator.is_main_process:  # what only decoding shows
+            seen = check_images(data, max(1, cfg.data.num_workers))
+            check_findings(seen, strict=True, max_bad_images=None)
         detector = build_model(cfg.model, data.taxonomy)
     processor = build_processor(detector.head, cfg.data.image_size, detector.backbone.normalization)
     num_steps = cfg.train.steps or math.ceil(
