@@ -334,6 +334,9 @@ def main(argv: Sequence[str]) -> int:
                 f"stopped with a checkpoint of step {run.state.step}; --run.resume auto continues"
             )
             run.log.close()
+        # torch can hang for ever where DDP outlives its process group.
+        accelerator.free_memory()
+        del model
         accelerator.wait_for_everyone()
         accelerator.state.destroy_process_group()  # nobody waits for the export and the upload
         if accelerator.is_main_process and done:
