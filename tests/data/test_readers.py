@@ -1,10 +1,10 @@
 import json
 import shutil
 
-import datasets
 import numpy as np
 import pytest
 from builders import BOXES, SIZES, write_coco, write_imagefolder
+from formats import NAMES, write_parquet
 from PIL import Image
 
 from config import DataConfig, UserError
@@ -26,31 +26,7 @@ def write_hub(root, category="category"):
     """The same images as a local folder in Hub format (parquet)."""
     image_folder = write_both(root / "files", write_imagefolder)
     for split in ("train", "val"):
-        lines = (image_folder / split / "metadata.jsonl").read_text().splitlines()
-        rows = []
-        for line in map(json.loads, lines):
-            content = (image_folder / split / line.pop("file_name")).read_bytes()
-            line["objects"][category] = line["objects"].pop("category")
-            rows.append({"image": {"bytes": content, "path": None}, **line})
-        label = datasets.ClassLabel(names=["plate"])
-        features = datasets.Features(
-            {
-                "image": datasets.Image(),
-                "image_id": datasets.Value("int64"),
-                "width": datasets.Value("int64"),
-                "height": datasets.Value("int64"),
-                "objects": {
-                    "id": datasets.List(datasets.Value("int64")),
-                    "bbox": datasets.List(datasets.List(datasets.Value("float32"), length=4)),
-                    "area": datasets.List(datasets.Value("float32")),
-                    category: datasets.List(label),
-                },
-            }
-        )
-        name = "validation" if split == "val" else split
-        target = root / "hub" / "data" / f"{name}-00000-of-00001.parquet"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        datasets.Dataset.from_list(rows, features=features).to_parquet(str(target))
+        write_parquet(root / "hub", image_folder / split, split, category)
     return root / "hub"
 
 
@@ -88,7 +64,7 @@ def test_hub_format(tmp_path, monkeypatch, category):
     cfg = coco_cfg(write_hub(tmp_path, category), source="hub", val_split="validation")
     data = build_data(cfg, seed=0)
     assert_expected(data)
-    assert data.taxonomy.names == ("plate",)
+    assert data.taxonomy.names == NAMES
 
 
 @pytest.mark.parametrize("ids", [(0, 1, 2), (1, 2, 3), (1, 3, 17)])
