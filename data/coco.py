@@ -51,7 +51,9 @@ def read_split(cfg: DataConfig, which: str, findings: Findings) -> Split:
             size = as_size(entry.get("width"), entry.get("height"))
             records.append(boxes[image_id].record(image_id, path, size))
             paths.append(path)
-    note_unlisted(folder, [*paths, *_listed_by_the_other(cfg, which, root, folder)], findings)
+    others = _listed_by_the_other(cfg, which, root, folder)
+    if which == "train" or not others:  # a folder that both share is looked at once
+        note_unlisted(folder, [*paths, *others], findings)
     return Split(records, ImageFiles(paths), names)
 
 

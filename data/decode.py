@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from config import UserError
 from data.headers import readable_formats
@@ -14,14 +14,8 @@ MILD_SHRINK = 1.25
 """Up to here bilinear sampling without antialiasing is hardly another picture"""
 SIDEWAYS = {5, 6, 7, 8}
 """EXIF orientations that swap width and height"""
-NOT_DECODABLE = (
-    OSError,
-    UnidentifiedImageError,
-    SyntaxError,
-    ValueError,
-    Image.DecompressionBombError,
-)
-"""What Pillow raises for broken images, and for those that claim more than 179 megapixels"""
+BLOCK_PX = 1 << 20
+"""Pixels that are scaled from 16 to 8 bits at once, which bounds the memory it takes"""
 
 
 def decode(
@@ -58,8 +52,8 @@ def decode(
                 if shrink > (MILD_SHRINK if draft else 1.0):
                     rgb = rgb.resize(at_most[::-1], Image.Resampling.BILINEAR)
             return np.asarray(rgb)
-    except NOT_DECODABLE as error:
-        raise UserError(f"{where}: cannot decode the image: {error}") from error
+    except Exception as error:  # Pillow's parsers raise whatever they run into
+        raise UserError(f"{where}: cannot decode the image: {_reason(error)}") from error
 
 
 def image_size(source: Path | bytes, where: str) -> tuple[int, int]:
@@ -74,22 +68,36 @@ def image_size(source: Path | bytes, where: str) -> tuple[int, int]:
             sideways = image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
     except FileNotFoundError as error:
         raise UserError(f"{where}: the image file does not exist") from error
-    except NOT_DECODABLE as error:
-        raise UserError(f"{where}: not a readable image: {error}") from error
+    except Exception as error:  # as above
+        raise UserError(f"{where}: not a readable image: {_reason(error)}") from error
     return (height, width) if sideways else (width, height)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """RGB of any mode: 16-bit scaled to 8, transparency composited on white."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        image = Image.fromarray(np.round(values.clip(0, top) * (255.0 / top)).astype(np.uint8))
+        image = Image.fromarray(_to_8_bits(np.asarray(image)))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         background = Image.new("RGBA", rgba.size, "white")
         image = Image.alpha_composite(background, rgba)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """uint8 [H, W] of [H, W], whose white is 65535, or 255 if nothing is brighter."""
+    top = 65535.0 if values.max(initial=0) > 255 else 255.0
+    scaled = np.empty(values.shape, np.uint8)
+    rows = max(1, BLOCK_PX // max(1, values.shape[1]))
+    for start in range(0, len(values), rows):
+        block = values[start : start + rows].astype(np.float64)
+        scaled[start : start + rows] = np.round(block.clip(0, top) * (255.0 / top))
+    return scaled
+
+
+def _reason(error: Exception) -> str:
+    known = isinstance(error, (OSError, SyntaxError, ValueError))
+    return str(error) if known else f"{type(error).__name__}: {error}"
 
 
 def _open(source: Path | bytes) -> Image.Image:

@@ -77,10 +77,10 @@ def look(split: Split, index: int) -> Look:
     try:
         pixels = decode(split.images[index], "")
     except UserError as error:
-        detail = str(error.__cause__ or error)
+        detail = str(error).removeprefix(": cannot decode the image: ")
         short = any(word in detail.lower() for word in TRUNCATED)
         return Look(defect=("truncated image" if short else "unreadable image", detail))
-    except Exception as error:
+    except Exception as error:  # an image that could be found before, and no longer
         return Look(defect=("unreadable image", f"{type(error).__name__}: {error}"))
     height, width = pixels.shape[:2]
     digest = hashlib.sha256(f"{width}x{height}:".encode())

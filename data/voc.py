@@ -24,6 +24,7 @@ from data.findings import Findings
 from data.schema import Record, Split
 from data.xml_tree import XmlError, parse_xml
 
+ANNOTATIONS, IMAGES = "Annotations", "JPEGImages"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -58,7 +59,10 @@ def read_split(cfg: DataConfig, which: str, findings: Findings) -> Split:
         if found is not None:
             records.append(found[0])
             paths.append(found[1])
-    note_unlisted(layout.images, [*reader.listed, *_listed_elsewhere(root, layout)], findings)
+    if which == "train" or layout.images != root / IMAGES:  # both splits share that folder
+        annotated = set(_xml_names(layout.annotations))
+        others = [path for stem, path in reader.by_stem.items() if stem in annotated]
+        note_unlisted(layout.images, [*reader.listed, *others], findings)
     return Split(records, ImageFiles(paths), dict(enumerate(names)))
 
 
@@ -83,7 +87,8 @@ class _Reader:
             return None
         where = str(file)
         if not file.is_file():
-            self._without_annotation(name, where)
+            if name not in self.by_stem:  # otherwise it is an image without annotation
+                findings.add("broken row", where, f"listed in {layout.source}, absent")
             return None
         root = read_xml(file, findings)
         if root is None:
@@ -97,14 +102,6 @@ class _Reader:
             self._take(boxes, number, item)
         size = as_size(_text(root, "size/width"), _text(root, "size/height"))
         return boxes.record(name, path, size, "voc"), path
-
-    def _without_annotation(self, name: str, where: str) -> None:
-        image = self.by_stem.get(name)
-        if image is None:
-            self.findings.add("broken row", where, f"listed in {self.layout.source}, absent")
-        else:
-            self.listed.append(image)
-            self.findings.add("image without annotation", str(image), f"no {where}")
 
     def _image(self, root: Element, name: str, where: str) -> Path | None:
         given = _text(root, "filename")
@@ -159,7 +156,7 @@ def as_number(text: str | None) -> float | None:
 
 def _layout(cfg: DataConfig, which: str, root: Path) -> Layout:
     split = str(cfg.train_split if which == "train" else cfg.val_split)
-    annotations, images = root / "Annotations", root / "JPEGImages"
+    annotations, images = root / ANNOTATIONS, root / IMAGES
     listing = root / "ImageSets" / "Main" / f"{split}.txt"
     if listing.is_file():
         return Layout(annotations, images, _image_set(listing), str(listing))
@@ -186,7 +183,8 @@ def _image_set(listing: Path) -> list[str]:
 
 
 def _xml_names(folder: Path) -> list[str]:
-    return sorted(file.stem for file in folder.iterdir() if file.suffix.lower() == ".xml")
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted(file.stem for file in files if file.suffix.lower() == ".xml")
 
 
 def _names_used(cfg: DataConfig, root: Path) -> list[str]:
@@ -204,16 +202,6 @@ def _names_of(layout: Layout, root: Path) -> Iterator[str]:
         for item in [] if content is None else content.findall("object"):
             if text := _text(item, "name"):
                 yield text
-
-
-def _listed_elsewhere(root: Path, layout: Layout) -> Iterator[Path]:
-    """Images of the original layout that have annotations, of whatever split."""
-    if layout.images == layout.annotations:
-        return
-    annotated = set(_xml_names(layout.annotations)) if layout.annotations.is_dir() else set()
-    for path in image_files(layout.images):
-        if _stem(path, layout.images) in annotated:
-            yield path
 
 
 def _stem(path: Path, folder: Path) -> str:

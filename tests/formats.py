@@ -47,9 +47,10 @@ def write_parquet(root: Path, folder: Path, split: str, category: str = "categor
     rows = []
     for line in (folder / "metadata.jsonl").read_text().splitlines():
         row = json.loads(line)
-        content = (folder / row.pop("file_name")).read_bytes()
+        file = folder / row.pop("file_name")
         row["objects"][category] = row["objects"].pop("category")
-        rows.append({"image": {"bytes": content, "path": None}, **row})
+        cell = {"bytes": file.read_bytes(), "path": None} if file.is_file() else None
+        rows.append({"image": cell, **row})
     features = datasets.Features(
         {
             "image": datasets.Image(),

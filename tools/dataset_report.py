@@ -136,14 +136,12 @@ def statistics_lines(splits: Mapping[str, SplitStatistics], size: ImageSizeConfi
 def _five(q: Quantiles | None) -> str:
     if q is None:
         return "-"
-    return " / ".join(
-        f"{value:.3g}" if value < 100 else f"{value:.0f}"
-        for value in (q.least, q.p5, q.median, q.p95, q.most)
-    )
+    values = (q.least, q.p5, q.median, q.p95, q.most)
+    return " / ".join(f"{value:.2g}" if value < 10 else f"{value:.0f}" for value in values)
 
 
 def _row(title: str, cells: Sequence[str]) -> str:
-    return f"{title:<46}" + "".join(f"{cell:>36}" for cell in cells)
+    return f"{title:<38}" + "".join(f"{cell:>30}" for cell in cells)
 
 
 def _short(text: str, root: str | None) -> str:

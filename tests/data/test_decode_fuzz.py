@@ -150,6 +150,24 @@ def test_image_that_claims_too_many_pixels_is_refused_by_its_header():
             job(buffer.getvalue(), "here")
 
 
+def test_whatever_a_parser_raises_is_a_broken_image(monkeypatch):
+    def load(self):  # what Pillow's TIFF reader does with some broken offsets
+        raise TypeError("'float' object cannot be interpreted as an integer")
+
+    content = dict(originals())["tiff 16-bit"]
+    monkeypatch.setattr("PIL.TiffImagePlugin.TiffImageFile.load", load)
+    with pytest.raises(UserError, match="here: cannot decode the image: TypeError: 'float'"):
+        decode(content, "here")
+
+
+def test_large_16_bit_images_are_scaled_block_by_block():
+    values = np.random.default_rng(3).integers(0, 65536, (3000, 1000), dtype=np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG", compress_level=1)
+    expected = np.round(values * (255.0 / 65535.0)).astype(np.uint8)
+    np.testing.assert_array_equal(decode(buffer.getvalue(), "")[:, :, 1], expected)
+
+
 @pytest.mark.slow
 def test_broken_images_are_decoded_or_refused():
     context = multiprocessing.get_context("fork")
