@@ -56,7 +56,7 @@ class _Cache:
     def inspect(self, path: Path) -> Header | BadHeader:
         try:
             stat = path.stat()
-        except OSError:
+        except (OSError, ValueError):  # absent, or an impossible name
             return headers.inspect(path)
         key, state = str(path), [stat.st_size, stat.st_mtime_ns]
         entry = self.known.get(key)
