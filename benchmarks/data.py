@@ -1,13 +1,15 @@
 """One training sample: the published recipe's path against ours, per image and on one core.
 
 `python -m benchmarks.data [--data FOLDER]`: photos of an image folder with metadata.jsonl, the
-recipe's augmentations (flip, affine), the same output sizes. Both paths take turns, image by image.
+recipe's augmentations (flip, affine), the same output sizes. Both paths take turns, image by image;
+times are CPU times of the one thread, medians. Then batches through 1 and 2 worker processes.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import albumentations as A
@@ -19,8 +21,9 @@ from transformers import DetrImageProcessor
 from config import ROOT, DataConfig, ImageSizeConfig
 from data.build import build_data
 from data.collate import collate
-from data.loader import TrainDataset, resized_sizes
-from data.sampler import SampleRef, step_canvas
+from data.loader import TrainDataset, batches_of, resized_sizes, train_loader
+from data.sampler import SampleRef, StepSampler, step_canvas
+from data.schema import Split
 
 SIZES = ((800, 1333), (400, 667), (256, 427))
 """(shortest, longest) side, px"""
@@ -32,7 +35,8 @@ AFFINE = {
 }
 FOLDERS = ("plates-openimages-416", "blood-cells")
 IMAGES = 60
-SYNTHETIC = 60
+STEPS = 40
+BATCH = 8
 
 
 def recipe_path(shortest: int, longest: int) -> Callable[[Path, np.ndarray, np.ndarray], object]:
@@ -72,18 +76,41 @@ def _tuples(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def compare(folder: Path, shortest: int, longest: int) -> dict[str, float]:
-    """Median ms per image of both paths, and of normalising one of our images afterwards."""
-    cfg = DataConfig(
+def data_config(folder: Path, shortest: int, longest: int) -> DataConfig:
+    """The recipe's data, as our configuration has it."""
+    return DataConfig(
         source="imagefolder",
         path=str(folder),
         val_split="val",
         image_size=ImageSizeConfig(longest, shortest),
         augment=[{"HorizontalFlip": {"p": 0.5}}, {"Affine": AFFINE}],
     )
+
+
+def prepared(cfg: DataConfig) -> tuple[Split, np.ndarray, TrainDataset]:
+    """Training split, sizes after resizing, and dataset."""
     split = build_data(cfg, 0).train
-    sizes = resized_sizes(split, cfg.image_size)
-    dataset = TrainDataset(split, cfg, 0)
+    return split, resized_sizes(split, cfg.image_size), TrainDataset(split, cfg, 0)
+
+
+def images_per_second(folder: Path, workers: int) -> float:
+    """Batches of 8 through worker processes to a main process that does nothing else."""
+    cfg = replace(data_config(folder, 400, 667), num_workers=workers)
+    _, sizes, dataset = prepared(cfg)
+    loader = train_loader(dataset, StepSampler(sizes, BATCH, BATCH, 0), pin=False)
+    with batches_of(loader) as batches:
+        for _ in range(2 * workers):
+            next(batches)  # the workers have started
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            next(batches)
+        return STEPS * BATCH / (time.perf_counter() - start)
+
+
+def compare(folder: Path, shortest: int, longest: int) -> dict[str, float]:
+    """Median ms per image of both paths, and of normalising one of our images afterwards."""
+    cfg = data_config(folder, shortest, longest)
+    split, sizes, dataset = prepared(cfg)
     theirs = recipe_path(shortest, longest)
     times: dict[str, list[float]] = {"recipe": [], "ours": [], "normalise": []}
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
@@ -120,6 +147,12 @@ def main() -> None:
                 f"| {name} | {shortest}/{longest} | {row['recipe']:.1f} | {row['ours']:.1f} "
                 f"| {row['recipe'] / row['ours']:.1f} | {row['normalise']:.1f} |"
             )
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(3):
+        for workers, values in rates.items():
+            values.append(images_per_second(args.data / FOLDERS[0], workers))
+    one, two = (statistics.median(values) for values in rates.values())
+    print(f"\n{one:.0f} images/s with 1 worker, {two:.0f} with 2 ({FOLDERS[0]}, 400/667)")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,21 @@ class Batch:
     bad: list[str] = field(default_factory=list)
     """Images that could not be decoded, and why; another one is in the place of each"""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For the way from a worker: small tensors as arrays, since each tensor costs a handshake."""
+        labels = [
+            {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in label.items()}
+            for label in self.labels
+        ]
+        return {**self.__dict__, "labels": labels}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.labels = [
+            {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in label.items()}
+            for label in self.labels
+        ]
+
     def pin_memory(self) -> "Batch":
         """Called by the DataLoader's pinning thread."""
         return Batch(
