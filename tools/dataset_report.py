@@ -145,4 +145,8 @@ def _row(title: str, cells: Sequence[str]) -> str:
 
 
 def _short(text: str, root: str | None) -> str:
-    return text.replace(f"{root.rstrip('/')}/", "") if root else text
+    """`text` without the folder that all places begin with."""
+    if root is None:
+        return text
+    root = root.rstrip("/")
+    return text.replace(f"{root}/", "").removeprefix(f"{root}, ")

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 from builders import launch, write_coco
+from formats import write_parquet
 from PIL import Image
 from planted import NOT_COCO, write_clean, write_planted, write_planted_rows
 
@@ -237,3 +238,40 @@ def test_findings_are_told_although_the_dataset_cannot_be_used(tmp_path, capsys)
     with pytest.raises(UserError, match="not one valid box"):
         check_data.main(arguments(root))
     assert "broken row: 33" in capsys.readouterr().out
+
+
+def write_hub(root):
+    """The planted images as a local folder in Hub format (parquet): bytes instead of files."""
+    files = root / "files"
+    write_planted(files, refused=False)
+    for split in ("train", "val"):
+        content = json.loads((files / "annotations" / f"{split}.json").read_text())
+        lines = []
+        for image in content["images"]:
+            own = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+            objects = {
+                "id": [a["id"] for a in own],
+                "bbox": [a["bbox"] for a in own],
+                "area": [a.get("area", 0) for a in own],
+                "category": [a["category_id"] - 1 for a in own],
+            }
+            row = {**image, "image_id": image["id"], "objects": objects}
+            del row["id"]
+            lines.append(json.dumps(row))
+        (files / split / "metadata.jsonl").write_text("\n".join(lines))
+        write_parquet(root / "hub", files / split, split)
+    return root / "hub"
+
+
+def test_images_without_files_are_checked_and_copied(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    root, copy = write_hub(tmp_path), tmp_path / "copy"
+    more = ["--data.val_split", "validation", "--repair", copy]
+    status, content = check(root, *more, source="hub")
+    assert status == 1
+    not_hub = {"wrong extension", "image without annotation", "duplicate annotation id"}
+    expected = {kind for kind in KINDS if KINDS[kind] != "refused"} - NOT_COCO - not_hub
+    assert set(content["kinds"]) == expected
+    status, content = check(copy)
+    assert status == 0, content["findings"]
+    assert (copy / "val" / "000001.jpg").is_file()

@@ -1,0 +1,111 @@
+import dataclasses
+import errno
+import os
+
+import numpy as np
+import pytest
+from formats import WRITERS, write_format
+from planted import write_clean
+
+from config import DataConfig, UserError
+from data.build import read_data
+from data.decode import decode
+from data.findings import Findings
+from data.repair import write_repaired
+
+
+@pytest.fixture(autouse=True)
+def _hub_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hub-cache"))
+
+
+def copied(cfg, folder):
+    """The dataset of `cfg` and its repaired copy."""
+    data = read_data(cfg, 0, Findings())
+    write_repaired(data, list(data.findings), folder)
+    own = DataConfig(source="coco", path=str(folder), val_split="val")
+    return data, read_data(own, 0, Findings())
+
+
+def assert_equal(first, second):
+    assert first.taxonomy == second.taxonomy
+    for ours, theirs in ((first.train, second.train), (first.val, second.val)):
+        assert len(ours) == len(theirs)
+        for index, (a, b) in enumerate(zip(ours.records, theirs.records, strict=True)):
+            assert (a.width, a.height) == (b.width, b.height)
+            for key in ("boxes", "categories", "areas", "iscrowd"):
+                np.testing.assert_array_equal(getattr(a, key), getattr(b, key))
+            np.testing.assert_array_equal(
+                decode(ours.images[index], ""), decode(theirs.images[index], "")
+            )
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_copy_of_a_clean_dataset_is_equal(tmp_path, name):
+    data, copy = copied(write_format(tmp_path / "data", name), tmp_path / "copy")
+    assert_equal(data, copy)
+    assert list(copy.findings) == []
+    assert (tmp_path / "copy" / "repairs.jsonl").read_text() == ""
+
+
+def test_validation_images_that_were_set_aside_stay_so(tmp_path):
+    cfg = write_format(tmp_path / "data", "coco", val_split=None, val_fraction=0.3)
+    assert_equal(*copied(cfg, tmp_path / "copy"))
+
+
+def test_groups_and_areas_are_kept(tmp_path):
+    cfg = write_format(tmp_path / "data", "coco")
+    data = read_data(cfg, 0, Findings())
+    records = [
+        dataclasses.replace(r, areas=r.areas * 0.5, iscrowd=~r.iscrowd) for r in data.train.records
+    ]
+    data = dataclasses.replace(data, train=dataclasses.replace(data.train, records=records))
+    write_repaired(data, [], tmp_path / "copy")
+    own = DataConfig(source="coco", path=str(tmp_path / "copy"), val_split="val")
+    assert_equal(data, read_data(own, 0, Findings()))
+
+
+def test_other_file_systems_get_copies(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    write_clean(tmp_path / "data")
+    monkeypatch.setattr(os, "link", refuse)
+    cfg = DataConfig(source="coco", path=str(tmp_path / "data"), val_split="val")
+    assert_equal(*copied(cfg, tmp_path / "copy"))
+    twins = [tmp_path / folder / "train" / "plain-4.jpg" for folder in ("data", "copy")]
+    assert not twins[0].samefile(twins[1])
+    assert twins[0].read_bytes() == twins[1].read_bytes()
+
+
+def test_links_are_followed(tmp_path):
+    write_clean(tmp_path / "data")
+    file = tmp_path / "data" / "train" / "plain-4.jpg"
+    file.rename(tmp_path / "data" / "store.jpg")
+    file.symlink_to(tmp_path / "data" / "store.jpg")
+    cfg = DataConfig(source="coco", path=str(tmp_path / "data"), val_split="val")
+    assert_equal(*copied(cfg, tmp_path / "copy"))
+    assert not (tmp_path / "copy" / "train" / "plain-4.jpg").is_symlink()
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_clean(tmp_path / "data")
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr("data.repair.shutil.copyfile", full)
+    cfg = DataConfig(source="coco", path=str(tmp_path / "data"), val_split="val")
+    with pytest.raises(UserError, match="--repair .*copy: cannot be written: .*No space left"):
+        copied(cfg, tmp_path / "parent" / "copy")
+    assert list((tmp_path / "parent").iterdir()) == []
+
+
+def test_an_empty_folder_is_filled_and_a_full_one_is_not(tmp_path):
+    cfg = write_format(tmp_path / "data", "coco")
+    (tmp_path / "copy").mkdir()
+    copied(cfg, tmp_path / "copy")
+    before = sorted((tmp_path / "copy").rglob("*"))
+    with pytest.raises(UserError, match="must be an empty or absent folder"):
+        copied(cfg, tmp_path / "copy")
+    assert sorted((tmp_path / "copy").rglob("*")) == before
