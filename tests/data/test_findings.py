@@ -487,7 +487,7 @@ UNREADABLE = {
             b"train: x",
             b"{val: images/val}",
             b"[" * 10**5,
-            b"a: &a [*a, *a]",
+            b"train: &a images/train\nval: *a\nnames: [car, plate]",
             b"a" * 2 * 10**6,
         ],
     ),
