@@ -66,7 +66,7 @@ class Inside:
         return False
 
     def _resolve(self, path: Path) -> Path:
-        if path.is_symlink():
+        if os.path.islink(path):
             return path.resolve()
         if path.parent not in self.resolved:  # once a folder, not once an image
             self.resolved[path.parent] = path.parent.resolve()

@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import huggingface_hub
 from tqdm import tqdm
 
 from config import DataConfig, UserError
+from data.headers import EXTENSIONS, Header, inspect
 from data.hub import encoded, guarded
 
 FORMAT = 1
 """Raise it when the stored form changes, so that old stores are not read"""
+KEPT_COLUMNS = ("image_id", "width", "height", "objects")
 
 
 def ensure_stored(
@@ -37,7 +40,7 @@ def ensure_stored(
         raise UserError(f"{folder.parent}: cannot be written: {error.strerror}") from error
     try:
         rows, names = open_rows()
-        guarded(cfg, split, lambda: _write(temporary, rows, names, f"{cfg.path} {split}"))
+        guarded(cfg, split, lambda: _write(temporary, rows, names, cfg, split))
         temporary.rename(folder)
     except OSError:  # another process was faster
         if not folder.is_dir():
@@ -72,32 +75,47 @@ def _state(cfg: DataConfig) -> str | None:
     return str(info.sha)[:16]
 
 
-def _write(folder: Path, rows: Iterable[dict[str, Any]], names: dict[int, str], title: str) -> None:
+def _write(
+    folder: Path, rows: Iterable[dict[str, Any]], names: dict[int, str], cfg: DataConfig, split: str
+) -> None:
     images = folder / "images"
     images.mkdir()
     if names:
         (folder / "categories.json").write_text(json.dumps([names[i] for i in range(len(names))]))
+    progress = tqdm(rows, desc=f"{cfg.path} {split}", unit=" images", mininterval=1.0)
     with (images / "metadata.jsonl").open("w") as file:
-        for number, row in enumerate(tqdm(rows, desc=title, unit=" images", mininterval=1.0)):
-            source = encoded(row.pop("image"))
-            name = f"{number:08d}{_suffix(source)}"
-            if isinstance(source, Path):
-                shutil.copyfile(source, images / name)
-            elif source is not None:
-                (images / name).write_bytes(source)
+        for number, row in enumerate(progress):
+            content = _content(row["image"], cfg)
+            name = f"{number:08d}{_suffix(content)}"
+            if content is not None:  # otherwise the row's image is found missing
+                (images / name).write_bytes(content)
             kept = {key: row[key] for key in KEPT_COLUMNS if row.get(key) is not None}
             file.write(json.dumps({"file_name": name, **kept}) + "\n")
 
 
-KEPT_COLUMNS = ("image_id", "width", "height", "objects")
+def _content(cell: Any, cfg: DataConfig) -> bytes | None:
+    """Content of a streamed image cell; None if it has none.
+
+    A stream may name a file instead, on the Hub or inside an archive. It must lie in a dataset on the
+    Hub or in the local dataset itself, since anything may be written in a row.
+    """
+    source = encoded(cell)
+    if source is None or isinstance(source, bytes):
+        return source
+    address = str(cell["path"])
+    place = address.rpartition("::")[2].removeprefix("file://")
+    own = Path(str(cfg.path)).resolve()
+    if not place.startswith("hf://datasets/") and not Path(place).resolve().is_relative_to(own):
+        return None
+    try:
+        with fsspec.open(address, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
 
 
-def _suffix(source: Path | bytes | None) -> str:
+def _suffix(content: bytes | None) -> str:
     """Extension of the content, so that the file is named like what it holds."""
-    if source is None:
-        return ".jpg"
-    from data.headers import EXTENSIONS, Header, inspect
-
-    header = inspect(source)
+    header = None if content is None else inspect(content)
     found = header.format if isinstance(header, Header) else "JPEG"
     return next(suffix for suffix, formats in EXTENSIONS.items() if found in formats)

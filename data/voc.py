@@ -12,6 +12,7 @@ Class ids are places in `data.labels`, or else in the sorted names of both split
 objects become `iscrowd`: no targets in training, neither right nor wrong in evaluation.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ class _Reader:
         if file is None:
             return None
         where = str(file)
-        if not file.is_file():
+        if not os.path.isfile(file):
             if name not in self.by_stem:  # otherwise it is an image without annotation
                 findings.add("broken row", where, f"listed in {layout.source}, absent")
             return None
@@ -110,7 +111,7 @@ class _Reader:
             named = self.inside.join(self.layout.images, given, where, self.findings)
             if named is None:
                 return None
-        if named is None or not named.is_file():
+        if named is None or not os.path.isfile(named):
             named = self.by_stem.get(name) or named or self.layout.images / f"{name}.jpg"
         return named if self.inside.holds(named, where, self.findings) else None
 
@@ -198,7 +199,7 @@ def _names_of(layout: Layout, root: Path) -> Iterator[str]:
     inside = Inside(root, layout.annotations)
     for name in layout.names:
         file = inside.join(layout.annotations, f"{name}.xml", "", unheard)
-        content = read_xml(file, unheard) if file is not None and file.is_file() else None
+        content = read_xml(file, unheard) if file is not None and os.path.isfile(file) else None
         for item in [] if content is None else content.findall("object"):
             if text := _text(item, "name"):
                 yield text

@@ -76,7 +76,7 @@ def _yaml_file(root: Path) -> Path:
     """data.yaml, or the folder's only other YAML file."""
     others = sorted(file for file in root.iterdir() if file.suffix in (".yaml", ".yml"))
     named = root / "data.yaml"
-    return others[0] if len(others) == 1 and not named.is_file() else named
+    return others[0] if len(others) == 1 and not os.path.isfile(named) else named
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _base(root: Path, given: Any) -> Path:
     """The folder that splits are relative to; `path` is often that of another machine."""
     if isinstance(given, str) and "\0" not in given:
         folder = Path(os.path.normpath(root / given))
-        if folder.is_relative_to(root) and folder.is_dir():
+        if folder.is_relative_to(root) and os.path.isdir(folder):
             return folder
     return root
 
@@ -112,14 +112,14 @@ def _images(
     if not isinstance(place, str) or not place:
         findings.add("broken row", where, f"{short(place)}, neither a folder nor a list of images")
         return
-    if place.startswith("../") and not (base / place).exists():
+    if place.startswith("../") and not os.path.exists(base / place):
         place = place[3:]  # exports whose paths begin one folder too deep; YOLO tools read them so
     path = inside.join(base, place, where, findings)
     if path is None:
         return
-    if path.is_dir():
+    if os.path.isdir(path):
         yield from image_files(path)
-    elif path.suffix == ".txt" and path.is_file():
+    elif path.suffix == ".txt" and os.path.isfile(path):
         for number, line in enumerate(read_lines(path), 1):
             name = line.decode(errors="replace").strip()
             if name:
@@ -165,7 +165,7 @@ def _record(
 ) -> Record:
     boxes = Boxes(str(path), "line", findings)
     file = label_file(path)
-    if file.is_file() and inside.holds(file, str(file), findings):
+    if os.path.isfile(file) and inside.holds(file, str(file), findings):
         for number, line in enumerate(read_lines(file), 1):
             values = line.split()
             if values:

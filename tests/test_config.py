@@ -67,6 +67,25 @@ def test_all_contradictions_are_listed(tmp_path):
         (["--optim.betas", "[0.9, 1.5]"], "optim.betas"),
         (["--run.tracker", "foo"], "run.tracker foo"),
         (["--eval.max_detections", "300"], "eval.max_detections 300"),
+        (["--run.max_bad_images", "-1"], "run.max_bad_images -1"),
+        (
+            ["--data.box_format", "yolo"],
+            "data.box_format yolo: has no effect with data.source synth",
+        ),
+        (["--data.streaming", "true"], "data.streaming: only a Hub dataset"),
+        (
+            [
+                "--data.source",
+                "hub",
+                "--data.path",
+                "x",
+                "--data.streaming",
+                "true",
+                "--data.train_split",
+                "x[:9]",
+            ],
+            "data.streaming: reads whole splits",
+        ),
         (["--config", "absent.yaml"], "absent.yaml: no such file"),
     ],
 )

@@ -1,6 +1,7 @@
 """The same images in every format are the same dataset."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from config import DataConfig, UserError
 from data.build import build_data, read_data
 from data.decode import decode
 from data.findings import Findings
+from data.store import _content
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +115,22 @@ def test_stream_that_breaks_leaves_nothing_behind(tmp_path):
     with pytest.raises(UserError, match="split absent"):
         build_data(cfg, seed=0)
     assert not list((tmp_path / "cache/permafrost").iterdir())
+
+
+def test_stream_of_images_in_an_archive(tmp_path):
+    """The rows of such a stream name files inside the archive; elsewhere they are not followed."""
+    write_format(tmp_path / "set", "imagefolder")
+    folder = tmp_path / "zipped"
+    folder.mkdir()
+    (tmp_path / "secret.jpg").write_bytes((tmp_path / "set/train/000.jpg").read_bytes())
+    shutil.make_archive(str(folder / "train"), "zip", tmp_path / "set/train")
+    cfg = DataConfig(source="hub", path=str(folder), val_fraction=0.3, streaming=True)
+    data = build_data(cfg, seed=0)
+    assert not list(data.findings)
+    assert len(data.train) + len(data.val) == 8
+    assert _content({"bytes": None, "path": str(tmp_path / "secret.jpg")}, cfg) is None
+    assert _content({"bytes": None, "path": f"zip://a::{tmp_path}/b.zip"}, cfg) is None
+    assert _content({"bytes": None, "path": "http://localhost/a.jpg"}, cfg) is None
 
 
 def test_voc_corners_are_one_based_and_inclusive(tmp_path):
