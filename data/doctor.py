@@ -39,7 +39,7 @@ class Look:
 def check_images(
     data: Data, workers: int, progress: Callable[[], object] = lambda: None
 ) -> Findings:
-    """Decode every image of both splits in worker processes.
+    """Decode every image that has a header, of both splits, in worker processes.
 
     Args:
         workers: number of processes. progress: called after each image.
@@ -49,7 +49,7 @@ def check_images(
         their header says, exact duplicates, and training images in the validation split.
     """
     splits = splits_of(data)
-    places = [(name, index) for name, split in splits.items() for index in range(len(split))]
+    places = readable_places(splits)
     looks: dict[tuple[str, int], Look] = {}
     for item, result in isolated(
         partial(_look_at_place, splits, places), len(places), workers, LONGEST_S
@@ -70,6 +70,16 @@ def splits_of(data: Data) -> dict[str, Split]:
     if data.val.images is data.train.images:
         return {"train": data.train}
     return {"train": data.train, "val": data.val}
+
+
+def readable_places(splits: dict[str, Split]) -> list[tuple[str, int]]:
+    """(split, place) of the images whose headers can be read; the others are findings already."""
+    return [
+        (name, index)
+        for name, split in splits.items()
+        for index, record in enumerate(split.records)
+        if not record.unreadable
+    ]
 
 
 def look(split: Split, index: int) -> Look:

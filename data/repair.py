@@ -13,7 +13,7 @@ from PIL import Image
 from config import UserError
 from data.build import Data
 from data.decode import decode
-from data.doctor import splits_of
+from data.doctor import readable_places, splits_of
 from data.findings import IMAGE_KINDS, Finding
 from data.headers import EXTENSIONS, Header, inspect
 from data.schema import Record, Split
@@ -112,11 +112,7 @@ def _write_split(
     progress: Callable[[], object],
 ) -> None:
     (root / name).mkdir()
-    kept = [
-        index
-        for index, record in enumerate(split.records)
-        if not record.unreadable and (name, index) not in lost
-    ]
+    kept = [i for place, i in readable_places({name: split}) if (place, i) not in lost]
     if not kept:
         raise UserError(f"--repair: no image of {name} is left")
     are_files = isinstance(split.images[kept[0]], Path)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from config import UserError, fail, load_config
 from data.build import Data, read_data
-from data.doctor import check_images, splits_of
+from data.doctor import check_images, readable_places, splits_of
 from data.findings import Finding, Findings
 from data.repair import refuse_full, write_repaired
 from data.statistics import SplitStatistics, split_statistics
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         print("\n".join(finding_lines(list(noted), most, cfg.data.path)))  # they may explain it
         raise
     splits = splits_of(data)
-    total = sum(map(len, splits.values()))
+    total = len(readable_places(splits))
     with tqdm(total=total, unit=" images", desc="checking", disable=None) as bar:
         findings = [*noted, *check_images(data, args.workers, bar.update)]
     statistics = {

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from config import ImageSizeConfig, UserError
 from data.build import Data
 from data.decode import decode
-from data.doctor import splits_of
+from data.doctor import readable_places, splits_of
 from data.findings import IMAGE_KINDS, Finding
 from data.schema import Split
 from data.statistics import LARGE_PX2, SMALL_PX2, resized_boxes
@@ -65,12 +65,7 @@ def _samples(
 ) -> list[tuple[str, Image.Image]]:
     """Random images of all splits, always the same ones, with their boxes; and their names."""
     lost = {f.image for f in findings if f.kind in IMAGE_KINDS}
-    places = [
-        (name, index)
-        for name, split in splits.items()
-        for index, record in enumerate(split.records)
-        if not record.unreadable and (name, index) not in lost
-    ]
+    places = [place for place in readable_places(splits) if place not in lost]
     chosen = np.random.default_rng(0).permutation(len(places))[: COLUMNS * ROWS]
     samples = []
     for name, index in (places[i] for i in sorted(chosen)):

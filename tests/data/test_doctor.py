@@ -69,6 +69,22 @@ def test_same_pixels_in_another_file_format_are_duplicates(tmp_path):
     ]
 
 
+def test_equal_bytes_of_another_shape_are_another_image(tmp_path):
+    write_clean(tmp_path)
+    for name, size in (("plain-3.jpg", (96, 64)), ("plain-4.jpg", (64, 96))):
+        Image.new("RGB", size).save(tmp_path / "train" / name)
+    assert told(check_images(read(tmp_path), WORKERS)) == []
+
+
+def test_images_without_a_header_are_no_second_finding(tmp_path):
+    write_clean(tmp_path)
+    (tmp_path / "val" / "other-1.jpg").write_bytes(b"")
+    dataset, calls = read(tmp_path), []
+    assert [f.kind for f in dataset.findings] == ["empty file"]
+    assert list(check_images(dataset, WORKERS, lambda: calls.append(1))) == []
+    assert len(calls) == len(dataset.train) + len(dataset.val) - 1
+
+
 def crash(*_):
     os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
 

@@ -65,6 +65,17 @@ def test_groups_and_areas_are_kept(tmp_path):
     assert_equal(data, read_data(own, 0, Findings()))
 
 
+def test_validation_images_that_cannot_be_read_are_left_out(tmp_path):
+    write_clean(tmp_path / "data")
+    (tmp_path / "data" / "val" / "other-1.jpg").unlink()
+    cfg = DataConfig(source="coco", path=str(tmp_path / "data"), val_split="val")
+    data, copy = copied(cfg, tmp_path / "copy")
+    kept = [r for r in data.val.records if not r.unreadable]
+    assert len(copy.val) == len(kept) == len(data.val) - 1
+    assert [r.boxes.tolist() for r in copy.val.records] == [r.boxes.tolist() for r in kept]
+    assert list(copy.findings) == []
+
+
 def test_other_file_systems_get_copies(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EXDEV, "Invalid cross-device link")
