@@ -56,23 +56,6 @@ def decode(
         raise UserError(f"{where}: cannot decode the image: {_reason(error)}") from error
 
 
-def image_size(source: Path | bytes, where: str) -> tuple[int, int]:
-    """(width, height) in pixels that `decode` will give, read from the header alone.
-
-    Raises:
-        UserError: naming `where` if the header cannot be read.
-    """
-    try:
-        with _open(source) as image:
-            width, height = image.size
-            sideways = image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
-    except FileNotFoundError as error:
-        raise UserError(f"{where}: the image file does not exist") from error
-    except Exception as error:  # as above
-        raise UserError(f"{where}: not a readable image: {_reason(error)}") from error
-    return (height, width) if sideways else (width, height)
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
     """RGB of any mode: 16-bit scaled to 8, transparency composited on white."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):

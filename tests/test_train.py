@@ -578,3 +578,33 @@ def test_planted_defects_are_worked_around_or_refused(tmp_path):
     keys |= {"run__output_dir": tmp_path / "strict2"}
     with pytest.raises(UserError, match=rf"{file.name}: truncated image.*refused by data.strict"):
         train(tiny_run(tmp_path, **keys))
+
+
+def test_every_format_and_any_category_ids_give_the_same_ap(tmp_path):
+    """Through the whole evaluation path, with a model that finds something."""
+    from formats import WRITERS, write_format
+
+    keys = {"train__steps": 200, "optim__lr": 0.003, "optim__max_grad_norm": 1.0}
+    write_coco(tmp_path / "data", 24, ids=(1, 3))
+    write_coco(tmp_path / "data", 12, "val", ids=(1, 3), seed=1)
+    labels = '["car", "plate"]'
+    train(tiny_run(tmp_path, **keys, data__labels=labels))
+    export = ["--model", str(tmp_path / "run/export"), "--config", "configs/coco.yaml"]
+    aps = {}
+    for name in WRITERS:
+        cfg = write_format(tmp_path / name, name)
+        source = [
+            f"--data.{k}={getattr(cfg, k)}" for k in ("source", "path", "train_split", "streaming")
+        ]
+        source += [f"--data.val_split={cfg.val_split}", f"--data.labels={labels}"]
+        metrics = tools.evaluate.main([*export, *source, "--data.num_workers", "0"])
+        aps[name] = metrics["AP"], metrics["AP50"]
+    for ids_of in ((0, 1), (1, 2), (1, 17)):
+        name = f"coco {ids_of}"
+        write_coco(tmp_path / name, 8, ids=ids_of)
+        write_coco(tmp_path / name, 4, "val", ids=ids_of, seed=1)
+        source = ["--data.source=coco", f"--data.path={tmp_path / name}", "--data.val_split=val"]
+        metrics = tools.evaluate.main([*export, *source, f"--data.labels={labels}"])
+        aps[name] = metrics["AP"], metrics["AP50"]
+    assert aps["coco"][1] > 0.1
+    assert all(value == aps["coco"] for value in aps.values()), aps

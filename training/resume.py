@@ -38,6 +38,7 @@ HARMLESS = {
     *("run.collective_timeout_s", "run.detect_anomaly"),
     # The same images and weights, by their fingerprints:
     *("data.path", "data.revision", "data.train_annotations", "data.val_annotations"),
+    *("run.max_bad_images", "data.strict", "data.streaming"),
     *("data.num_workers", "model.backbone", "model.backbone_revision", "model.init_from"),
     *("train.micro_batch_size", "train.evaluate_every", "train.checkpoint_every"),
     *("train.max_skipped_steps", "train.keep_checkpoints", "train.on_failed_save"),
