@@ -85,6 +85,19 @@ def test_images_without_a_header_are_no_second_finding(tmp_path):
     assert len(calls) == len(dataset.train) + len(dataset.val) - 1
 
 
+def test_header_that_gives_another_size_than_the_pixels(tmp_path, monkeypatch):
+    write_clean(tmp_path)
+
+    def smaller(source, where):
+        return decode(source, where)[: 63 if source.name == "plain-3.jpg" else None]
+
+    monkeypatch.setattr(data.doctor, "decode", smaller)
+    (finding,) = check_images(read(tmp_path), WORKERS)
+    assert finding.kind == "size differs from annotation"
+    assert finding.where.endswith("plain-3.jpg")
+    assert finding.detail == "96 x 63 px, its header says 96 x 64"
+
+
 def crash(*_):
     os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
 
