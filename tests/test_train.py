@@ -287,6 +287,25 @@ def test_trackio_gets_the_numbers(tmp_path, monkeypatch):
     assert logged[0][1]["train/loss"] == losses(tmp_path / "run")[0]
 
 
+def test_resume_continues_the_same_run_in_the_tracker(tmp_path, monkeypatch):
+    """Also after the folder was moved."""
+    import trackio
+
+    names = []
+    original = trackio.init
+    monkeypatch.setattr(
+        trackio,
+        "init",
+        lambda **rest: (names.append((rest["name"], rest["resume"])), original(**rest))[1],
+    )
+    keys = {"run__tracker": "trackio", "train__checkpoint_every": 2}
+    train(tiny_run(tmp_path, **keys))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved/checkpoints/step-000003")
+    train(tiny_run(tmp_path, run__output_dir=tmp_path / "moved", run__resume="auto", **keys))
+    assert names == [("run", "allow"), ("run", "allow")]
+
+
 def test_bf16_trains_and_is_evaluated_in_fp32(tmp_path):
     train(tiny_run(tmp_path, train__precision="bf16"))
     run = tmp_path / "run"
