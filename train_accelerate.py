@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import broadcast, gather_object
 from transformers.utils import logging as transformers_logging
 
-from config import UserError, fail, load_config, process_rank
+from config import Config, UserError, fail, load_config, process_rank
 from data.collate import Batch
 from data.loader import batches_of
 from evaluation.coco import coco_metrics
@@ -32,9 +32,9 @@ from training.banner import banner
 from training.checkpoint import find_defect
 from training.counts import agree, any_rank
 from training.meter import StepMeter, memory_mb, take
-from training.optim import lr_factor, set_lr
+from training.optim import keep_counters_on_cpu, lr_factor, set_lr
 from training.run import Run, build_run
-from training.runlog import DONE, check_run_folder
+from training.runlog import DONE, check_run_folder, lock_run_folder
 from training.state import load_model, load_state
 from training.stopping import EXIT_STOPPED
 
@@ -212,6 +212,7 @@ def report_failed_save(run: Run, ends: bool) -> None:
         SystemExit: then, on the other ranks.
     """
     failure, run.checkpoints.failure = run.checkpoints.failure, None
+    run.forget_save()
     if ends and not run.accelerator.is_main_process:
         raise SystemExit(2)
     if ends:
@@ -276,7 +277,10 @@ def report_evaluation(run: Run, metrics: dict[str, Any], predictions: Prediction
     """Write metrics and drawings of the present step, and say them. On rank 0 alone."""
     step = run.state.step
     folder = run.folder / "eval" / f"step-{step:06d}"
-    write_report(folder, metrics, predictions, run.data.val, run.data.taxonomy, run.cfg.eval)
+    try:
+        write_report(folder, metrics, predictions, run.data.val, run.data.taxonomy, run.cfg.eval)
+    except OSError as error:  # a full disk: checkpoints decide whether the run goes on
+        run.log.say(f"warning: the evaluation of step {step} could not be written: {error}")
     run.log.metrics(step, {f"eval/{k}": v for k, v in metrics.items() if k != "per_class"})
     for line in metric_lines(metrics):
         run.log.say(f"eval {step:>{len(str(run.num_steps))}}  {line}")
@@ -289,7 +293,10 @@ def export(run: Run, repo_id: str | None) -> None:
         raise UserError(f"{best}: {defect}; nothing was exported")
     load_model(best, run.detector.model, averaged=run.cfg.train.ema_decay is not None)
     step = load_state(best).step
-    metrics = json.loads((run.folder / "eval" / f"step-{step:06d}" / "metrics.json").read_text())
+    report = run.folder / "eval" / f"step-{step:06d}" / "metrics.json"
+    if not report.is_file():
+        raise UserError(f"{report}: is missing, so {best} cannot be exported with its metrics")
+    metrics = json.loads(report.read_text())
     card = model_card(run.cfg, metrics, run.facts, step)
     folder = run.folder / "export"
     backbone = public_name(run.cfg.model.backbone)
@@ -305,10 +312,28 @@ def main(argv: Sequence[str]) -> int:
     """Collective: called on every rank. A whole run: train, evaluate, export, push.
 
     Returns: the exit status: 0, or 75 if the run was asked to stop and can go on.
+
+    Raises:
+        UserError: for whatever the user can mend.
     """
     cfg = load_config(argv)
+    try:
+        return whole_run(cfg)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "make room, then go on with --run.resume auto"
+        elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            advice = "make it writable, then go on with --run.resume auto"
+        else:
+            raise
+        raise UserError(f"{error}. Checkpoints written so far are intact; {advice}") from error
+
+
+def whole_run(cfg: Config) -> int:
+    """Collective: called on every rank. The run of a configuration; the exit status."""
     if process_rank() == 0:  # another rank may look when rank 0 has already written
         check_run_folder(cfg.run)
+        lock = lock_run_folder(Path(cfg.run.output_dir))  # noqa: F841 (held until the end)
     run_name = cfg.run.name or Path(cfg.run.output_dir).name
     repo_id = resolve_repo_id(cfg.hub, run_name) if cfg.hub.push else None
     transformers_logging.set_verbosity_warning()
@@ -322,6 +347,7 @@ def main(argv: Sequence[str]) -> int:
     if run.state.step:
         run.log.say(f"resumed at step {run.state.step}")
     model, run.optimizer = accelerator.prepare(run.detector.model, run.optimizer)
+    keep_counters_on_cpu(run.optimizer)
     run.ema.start()
     with run.stop.listening():
         loader, accumulation = run.train_loader()
@@ -363,13 +389,4 @@ if __name__ == "__main__":
         status = main(sys.argv[1:])
     except UserError as error:
         fail(error)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            fail(
-                UserError(
-                    f"{error}. The checkpoints written so far are intact; make room, then "
-                    "go on with --run.resume auto"
-                )
-            )
-        raise
     sys.exit(status)

@@ -60,23 +60,29 @@ class Checkpoints:
         under another name; deletes nothing that was a checkpoint.
 
         Raises:
-            UserError: if there are checkpoints, and every one is damaged.
+            UserError: if there are checkpoints, and every one is damaged; then none is touched.
         """
-        notes = self._tidy()
-        names = self.names()
-        for name in names:
+        notes = self.tidy()
+        damaged: dict[str, str] = {}
+        for name in self.names():
             defect = find_defect(self.folder / name)
             if defect is None:
+                for bad, why in damaged.items():
+                    aside = self._set_aside(bad)
+                    notes.append(
+                        f"{bad} is damaged ({why}): kept as {aside}, the one before is taken"
+                    )
                 return self.folder / name, notes
-            aside = self._set_aside(name)
-            notes.append(f"{name} is damaged ({defect}): kept as {aside}, the one before is taken")
-        if names:
+            damaged[name] = defect
+        damaged |= {path.name: "set aside before" for path in self.folder.glob(f"{DAMAGED}*")}
+        if damaged:
+            lines = [f"{name}: {why}" for name, why in damaged.items()]
             raise UserError(
                 "\n  ".join(
                     [
                         f"{self.folder}: no checkpoint is intact; to train from step 0, choose "
                         "another run.output_dir",
-                        *notes,
+                        *lines,
                     ]
                 )
             )
@@ -152,7 +158,8 @@ class Checkpoints:
             _flush(temporary)
             write_manifest(temporary)
             self._publish(temporary, name, best)
-            self._prune()
+            with contextlib.suppress(OSError):  # what stays is removed after another save or start
+                self._prune()
         except Exception as error:  # in a thread it would be lost
             shutil.rmtree(temporary, ignore_errors=True)
             kept = self.names()
@@ -172,6 +179,7 @@ class Checkpoints:
         """Give a complete checkpoint its name, then move the links."""
         final, replaced = self.folder / name, self.folder / f"{REPLACED}{name}"
         if final.exists():  # the same step again, now with its evaluation
+            shutil.rmtree(replaced, ignore_errors=True)
             final.rename(replaced)
         temporary.rename(final)
         _flush_one(self.folder)
@@ -188,10 +196,12 @@ class Checkpoints:
             if name not in protected:
                 # Renamed first: a kill meanwhile must not leave half a checkpoint under its name.
                 removing = self.folder / f"{REMOVING}{name}"
+                shutil.rmtree(removing, ignore_errors=True)
                 (self.folder / name).rename(removing)
                 shutil.rmtree(removing)
 
-    def _tidy(self) -> list[str]:
+    def tidy(self) -> list[str]:
+        """Finish or undo what a kill interrupted; one line per checkpoint that was being written."""
         notes = []
         for leftover in sorted(self.folder.glob(".*-step-*")):
             kind, _, number = leftover.name.partition(f"-{PREFIX}")
@@ -234,7 +244,11 @@ def write_manifest(folder: Path) -> None:
 
 
 def find_defect(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None if they are as they were written."""
+    """What is wrong with a checkpoint's files; None if they are as they were written.
+
+    Raises:
+        UserError: if they cannot be read at present, which says nothing about them.
+    """
     try:
         text = (folder / MANIFEST).read_text()
         listed = json.loads(text)["files"]
@@ -251,9 +265,11 @@ def find_defect(folder: Path) -> str | None:
                 return f"{file} was changed"
         if foreign := sorted(present - set(listed)):
             return f"{foreign[0]} does not belong to it"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return f"{MANIFEST} is missing"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read now: {error}; try again") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         return f"{MANIFEST} cannot be read: {error}"
     return None
 

@@ -62,6 +62,16 @@ def lr_factor(step: int, num_steps: int, cfg: OptimConfig) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+def keep_counters_on_cpu(optimizer: torch.optim.Optimizer) -> None:
+    """Undo accelerate's move of AdamW's step counters to the GPU, which follows a resume.
+
+    There each would cost two waits for the GPU per parameter and step.
+    """
+    for slots in optimizer.state.values():
+        if "step" in slots:
+            slots["step"] = slots["step"].cpu()
+
+
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Give every group its full learning rate times `factor`."""
     for group in optimizer.param_groups:

@@ -81,17 +81,55 @@ def _find(cfg: Config, checkpoints: Checkpoints) -> tuple[Path | None, list[str]
         return None, []
     if cfg.run.resume == "auto":
         return checkpoints.newest_intact()
+    notes = checkpoints.tidy()
     folder = Path(cfg.run.resume).resolve()
     if defect := find_defect(folder):
         raise UserError(f"run.resume {cfg.run.resume}: not an intact checkpoint: {defect}")
-    newest = max((step_of(name) for name in checkpoints.names()), default=0)
+    names = checkpoints.names()
     inside = folder.parent == checkpoints.folder.resolve()
-    if inside and newest > load_state(folder).step:
+    if names and inside and step_of(names[0]) > load_state(folder).step:
         raise UserError(
             f"run.resume {cfg.run.resume}: {checkpoints.folder} has newer checkpoints, up to "
-            f"{step_name(newest)}; branch off into another run.output_dir, or remove them"
+            f"{names[0]}; branch off into another run.output_dir, or remove them"
         )
-    return folder, []
+    if names and not inside:
+        raise UserError(
+            f"run.resume {cfg.run.resume}: {checkpoints.folder} has checkpoints of its own, up to "
+            f"{names[0]}; go on there with --run.resume auto, or choose another run.output_dir"
+        )
+    return folder, notes
+
+
+def find_best(
+    accelerator: Accelerator, checkpoints: Checkpoints, state: TrainState, same_metric: bool
+) -> tuple[float | None, int | None, list[str]]:
+    """Collective: called on every rank. Best metric and step as far as their checkpoint is here.
+
+    Returns: metric and step of the best checkpoint before `state`, and lines for the log.
+    """
+    found: list[Any] = [None, None, []]
+    if accelerator.is_main_process:
+        found = list(_best(checkpoints, state, same_metric))
+    broadcast_object_list(found)
+    return found[0], found[1], found[2]
+
+
+def _best(
+    checkpoints: Checkpoints, state: TrainState, same_metric: bool
+) -> tuple[float | None, int | None, list[str]]:
+    if state.best_step is None:
+        return None, None, []
+    name = step_name(state.best_step)
+    if not same_metric:
+        return None, None, [f"{name} was the best by another eval.metric: not counted"]
+    if (checkpoints.folder / name).is_dir():
+        return state.best_metric, state.best_step, []
+    link = checkpoints.best()  # of before, where the save of the better one failed
+    if link is not None and find_defect(link) is None:
+        older = load_state(link)
+        if older.best_step == older.step <= state.step:
+            return older.best_metric, older.best_step, []
+    return None, None, [f"{name}, the best checkpoint so far, is not here: not counted"]
 
 
 def resume(
@@ -130,16 +168,12 @@ def resume(
         size = cfg.train.global_batch_size
         state.samples_seen = -(-state.samples_seen // size) * size
     if folder.parent.resolve() != checkpoints.folder.resolve():  # a branch of another run
-        state.tracker_run = None
-    if before["eval"]["metric"] != cfg.eval.metric or (
-        state.best_step is not None
-        and not (checkpoints.folder / step_name(state.best_step)).is_dir()
-    ):
-        if state.best_step is not None:
-            notes.append(
-                f"the best checkpoint so far, {step_name(state.best_step)}, is not counted"
-            )
-        state.best_metric = state.best_step = None
+        state.tracker_run, state.evaluated_step = None, 0
+    same_metric = before["eval"]["metric"] == cfg.eval.metric
+    state.best_metric, state.best_step, lines = find_best(
+        accelerator, checkpoints, state, same_metric
+    )
+    notes += lines
     if accelerator.is_main_process:
         checkpoints.link(state)
     return Resumed(state, folder, tuple(notes))

@@ -57,6 +57,10 @@ class Run:
     num_steps: int
     saved: tuple[int, int] | None
     """(step, evaluated_step) of the newest checkpoint in this run's folder"""
+    best_before: tuple[float | None, int | None] = (None, None)
+    """Best metric and step before the last save"""
+    best_saved: tuple[float | None, int | None] = (None, None)
+    """Best metric and step with the last save"""
 
     @property
     def folder(self) -> Path:
@@ -93,6 +97,17 @@ class Run:
             tensors = checkpoint_tensors(self.detector.model, optimizer, self.ema.tensors, rng)
             self.checkpoints.save(tensors, self.state, self.cfg)
         self.saved = now
+        self.best_before, self.best_saved = (
+            self.best_saved,
+            (self.state.best_metric, self.state.best_step),
+        )
+
+    def forget_save(self) -> None:
+        """The last save came to nothing: it is not there, and cannot be the best."""
+        state = self.state
+        if state.best_step == self.best_saved[1] != self.best_before[1]:
+            state.best_metric, state.best_step = self.best_before
+        self.saved, self.best_saved = None, self.best_before
 
     def val_loader(self) -> DataLoader[Batch]:
         """This rank's batches of the validation split."""
@@ -137,9 +152,12 @@ def build_run(cfg: Config) -> Run:
     ema = Ema(detector.model, cfg.train.ema_decay)
     resumed = resume(cfg, accelerator, checkpoints, detector, optimizer, ema, facts)
     state = resumed.state
-    check_same(
-        accelerator, {"the checkpoint to resume from": f"{state.step}, {state.samples_seen}"}
-    )
+    check_same(accelerator, {"the checkpoint to resume from": state.to_json()})
+    if state.step > num_steps:
+        raise UserError(
+            f"{resumed.folder} is at step {state.step}, and train.steps or train.epochs give "
+            f"{num_steps}; raise them, or resume from an earlier checkpoint in another folder"
+        )
     state.tracker_run = cfg.run.name or state.tracker_run or root.resolve().name
     log = RunLog(accelerator, cfg, num_steps, state)
     if accelerator.is_main_process:
@@ -164,6 +182,7 @@ def build_run(cfg: Config) -> Run:
         facts=facts,
         num_steps=num_steps,
         saved=(state.step, state.evaluated_step) if own else None,
+        best_saved=(state.best_metric, state.best_step),
     )
 
 

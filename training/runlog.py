@@ -1,10 +1,12 @@
 """The run folder and its logs: console, train.log, metrics.jsonl, tracker."""
 
+import fcntl
 import json
+import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from accelerate import Accelerator
@@ -13,6 +15,7 @@ from tqdm import tqdm
 from config import Config, RunConfig, UserError, config_to_dict
 from training.state import TrainState
 
+LOCK = ".lock"
 DONE = "DONE"
 """File in the folder of a run that was trained and exported to its end"""
 
@@ -26,17 +29,42 @@ def check_run_folder(run: RunConfig) -> None:
     folder = Path(run.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run.output_dir {folder}: is a file")
-    if run.resume == "never" and folder.is_dir() and any(folder.iterdir()):
+    if run.resume == "never" and folder.is_dir() and {p.name for p in folder.iterdir()} - {LOCK}:
         raise UserError(
             f"run.output_dir {folder}: is not empty; choose another folder, or continue that run "
             "with --run.resume auto"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise UserError(f"run.output_dir {folder}: cannot be written: {error}") from error
     if run.resume not in ("never", "auto") and not Path(run.resume).is_dir():
         raise UserError(f"run.resume {run.resume}: no such checkpoint folder (or 'never', 'auto')")
+
+
+def lock_run_folder(folder: Path) -> IO[str] | None:
+    """Keep other runs out of the folder for as long as this process lives and holds the result.
+
+    Returns: None where the file system has no locks.
+
+    Raises:
+        UserError: if another process holds it.
+    """
+    stream = (folder / LOCK).open("w")
+    try:
+        # Of the POSIX kind: data workers, which may outlive a kill by seconds, do not inherit it.
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        stream.close()
+        raise UserError(
+            f"run.output_dir {folder}: another process is training into it; wait for its end, or "
+            "choose another folder"
+        ) from error
+    except OSError:
+        return None
+    return stream
 
 
 class RunLog:
@@ -53,7 +81,8 @@ class RunLog:
         if not self.active:
             return
         self._metrics = self.folder / "metrics.jsonl"
-        self._text = (self.folder / "train.log").open("a")
+        self._text = self.folder / "train.log"
+        self._held: dict[Path, str] = {}
         (self.folder / "config.yaml").write_text(
             yaml.safe_dump(config_to_dict(cfg), sort_keys=False)
         )
@@ -65,8 +94,7 @@ class RunLog:
         """A line for people: console and train.log."""
         if self.active:
             tqdm.write(text)
-            self._text.write(text + "\n")
-            self._text.flush()
+            self._append(self._text, text + "\n")
 
     def start_bar(self) -> None:
         """Show the progress bar, where the console is a terminal."""
@@ -88,8 +116,7 @@ class RunLog:
         """Append numbers to metrics.jsonl, then pass them to the tracker."""
         if not self.active:
             return
-        with self._metrics.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        self._append(self._metrics, json.dumps({"step": step, **values}) + "\n")
         numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
         self._to_tracker(lambda tracker: tracker.log(numbers, step=step))
 
@@ -118,7 +145,23 @@ class RunLog:
             self._bar.close()
         self._to_tracker(lambda tracker: [guest.finish() for guest in tracker.trackers])
         self._tracker = None
-        self._text.close()
+
+    def _append(self, file: Path, text: str) -> None:
+        """Add to a file. What a full disk refuses is held back, and added with the next text."""
+        held = self._held.pop(file, "")
+        try:
+            with file.open("ab") as stream:
+                size = stream.tell()
+                try:
+                    stream.write((held + text).encode())
+                    stream.flush()
+                except OSError:
+                    stream.truncate(size)  # no half lines
+                    raise
+        except OSError as error:
+            self._held[file] = held + text
+            if not held:
+                tqdm.write(f"warning: {file} cannot be written for now: {error}")
 
     def _start_tracker(self, accelerator: Accelerator, cfg: Config, name: str | None) -> None:
         arguments = (

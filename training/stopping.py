@@ -6,6 +6,8 @@ ranks stop before the same step.
 
 import os
 import signal
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOP_FILE = "STOP"
 EXIT_STOPPED = 75
 """Exit status of a run that was stopped and can go on (EX_TEMPFAIL of sysexits.h)"""
+
+
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+"""Exit status after a second SIGINT, as shells have it"""
 
 
 class StopRequest:
@@ -34,13 +40,21 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals. From the second SIGINT on they act as without us: the process ends."""
+        """Take the signals. The second SIGINT ends the process, whatever it is doing."""
         before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        # Python runs handlers between its own instructions only; a process that waits inside of CUDA
+        # or gloo would not hear. The bytes of this pipe are written at once.
+        reading, writing = socket.socketpair()
+        writing.setblocking(False)
+        wakeup = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=_end_at_second_interrupt, args=(reading,), daemon=True).start()
         try:
             yield
         finally:
+            signal.set_wakeup_fd(wakeup)
             for number, handler in before.items():
                 signal.signal(number, handler)
+            writing.close()
 
     def consume(self) -> None:
         """Remove the file: it was meant for this life of the run."""
@@ -48,7 +62,15 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = signal.Signals(number).name
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            if self._is_main:  # not print: the handler may have interrupted one
-                os.write(2, b"\nstopping at the end of this step; Ctrl-C again ends at once\n")
+        if number == signal.SIGINT and self._is_main:
+            # Not print: the handler may have interrupted one.
+            os.write(2, b"\nstopping at the end of this step; Ctrl-C again ends at once\n")
+
+
+def _end_at_second_interrupt(reading: socket.socket) -> None:
+    interrupts = 0
+    with reading:
+        while content := reading.recv(16):
+            interrupts += content.count(signal.SIGINT)
+            if interrupts > 1:
+                os._exit(EXIT_INTERRUPTED)

@@ -225,9 +225,45 @@ def test_damaged_checkpoints_of_the_same_step_are_all_kept(two_saved):
 def test_no_intact_checkpoint_is_no_fresh_start(two_saved):
     for step in (4, 8):
         (two_saved.folder / f"step-00000{step}/state/state.json").unlink()
-    with pytest.raises(UserError, match=r"no checkpoint is intact(?s:.*)step-000008(?s:.*)-000004"):
+    for _ in range(2):  # and not the second time either
+        with pytest.raises(UserError, match=r"no checkpoint is intact(?s:.*)-000008(?s:.*)-000004"):
+            two_saved.newest_intact()
+    assert two_saved.names() == ["step-000008", "step-000004"]
+    for step in (4, 8):
+        (two_saved.folder / f"step-00000{step}").rename(two_saved.folder / f"damaged-step-{step}")
+    with pytest.raises(UserError, match="no checkpoint is intact"):
         two_saved.newest_intact()
-    assert len(list(two_saved.folder.glob("damaged-*"))) == 2
+
+
+def test_failed_save_costs_neither_the_best_nor_the_stop(tmp_path, monkeypatch):
+    """The best is what a checkpoint holds; after a failure the same step is saved again."""
+    from training.run import Run
+
+    state = TrainState(step=40, best_metric=0.6, best_step=40)
+    run = Run.__new__(Run)
+    run.state, run.saved = state, (40, 40)
+    run.best_before, run.best_saved = (0.5, 20), (0.6, 40)
+    run.forget_save()
+    assert (state.best_metric, state.best_step, run.saved) == (0.5, 20, None)
+    state.step = 60
+    state.record(0.55)
+    assert state.best_step == 60
+
+
+def test_best_of_an_older_checkpoint_is_taken_up_where_the_better_one_is_not(checkpoints):
+    from accelerate import Accelerator
+
+    from training.resume import find_best
+
+    older = TrainState(step=20, best_metric=0.5, best_step=20, evaluated_step=20)
+    checkpoints.save(SMALL, older, Config(), wait=True)
+    newer = TrainState(step=60, best_metric=0.6, best_step=40, evaluated_step=60)
+    checkpoints.save(SMALL, newer, Config(), wait=True)
+    accelerator = Accelerator(cpu=True)
+    assert find_best(accelerator, checkpoints, newer, True) == (0.5, 20, [])
+    metric, step, notes = find_best(accelerator, checkpoints, newer, False)
+    assert (metric, step) == (None, None)
+    assert "by another eval.metric" in notes[0]
 
 
 def test_planted_pickle_is_never_loaded(backbone, two_saved, tmp_path):
