@@ -14,7 +14,7 @@ from config import Config, ModelConfig, OptimConfig, UserError
 from data.schema import Taxonomy
 from model.build import build_model
 from training.checkpoint import Checkpoints, find_defect, write_manifest
-from training.optim import build_optimizer
+from training.optim import build_optimizer, keep_counters_on_cpu
 from training.state import (
     TrainState,
     checkpoint_tensors,
@@ -375,3 +375,38 @@ def test_manifest_lists_sizes_and_checksums(checkpoints):
     listed = json.loads((folder / "manifest.json").read_text())["files"]
     assert sorted([*listed, "manifest.json"]) == files_of(folder)
     assert all(listed[f]["bytes"] == (folder / f).stat().st_size for f in listed)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_snapshot_of_a_model_on_a_gpu(backbone, checkpoints):
+    """Pinned copies, ready before the next update, and AdamW's counters back on the CPU."""
+    detector, optimizer = make(backbone)
+    detector.model.cuda()
+    labels = [
+        {
+            "class_labels": torch.tensor([0]).cuda(),
+            "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]]).cuda(),
+        }
+    ]
+    images = torch.ones(1, 3, 64, 64).cuda()
+    for _ in range(3):
+        detector.model(pixel_values=images, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    before = {n: t.detach().cpu().clone() for n, t in trainable_tensors(detector.model).items()}
+    tensors = checkpoint_tensors(detector.model, optimizer, {}, RNG)
+    checkpoints.save(tensors, TrainState(step=3), Config())
+    checkpoints.wait_for_copy()
+    with torch.no_grad():
+        for tensor in trainable_tensors(detector.model).values():
+            tensor.zero_()
+    checkpoints.wait()
+    other, other_optimizer = make(backbone)
+    other.model.cuda()
+    folder, _ = checkpoints.newest_intact()
+    load_model(folder, other.model)
+    load_optimizer(folder, other.model, other_optimizer)
+    keep_counters_on_cpu(other_optimizer)
+    loaded = trainable_tensors(other.model)
+    assert all(torch.equal(t.cpu(), before[n]) for n, t in loaded.items())
+    assert {s["step"].device.type for s in other_optimizer.state.values()} == {"cpu"}
