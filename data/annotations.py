@@ -74,14 +74,22 @@ class Boxes:
         """
         width, height, unreadable = self._size(source, annotated)
         boxes = np.array(self.boxes, dtype=np.float64).reshape(-1, 4)
+        areas = np.array(self.areas, dtype=np.float64)
+        if self.boxes:
+            boxes = self._xywh(boxes, box_format, width, height)
+            in_px = box_format not in ("albumentations", "yolo")
+            if annotated and in_px and not unreadable and _same_shape(annotated, (width, height)):
+                # Annotated on the same picture in another size, if it is another size.
+                x, y = width / annotated[0], height / annotated[1]
+                boxes, areas = boxes * np.array([x, y, x, y]), areas * x * y
         return Record(
             image_id=image_id,
             where=self.where,
             width=width,
             height=height,
-            boxes=self._xywh(boxes, box_format, width, height) if self.boxes else boxes,
+            boxes=boxes,
             categories=np.array(self.categories, dtype=np.int64),
-            areas=np.array(self.areas, dtype=np.float64),
+            areas=areas,
             iscrowd=np.array(self.iscrowd, dtype=bool),
             numbers=np.array(self.numbers, dtype=np.int64),
             unit=self.unit,
@@ -102,6 +110,11 @@ class Boxes:
         if annotated is not None and annotated != size:
             rotated = annotated == size[::-1] and header.exif_orientation != 1
             hint = ": without its EXIF rotation; do its boxes fit?" if rotated else ""
+            if not rotated:
+                fits = _same_shape(annotated, size)
+                hint = (
+                    ": boxes in pixels are scaled" if fits else ": another shape; do its boxes fit?"
+                )
             self.findings.add(
                 "size differs from annotation",
                 self.where,
@@ -201,3 +214,10 @@ class Unique:
 def numbers_in(values: Sequence[Any]) -> list[float] | None:
     """The values as numbers, however many; None if one is none."""
     return as_floats(list(values), len(values))
+
+
+def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes (width, height) differ in scale alone, up to rounding."""
+    if min(*one, *other) <= 0:
+        return False
+    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)

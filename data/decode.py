@@ -23,6 +23,7 @@ def decode(
     where: str,
     at_most: tuple[int, int] | None = None,
     draft: bool = False,
+    expected: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Decode an image to RGB as a person sees it, EXIF orientation applied.
 
@@ -32,6 +33,8 @@ def decode(
         draft: for training: faster, and pixel for pixel not quite the same. A JPEG of at least
             twice that size is decoded at 1/2, 1/4 or 1/8 of its own; an image that is larger by less
             than MILD_SHRINK comes as it is, to be resized together with its augmentation.
+
+        expected: (height, width) that the upright image has to have before it is made smaller.
 
     Returns: uint8 [H, W, 3], not to be written to.
 
@@ -43,9 +46,18 @@ def decode(
         with _open(content) as image:
             if draft and at_most is not None and image.format == "JPEG":
                 sideways = image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
+                before = image.size if sideways else image.size[::-1]
                 image.draft(None, at_most if sideways else at_most[::-1])
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
+                image.load()
+                ImageOps.exif_transpose(image, in_place=True)
+            else:
+                image.load()
+                ImageOps.exif_transpose(image, in_place=True)
+                before = (image.height, image.width)
+            if expected is not None and before != expected:
+                raise ValueError(
+                    f"it has {before[1]} x {before[0]} px, its header said {expected[1]} x {expected[0]}"
+                )
             rgb = to_rgb(image)
             if at_most is not None:
                 shrink = max(rgb.height / at_most[0], rgb.width / at_most[1])

@@ -1,7 +1,7 @@
 """Headers of a dataset's image files, kept from one run to the next.
 
 Reading the header of every image takes longer than everything else before the first step. A file
-whose size and time of change are those of the last run has the header it had then.
+whose size and times are those of the last run has the header it had then.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pathlib import Path
 from data import headers
 from data.headers import BadHeader, Header
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when Header changes, so that old caches are not read"""
 
 
@@ -58,11 +58,12 @@ class _Cache:
             stat = path.stat()
         except (OSError, ValueError):  # absent, or an impossible name
             return headers.inspect(path)
-        key, state = str(path), [stat.st_size, stat.st_mtime_ns]
+        # The time of the last change of any kind, since tools may set back that of the content.
+        key, state = str(path), [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
         entry = self.known.get(key)
-        if isinstance(entry, list) and entry[:2] == state:
+        if isinstance(entry, list) and entry[: len(state)] == state:
             with contextlib.suppress(TypeError):
-                return Header(*entry[2:])
+                return Header(*entry[len(state) :])
         header = headers.inspect(path)
         if isinstance(header, Header):
             self.known[key] = [*state, *astuple(header)]

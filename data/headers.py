@@ -130,7 +130,7 @@ def _of_image(image: Image.Image, stream: BinaryIO) -> Header | BadHeader:
         return BadHeader("absurd size", f"{width} x {height} px")
     # Not image.getexif(): for a PNG without the chunk it decodes all pixels.
     orientation = Image.Image.getexif(image).get(ORIENTATION)
-    if image.format == "PNG" and "exif" not in image.info:
+    if image.format == "PNG" and orientation is None:
         orientation = _late_png_orientation(stream)
     orientation = orientation if orientation in range(1, 9) else 1
     if (

@@ -15,6 +15,7 @@ import datasets
 from huggingface_hub.errors import HfHubHTTPError
 
 from config import DataConfig, UserError
+from data.files import Inside
 from data.findings import Findings
 from data.imagefolder import CATEGORY_KEYS, Rows, read_folder
 from data.schema import Split
@@ -53,10 +54,18 @@ def read_split(cfg: DataConfig, which: str, findings: Findings) -> Split:
     if not len(rows):
         raise UserError(f"data.path {cfg.path}, split {split}: lists no images")
     reader = Rows(cfg, names, findings)
+    inside = Inside(
+        *map(
+            Path, (str(cfg.path), datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE)
+        )
+    )
     records, numbers = [], []
     for number, row in enumerate(rows):
         where = f"{cfg.path}, split {split}, row {number}"
-        record = reader.record(row, number, where, encoded(row["image"]))
+        source = encoded(row["image"])
+        if isinstance(source, Path) and not inside.holds(source, where, findings):
+            continue
+        record = reader.record(row, number, where, source)
         if record is not None:
             records.append(record)
             numbers.append(number)

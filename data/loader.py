@@ -1,5 +1,6 @@
 """Datasets and DataLoaders: decode, resize, augment, collate, in worker processes."""
 
+import itertools
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,10 @@ def resized_sizes(split: Split, cfg: ImageSizeConfig) -> np.ndarray:
     return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
 
+MAX_CANDIDATES = 64
+"""Images that are tried for one place of a batch"""
+
+
 class TrainDataset(Dataset):
     """Augmented samples; what item `ref` is depends on (seed, ref) and the files alone.
 
@@ -42,7 +47,9 @@ class TrainDataset(Dataset):
             UserError: if none of the images in question can be decoded.
         """
         bad: list[str] = []
-        for index in dict.fromkeys((ref.index, *ref.spares)):
+        following = ((ref.index + step) % len(self.split) for step in range(1, len(self.split)))
+        candidates = dict.fromkeys(itertools.chain((ref.index, *ref.spares), following))
+        for index in itertools.islice(candidates, MAX_CANDIDATES):
             try:
                 return replace(self._sample(index, ref), bad=tuple(bad))
             except UserError as error:
@@ -105,11 +112,11 @@ def load_sample(
     """
     record = split.records[index]
     planned = resized_size(record.height, record.width, size)
-    image = decode(split.images[index], record.where, planned, draft)
+    own_size = (record.height, record.width)
+    image = decode(split.images[index], record.where, planned, draft, own_size)
     wanted = np.ones(len(record.boxes), bool) if crowd else ~record.iscrowd
     scale = np.array([planned[1] / record.width, planned[0] / record.height] * 2)
     boxes, classes = record.boxes[wanted] * scale, record.categories[wanted]
-    own_size = (record.height, record.width)
     return Sample(image, boxes, classes, record.image_id, index, own_size, planned)
 
 

@@ -129,6 +129,12 @@ def build_taxonomy(splits: Sequence[Split], labels: Sequence[str] | None) -> Tax
     used = {int(c) for split in splits for record in split.records for c in record.categories}
     ids = sorted(names) if names else sorted(used)
     if labels is not None:
+        if not names and len(ids) < len(labels) and 0 not in ids and ids:
+            raise UserError(
+                f"data.labels has {len(labels)} names, and the category ids in use are {ids}: whether "
+                "ids begin at 0 or 1 cannot be told; give the names in the dataset (categories.json, "
+                "ClassLabel)"
+            )
         if not names and max(ids, default=0) < len(labels):
             ids = list(range(len(labels)))  # plain indices, some of which may be unused
         if len(labels) != len(ids):

@@ -6,6 +6,7 @@ workers and epochs, so every draw here is seeded by (seed, epoch, index) before 
 
 import itertools
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ import albumentations as A  # noqa: E402
 cv2.setNumThreads(0)  # parallelism comes from worker processes
 
 NOT_UINT8 = {"Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D"}
+TRIAL_PX = 1024
+"""Side of the image on which each transform is tried at the start"""
 MIN_VISIBILITY = 0.25
 """A box that augmentation pushed out of the image for more than 75 % is dropped"""
 
@@ -89,17 +92,8 @@ class Augment:
         """
         transforms = [_transform(spec, place) for place, spec in enumerate(specs)]
         self.warps = list(itertools.takewhile(_is_warp, transforms))
-        others = transforms[len(self.warps) :]
-        self.compose = others and A.Compose(
-            others,
-            bbox_params=A.BboxParams(
-                format="coco",
-                label_fields=["kept"],
-                clip=True,
-                filter_invalid_bboxes=True,
-                min_visibility=MIN_VISIBILITY,
-            ),
-        )
+        self.others = transforms[len(self.warps) :]
+        self.compose = self.others and _compose(self.others)
 
     def __call__(
         self,
@@ -121,9 +115,10 @@ class Augment:
             A transform under which the image would lose all its boxes is left out.
         """
         size = size or (image.shape[0], image.shape[1])
-        states = np.random.SeedSequence(list(seed)).generate_state(1 + len(self.warps))
+        num = len(self.warps) + len(self.others)
+        states = np.random.SeedSequence(list(seed)).generate_state(1 + num)
         kept = np.arange(len(boxes))
-        warp = _Warp.drawn(self.warps, [int(state) for state in states[1:]], size)
+        warp = _Warp.drawn(self.warps, [int(s) for s in states[1 : 1 + len(self.warps)]], size)
         if warp is not None:
             moved, left = warp.boxes(boxes, size)
             if len(boxes) and not len(left):
@@ -134,7 +129,17 @@ class Augment:
         if not self.compose:
             return image, boxes, kept
         self.compose.set_random_seed(int(states[0]))
-        out = self.compose(image=image, bboxes=boxes, kept=np.arange(len(boxes)))
+        # Compose gives all transforms one seed, and with it the same draws.
+        for transform, state in zip(self.others, states[1 + len(self.warps) :], strict=True):
+            transform.set_random_seed(int(state))
+        try:
+            out = self.compose(image=image, bboxes=boxes, kept=np.arange(len(boxes)))
+        except Exception as error:
+            text = " ".join(str(error).split())
+            raise UserError(
+                f"data.augment fails on an image of {size[1]} x {size[0]} px: "
+                f"{type(error).__name__}: {text}"
+            ) from error
         left = np.asarray(out["kept"], dtype=np.int64).reshape(-1)
         if len(boxes) and not len(left):
             return image, boxes, kept
@@ -216,6 +221,48 @@ class _Warp:
         return np.concatenate([low, high - low], axis=1)[left], left
 
 
+def _compose(transforms: Sequence[A.BasicTransform]) -> A.Compose:
+    with warnings.catch_warnings():  # transforms of colour alone do not touch boxes, it warns
+        warnings.simplefilter("ignore")
+        return _composed(transforms)
+
+
+def _composed(transforms: Sequence[A.BasicTransform]) -> A.Compose:
+    return A.Compose(
+        list(transforms),
+        bbox_params=A.BboxParams(
+            format="coco",
+            label_fields=["kept"],
+            clip=True,
+            filter_invalid_bboxes=True,
+            min_visibility=MIN_VISIBILITY,
+        ),
+    )
+
+
+def _try_out(transform: A.BasicTransform, name: str, place: int) -> None:
+    """Apply a transform once, so that one that needs more than image and boxes fails at the start."""
+    image = np.full((TRIAL_PX, TRIAL_PX, 3), 128, np.uint8)
+    boxes, probability = np.array([[200.0, 200, 300, 300]]), transform.p
+    transform.p = 1.0
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            out = _compose([transform])(image=image, bboxes=boxes, kept=np.arange(1))["image"]
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise UserError(
+            f"data.augment[{place}]: {name} fails on an image with a box: "
+            f"{type(error).__name__}: {text}"
+        ) from error
+    finally:
+        transform.p = probability
+    if out.dtype != np.uint8 or out.ndim != 3 or out.shape[2] != 3:
+        raise UserError(
+            f"data.augment[{place}]: {name} gives {out.dtype} {list(out.shape)} instead of an RGB image"
+        )
+
+
 def _is_warp(transform: A.BasicTransform) -> bool:
     """Whether `_Warp` does exactly what the transform does."""
     if type(transform) is A.Affine:
@@ -247,10 +294,12 @@ def _transform(spec: Mapping[str, Mapping[str, Any]], place: int) -> A.BasicTran
             f"data.augment[{place}]: {name} has no argument {unknown[0]!r}; it has {sorted(known or ())}"
         )
     try:
-        return kind(**{key: _tupled(value) for key, value in arguments.items()})
+        transform = kind(**{key: _tupled(value) for key, value in arguments.items()})
     except (TypeError, ValueError) as error:
         text = " ".join(str(error).split())
         raise UserError(f"data.augment[{place}]: {name} refuses its arguments: {text}") from error
+    _try_out(transform, name, place)
+    return transform
 
 
 def _tupled(value: Any) -> Any:

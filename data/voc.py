@@ -75,7 +75,7 @@ class _Reader:
         self.inside = Inside(root, layout.annotations, layout.images)
         self.unique = Unique("duplicate image id", findings)
         self.listed: list[Path] = []
-        # A file's own <filename> is often of the tool that wrote it; the stem decides then.
+        # A file's own <filename> is often stale, or of the tool that wrote it; the stem decides.
         self.by_stem = {_stem(path, layout.images): path for path in image_files(layout.images)}
 
     def record(self, name: str) -> tuple[Record, Path] | None:
@@ -111,8 +111,7 @@ class _Reader:
             named = self.inside.join(self.layout.images, given, where, self.findings)
             if named is None:
                 return None
-        if named is None or not os.path.isfile(named):
-            named = self.by_stem.get(name) or named or self.layout.images / f"{name}.jpg"
+        named = self.by_stem.get(name) or named or self.layout.images / f"{name}.jpg"
         return named if self.inside.holds(named, where, self.findings) else None
 
     def _take(self, boxes: Boxes, number: int, item: Element) -> None:

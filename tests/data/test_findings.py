@@ -521,3 +521,61 @@ def test_messages_cannot_move_the_cursor(tmp_path):
     assert [str(f) for f in findings if f.kind == "missing image"] == [
         f"{tmp_path}/train/\\x1b[2Jgone\\n.jpg: missing image"
     ]
+
+
+@pytest.mark.parametrize("carrier", ["exif", "raw profile", "xmp"])
+def test_png_orientation_of_the_header_is_that_of_the_decoder(tmp_path, carrier):
+    from PIL import PngImagePlugin
+
+    from data.decode import decode
+    from data.headers import inspect
+
+    file = tmp_path / "turned.png"
+    image = Image.new("RGB", (200, 100))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    info = PngImagePlugin.PngInfo()
+    if carrier == "raw profile":
+        content = exif.tobytes()
+        info.add_text("Raw profile type exif", f"\nexif\n{len(content):8}\n{content.hex()}\n")
+    elif carrier == "xmp":
+        text = (
+            '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+            'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
+            'xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+        )
+        info.add_itxt("XML:com.adobe.xmp", text)
+    image.save(file, pnginfo=info, **({"exif": exif} if carrier == "exif" else {}))
+    header = inspect(file)
+    assert (header.height, header.width) == decode(file, "").shape[:2] == (200, 100)
+
+
+def test_boxes_annotated_in_another_size_are_scaled(tmp_path):
+    from builders import write_coco
+
+    root = write_coco(tmp_path, 4)
+    file = root / "annotations/train.json"
+    content = json.loads(file.read_text())
+    content["images"][0] |= {"width": 192, "height": 128}  # it has 96 x 64 px
+    content["annotations"][0]["bbox"] = [20, 24, 60, 40]
+    content["annotations"][0]["area"] = 2400
+    file.write_text(json.dumps(content))
+    write_coco(tmp_path, 4, "val", seed=1)
+    data = build_data(DataConfig(source="coco", path=str(root), val_split="val"), 0)
+    assert data.train.records[0].boxes.tolist() == [[10, 12, 30, 20]]
+    assert data.train.records[0].areas.tolist() == [600]
+    assert data.findings.counts()["size differs from annotation"] == 1
+
+
+def test_names_for_ids_of_unknown_base_are_refused(tmp_path):
+    from builders import write_imagefolder
+
+    root = write_imagefolder(tmp_path, 8)
+    file = root / "train/metadata.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        row["objects"]["category"] = [1 + n % 2 for n in range(len(row["objects"]["bbox"]))]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cfg = DataConfig(source="imagefolder", path=str(root), labels=["cat", "dog", "bird"])
+    with pytest.raises(UserError, match="whether ids begin at 0 or 1 cannot be told"):
+        build_data(cfg, 0)

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 from builders import BOXES, SIZES, write_imagefolder
@@ -277,3 +278,26 @@ def test_header_gives_the_size_that_is_decoded(tmp_path, kind, orientation):
     assert isinstance(header, Header)
     assert (header.height, header.width) == decode(file, "x").shape[:2]
     assert header.exif_orientation == orientation
+
+
+def test_hub_row_that_names_a_file_elsewhere_is_refused(tmp_path):
+    cfg = write_format(tmp_path / "set", "hub")
+    outside = tmp_path / "secret.png"
+    Image.new("RGB", (64, 48)).save(outside)
+    file = next((tmp_path / "set/hub/data").glob("train-*.parquet"))
+    rows = datasets.Dataset.from_parquet(str(file))
+    features = rows.features
+    rows = rows.cast_column("image", datasets.Image(decode=False)).to_list()
+    rows[2]["image"] = {"bytes": None, "path": str(outside)}
+    _write_undecoded(rows, features, file)
+    with pytest.raises(UserError, match=r"row 2: path leaves the folder"):
+        build_data(cfg, 0)
+
+
+def _write_undecoded(rows, features, file):
+    """to_parquet would read the named file and put its content in."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = features.arrow_schema
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), file)

@@ -308,3 +308,37 @@ def test_augmentation_recipes(tmp_path, recipe):
             changed += not np.array_equal(sample.image, before.image)
             collate([sample])
     assert changed > 16
+
+
+def test_transforms_of_one_chain_draw_independently():
+    """Compose alone gives them one seed: then both are applied, or none."""
+    chain = [{"ToGray": {"p": 0.5}}, {"InvertImg": {"p": 0.5}}]
+    augment = Augment(chain)
+    image = np.full((8, 8, 3), (250, 10, 10), np.uint8)
+    outcomes = {"gray": 0, "inverted": 0, "both": 0}
+    for seed in range(400):
+        out, _, _ = augment(image, np.zeros((0, 4)), (seed,))
+        gray = out[0, 0, 0] == out[0, 0, 1]
+        inverted = out[0, 0, 0] < 100 if not gray else out[0, 0, 0] > 150
+        outcomes["gray"] += gray
+        outcomes["inverted"] += inverted
+        outcomes["both"] += gray and inverted
+    assert 150 < outcomes["gray"] < 250
+    assert 150 < outcomes["inverted"] < 250
+    assert 70 < outcomes["both"] < 130
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (
+            {"RandomCrop": {"height": 4000, "width": 4000}},
+            "RandomCrop fails on an image with a box",
+        ),
+        ({"ToGray": {"num_output_channels": 1}}, "ToGray gives uint8"),
+        ({"MaskDropout": {}}, "MaskDropout fails"),
+    ],
+)
+def test_transform_that_cannot_work_is_named_at_the_start(spec, message):
+    with pytest.raises(UserError, match=rf"data.augment\[0\]: {message}"):
+        Augment([spec])
