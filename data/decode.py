@@ -7,13 +7,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from config import UserError
-from data.headers import readable_formats
+from data.headers import ORIENTATION, SIDEWAYS, readable_formats
 
-EXIF_ORIENTATION = 0x0112
 MILD_SHRINK = 1.25
 """Up to here bilinear sampling without antialiasing is hardly another picture"""
-SIDEWAYS = {5, 6, 7, 8}
-"""EXIF orientations that swap width and height"""
 BLOCK_PX = 1 << 20
 """Pixels that are scaled from 16 to 8 bits at once, which bounds the memory it takes"""
 
@@ -45,7 +42,7 @@ def decode(
         content = source if isinstance(source, bytes) else source.read_bytes()
         with _open(content) as image:
             if draft and at_most is not None and image.format == "JPEG":
-                sideways = image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
+                sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
                 before = image.size if sideways else image.size[::-1]
                 image.draft(None, at_most if sideways else at_most[::-1])
                 image.load()

@@ -224,20 +224,16 @@ class _Warp:
 def _compose(transforms: Sequence[A.BasicTransform]) -> A.Compose:
     with warnings.catch_warnings():  # transforms of colour alone do not touch boxes, it warns
         warnings.simplefilter("ignore")
-        return _composed(transforms)
-
-
-def _composed(transforms: Sequence[A.BasicTransform]) -> A.Compose:
-    return A.Compose(
-        list(transforms),
-        bbox_params=A.BboxParams(
-            format="coco",
-            label_fields=["kept"],
-            clip=True,
-            filter_invalid_bboxes=True,
-            min_visibility=MIN_VISIBILITY,
-        ),
-    )
+        return A.Compose(
+            list(transforms),
+            bbox_params=A.BboxParams(
+                format="coco",
+                label_fields=["kept"],
+                clip=True,
+                filter_invalid_bboxes=True,
+                min_visibility=MIN_VISIBILITY,
+            ),
+        )
 
 
 def _try_out(transform: A.BasicTransform, name: str, place: int) -> None:

@@ -47,6 +47,8 @@ class StopRequest:
         reading, writing = socket.socketpair()
         writing.setblocking(False)
         wakeup = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        # Data workers get Ctrl-C as well; theirs must not count as the second one.
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
         threading.Thread(target=_end_at_second_interrupt, args=(reading,), daemon=True).start()
         try:
             yield
