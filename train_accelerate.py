@@ -19,8 +19,8 @@ from accelerate.utils import broadcast, gather_object
 from transformers.utils import logging as transformers_logging
 
 from config import Config, UserError, fail, load_config, process_rank
-from data.collate import Batch
-from data.loader import batches_of
+from data.feed.collate import Batch
+from data.feed.loader import batches_of
 from evaluation.coco import coco_metrics
 from evaluation.draw import draw_batch
 from evaluation.predictions import Predictions, predict_split

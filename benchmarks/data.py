@@ -20,9 +20,9 @@ from transformers import DetrImageProcessor
 
 from config import ROOT, DataConfig, ImageSizeConfig
 from data.build import build_data
-from data.collate import collate
-from data.loader import TrainDataset, batches_of, resized_sizes, train_loader
-from data.sampler import SampleRef, StepSampler, step_canvas
+from data.feed.collate import collate
+from data.feed.loader import TrainDataset, batches_of, resized_sizes, train_loader
+from data.feed.sampler import SampleRef, StepSampler, step_canvas
 from data.schema import Split
 
 SIZES = ((800, 1333), (400, 667), (256, 427))

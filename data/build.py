@@ -10,19 +10,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from config import DataConfig, UserError
-from data.checking import clean_boxes, repeated_boxes
+from data.cleaning import clean_boxes, repeated_boxes
 from data.findings import IMAGE_KINDS, Finding, Findings, Remedy
-from data.header_cache import cached_headers
+from data.images.header_cache import cached_headers
 from data.schema import Record, Split, Taxonomy, build_taxonomy
 from data.splits import split_off
 
 READERS = {
-    "synthetic": "data.synthetic",
-    "coco": "data.coco",
-    "imagefolder": "data.imagefolder",
-    "hub": "data.hub",
-    "voc": "data.voc",
-    "yolo": "data.yolo",
+    "synthetic": "data.sources.synthetic",
+    "coco": "data.sources.coco",
+    "imagefolder": "data.sources.imagefolder",
+    "hub": "data.sources.hub",
+    "voc": "data.sources.voc",
+    "yolo": "data.sources.yolo",
 }
 """Module of each `data.source`; it has read_split(cfg, which, findings) -> Split"""
 
@@ -77,7 +77,7 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings) -> Data:
         UserError: if there is nothing to train or to evaluate on.
     """
     if cfg.source == "synthetic":
-        from data.synthetic import ensure_written
+        from data.sources.synthetic import ensure_written
 
         cfg = ensure_written(cfg, seed)
     reader = importlib.import_module(READERS[cfg.source])

@@ -15,7 +15,7 @@ class Record:
     """One labelled image before it is decoded.
 
     Boxes are COCO xywh in pixels of the decoded image (EXIF orientation applied); they are kept as
-    the dataset has them and cleaned by `data.checking`.
+    the dataset has them and cleaned by `data.cleaning`.
     """
 
     image_id: int | str

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data.collate import Batch
+from data.feed.collate import Batch
 
 TRUTH = (60, 220, 60)
 COLOURS = [

@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from data.collate import Batch
-from data.loader import batches_of
+from data.feed.collate import Batch
+from data.feed.loader import batches_of
 from model.normalization import Normalization
 
 NO_THRESHOLD = -1.0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from config import EvalConfig
-from data.decode import decode
+from data.images.decode import decode
 from data.schema import Split, Taxonomy
 from evaluation.coco import result_list
 from evaluation.draw import draw_boxes, save_grid

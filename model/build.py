@@ -9,8 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from config import ImageSizeConfig, ModelConfig, UserError
+from data.feed.transforms import full_canvas, processor_size
 from data.schema import Taxonomy
-from data.transforms import full_canvas, processor_size
 from model.backbone import Backbone, freeze, load_backbone
 from model.criterion import SetCriterion
 from model.head import Head, build_detector

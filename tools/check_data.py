@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from config import UserError, fail, load_config
 from data.build import Data, read_data
-from data.doctor import check_images, readable_places, splits_of
+from data.check.doctor import check_images, readable_places, splits_of
+from data.check.repair import refuse_full, write_repaired
+from data.check.statistics import SplitStatistics, split_statistics
 from data.findings import Finding, Findings
-from data.repair import refuse_full, write_repaired
-from data.statistics import SplitStatistics, split_statistics
 from tools.dataset_report import exit_status, finding_lines, statistics_lines, verdict
 
 EXAMPLES = 5

@@ -8,11 +8,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from config import ImageSizeConfig, UserError
 from data.build import Data
-from data.decode import decode
-from data.doctor import readable_places, splits_of
+from data.check.doctor import readable_places, splits_of
+from data.check.statistics import LARGE_PX2, SMALL_PX2, resized_boxes
 from data.findings import IMAGE_KINDS, Finding
+from data.images.decode import decode
 from data.schema import Split
-from data.statistics import LARGE_PX2, SMALL_PX2, resized_boxes
 from evaluation.draw import COLOURS as CLASS_COLOURS
 from evaluation.draw import draw_boxes
 

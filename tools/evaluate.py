@@ -17,7 +17,7 @@ from accelerate import Accelerator
 
 from config import UserError, fail, load_config
 from data.build import build_data
-from data.loader import eval_loader
+from data.feed.loader import eval_loader
 from evaluation.coco import coco_metrics
 from evaluation.predictions import predict_split
 from evaluation.report import metric_lines, write_report

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from config import UserError, fail
-from data.collate import Sample, collate
-from data.decode import decode
-from data.transforms import full_canvas, resize, resized_size
+from data.feed.collate import Sample, collate
+from data.feed.transforms import full_canvas, resize, resized_size
+from data.images.decode import decode
 from evaluation.draw import draw_boxes
 from tools.detector import LoadedDetector, load_detector
 

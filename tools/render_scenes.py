@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from data.scenes import render_scene
-from data.synthetic import JPEG_QUALITY
+from data.sources.synthetic import JPEG_QUALITY
 
 
 def main() -> None:

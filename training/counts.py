@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
-from data.collate import Batch
+from data.feed.collate import Batch
 from model.criterion import StepCounts
 
 

@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader
 
 from config import Config, UserError, micro_batch_size
 from data.build import Data, build_data, check_findings
-from data.collate import Batch
-from data.doctor import check_images
-from data.loader import TrainDataset, eval_loader, resized_sizes, train_loader
-from data.sampler import StepSampler
-from data.transforms import Augment
+from data.check.doctor import check_images
+from data.feed.collate import Batch
+from data.feed.loader import TrainDataset, eval_loader, resized_sizes, train_loader
+from data.feed.sampler import StepSampler
+from data.feed.transforms import Augment
 from model.build import Detector, build_model, build_processor
 from training.checkpoint import Checkpoints
 from training.ema import Ema

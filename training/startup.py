@@ -95,7 +95,7 @@ def code_digest(root: Path) -> str:
     """sha256 over the Python files that a run uses."""
     digest = hashlib.sha256()
     folders = ("data", "model", "training", "evaluation", "export")
-    files = [*root.glob("*.py"), *(f for folder in folders for f in (root / folder).glob("*.py"))]
+    files = [*root.glob("*.py"), *(f for folder in folders for f in (root / folder).rglob("*.py"))]
     for file in sorted(files):
         digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from data.checking import MIN_SIDE_PX, clean_boxes, repeated_boxes
+from data.cleaning import MIN_SIDE_PX, clean_boxes, repeated_boxes
 
 ANY = st.floats(width=64)
 NEAR = st.floats(-50, 700).map(lambda v: round(v, 1))

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from config import UserError
-from data.decode import decode
-from data.headers import Header, inspect
+from data.images.decode import decode
+from data.images.headers import Header, inspect
 
 NUM_MUTANTS = 12_000
 SEED = 1

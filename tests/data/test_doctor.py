@@ -8,14 +8,14 @@ from builders import write_coco
 from PIL import Image
 from planted import write_clean, write_planted
 
-import data.doctor
+import data.check.doctor
 from config import DataConfig, ImageSizeConfig
 from data.build import read_data
-from data.decode import decode
-from data.doctor import check_images
+from data.check.doctor import check_images
+from data.check.isolated import Lost, isolated
+from data.check.statistics import split_statistics
 from data.findings import Findings
-from data.isolated import Lost, isolated
-from data.statistics import split_statistics
+from data.images.decode import decode
 
 WORKERS = 2
 
@@ -91,7 +91,7 @@ def test_header_that_gives_another_size_than_the_pixels(tmp_path, monkeypatch):
     def smaller(source, where):
         return decode(source, where)[: 63 if source.name == "plain-3.jpg" else None]
 
-    monkeypatch.setattr(data.doctor, "decode", smaller)
+    monkeypatch.setattr(data.check.doctor, "decode", smaller)
     (finding,) = check_images(read(tmp_path), WORKERS)
     assert finding.kind == "size differs from annotation"
     assert finding.where.endswith("plain-3.jpg")
@@ -132,8 +132,8 @@ def test_image_that_ends_its_worker_is_named_and_the_others_are_checked(
     def decode_or_break(source, where):
         return (broken if source.name in ("plain-2.jpg", "plain-5.jpg") else decode)(source, where)
 
-    monkeypatch.setattr(data.doctor, "decode", decode_or_break)
-    monkeypatch.setattr(data.doctor, "LONGEST_S", 1.5)
+    monkeypatch.setattr(data.check.doctor, "decode", decode_or_break)
+    monkeypatch.setattr(data.check.doctor, "LONGEST_S", 1.5)
     findings = list(check_images(read(tmp_path), WORKERS))
     lost = [f for f in findings if f.kind == "unreadable image"]
     assert [os.path.basename(f.where) for f in lost] == ["plain-2.jpg", "plain-5.jpg"]

@@ -50,7 +50,7 @@ def png_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", b"")
 
 
-# --- images: what every reader finds through data.headers ----------------------------------------
+# --- images: what every reader finds through data.images.headers ---------------------------------
 
 
 def png16(file):
@@ -527,8 +527,8 @@ def test_messages_cannot_move_the_cursor(tmp_path):
 def test_png_orientation_of_the_header_is_that_of_the_decoder(tmp_path, carrier):
     from PIL import PngImagePlugin
 
-    from data.decode import decode
-    from data.headers import inspect
+    from data.images.decode import decode
+    from data.images.headers import inspect
 
     file = tmp_path / "turned.png"
     image = Image.new("RGB", (200, 100))

@@ -12,9 +12,9 @@ from PIL import Image
 
 from config import DataConfig, UserError
 from data.build import build_data, read_data
-from data.decode import decode
 from data.findings import Findings
-from data.store import _content
+from data.images.decode import decode
+from data.sources.store import _content
 
 
 @pytest.fixture(autouse=True)
@@ -260,7 +260,7 @@ def test_set_aside_images_do_not_depend_on_what_can_be_read(tmp_path):
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "PNG, EXIF last"])
 def test_header_gives_the_size_that_is_decoded(tmp_path, kind, orientation):
-    from data.headers import Header, inspect
+    from data.images.headers import Header, inspect
 
     image = Image.new("RGB", (60, 40))
     exif = image.getexif()

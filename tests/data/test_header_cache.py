@@ -7,9 +7,9 @@ from builders import write_coco
 from PIL import Image
 
 from config import DataConfig
-from data import headers
 from data.build import build_data
-from data.header_cache import cache_file
+from data.images import headers
+from data.images.header_cache import cache_file
 
 
 @pytest.fixture

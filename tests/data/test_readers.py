@@ -9,7 +9,7 @@ from PIL import Image
 
 from config import DataConfig, UserError
 from data.build import build_data
-from data.decode import decode
+from data.images.decode import decode
 
 
 def coco_cfg(root, **changes):

@@ -9,9 +9,9 @@ from planted import write_clean
 
 from config import DataConfig, UserError
 from data.build import read_data
-from data.decode import decode
+from data.check.repair import write_repaired
 from data.findings import Findings
-from data.repair import write_repaired
+from data.images.decode import decode
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +105,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
     write_clean(tmp_path / "data")
     monkeypatch.setattr(os, "link", full)
-    monkeypatch.setattr("data.repair.shutil.copyfile", full)
+    monkeypatch.setattr("data.check.repair.shutil.copyfile", full)
     cfg = DataConfig(source="coco", path=str(tmp_path / "data"), val_split="val")
     with pytest.raises(UserError, match="--repair .*copy: cannot be written: .*No space left"):
         copied(cfg, tmp_path / "parent" / "copy")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data.sampler import StepSampler, epoch_order, evaluation_batches, step_canvas
+from data.feed.sampler import StepSampler, epoch_order, evaluation_batches, step_canvas
 
 SIZES = np.random.default_rng(0).integers(40, 200, (37, 2))
 

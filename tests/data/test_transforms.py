@@ -10,10 +10,10 @@ from builders import write_coco
 
 from config import DataConfig, ImageSizeConfig, UserError, load_config
 from data.build import build_data
-from data.collate import Sample, collate
-from data.loader import TrainDataset, resized_sizes, train_loader
-from data.sampler import SampleRef, StepSampler
-from data.transforms import Augment, processor_size, resize, resized_size
+from data.feed.collate import Sample, collate
+from data.feed.loader import TrainDataset, resized_sizes, train_loader
+from data.feed.sampler import SampleRef, StepSampler
+from data.feed.transforms import Augment, processor_size, resize, resized_size
 from model.detr import HEAD
 
 FLIP = {"HorizontalFlip": {"p": 0.5}}

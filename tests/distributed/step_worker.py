@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from builders import four_images, tiny_detector
 from safetensors.torch import save_file
 
-from data.collate import Batch
+from data.feed.collate import Batch
 from training.counts import agree
 from training.meter import StepMeter
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from data.collate import Sample, collate
+from data.feed.collate import Sample, collate
 from evaluation.draw import COLOURS, draw_batch, draw_boxes
 
 

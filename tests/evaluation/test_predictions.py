@@ -8,7 +8,7 @@ from PIL import Image
 
 from config import DataConfig, ImageSizeConfig
 from data.build import build_data
-from data.loader import eval_loader
+from data.feed.loader import eval_loader
 from evaluation.coco import coco_metrics
 from evaluation.predictions import predict_split
 from model.build import build_processor, get_head
@@ -78,8 +78,8 @@ def test_boxes_a_tenth_of_the_image_off_do_not(tmp_path):
 
 def test_the_canvas_of_evaluation_has_the_stride_of_training():
     """One canvas rule for both, or boxes near the right and bottom border would shift."""
-    from data.sampler import step_canvas
-    from data.transforms import full_canvas, resized_size
+    from data.feed.sampler import step_canvas
+    from data.feed.transforms import full_canvas, resized_size
 
     for longest in (64, 100, 416, 1333):
         cfg = ImageSizeConfig(longest)

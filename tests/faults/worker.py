@@ -13,7 +13,7 @@ import threading
 import traceback
 
 MOMENTS = {
-    "decode": "data.loader.decode",
+    "decode": "data.feed.loader.decode",
     "step": "train_accelerate.take_step",
     "log": "train_accelerate.log_step",
     "evaluate": "evaluation.predictions._predict_batch",

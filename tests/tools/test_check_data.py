@@ -8,9 +8,9 @@ from PIL import Image
 from planted import NOT_COCO, write_clean, write_planted, write_planted_rows
 
 from config import UserError
-from data.decode import decode
+from data.check.repair import DONE
 from data.findings import KINDS
-from data.repair import DONE
+from data.images.decode import decode
 from tools import check_data
 from tools.dataset_report import ADVICE, REMEDIES
 

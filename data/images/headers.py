@@ -109,7 +109,7 @@ def inspect(source: Path | bytes) -> Header | BadHeader:
 
 
 inspect_file: Callable[[Path], Header | BadHeader] = inspect
-"""`inspect` for files; `data.header_cache` puts what it remembers in front of it"""
+"""`inspect` for files; `data.images.header_cache` puts what it remembers in front of it"""
 
 
 def _of_stream(stream: BinaryIO, size: int) -> Header | BadHeader:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data.findings import Findings
-from data.headers import MAX_PIXELS, read_header
+from data.images.headers import MAX_PIXELS, read_header
 from data.schema import Record, number_text
 
 MAX_INT = 2**62

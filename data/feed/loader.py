@@ -11,11 +11,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from config import DataConfig, ImageSizeConfig, UserError
-from data.collate import Batch, Sample, collate
-from data.decode import decode
-from data.sampler import SampleRef, StepSampler, evaluation_batches
+from data.feed.collate import Batch, Sample, collate
+from data.feed.sampler import SampleRef, StepSampler, evaluation_batches
+from data.feed.transforms import Augment, full_canvas, resize, resized_size
+from data.images.decode import decode
 from data.schema import Split
-from data.transforms import Augment, full_canvas, resize, resized_size
 
 
 def resized_sizes(split: Split, cfg: ImageSizeConfig) -> np.ndarray:

@@ -3,7 +3,7 @@
 Columns: image, objects {bbox, category or category_id, area?, iscrowd?}, and optionally image_id,
 width, height. Boxes are as `data.box_format` says. A split may be cut, `train[:10%]`. With
 `data.streaming` the rows are read once, without the dataset's own cache, into a folder of images
-that `data.imagefolder` reads from then on.
+that `data.sources.imagefolder` reads from then on.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,10 @@ import datasets
 from huggingface_hub.errors import HfHubHTTPError
 
 from config import DataConfig, UserError
-from data.files import Inside
 from data.findings import Findings
-from data.imagefolder import CATEGORY_KEYS, Rows, read_folder
 from data.schema import Split
+from data.sources.files import Inside
+from data.sources.imagefolder import CATEGORY_KEYS, Rows, read_folder
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def read_split(cfg: DataConfig, which: str, findings: Findings) -> Split:
     """
     split = str(cfg.train_split if which == "train" else cfg.val_split)
     if cfg.streaming:
-        from data.store import ensure_stored
+        from data.sources.store import ensure_stored
 
         root = ensure_stored(cfg, split, lambda: open_rows(cfg, split, streaming=True))
         return read_folder(cfg, which, root, root / "images", findings)

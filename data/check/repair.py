@@ -12,10 +12,10 @@ from PIL import Image
 
 from config import UserError
 from data.build import Data
-from data.decode import decode
-from data.doctor import readable_places, splits_of
+from data.check.doctor import readable_places, splits_of
 from data.findings import IMAGE_KINDS, Finding
-from data.headers import EXTENSIONS, Header, inspect
+from data.images.decode import decode
+from data.images.headers import EXTENSIONS, Header, inspect
 from data.schema import Record, Split
 
 JPEG_QUALITY = 95

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from config import UserError
-from data.headers import ORIENTATION, SIDEWAYS, readable_formats
+from data.images.headers import ORIENTATION, SIDEWAYS, readable_formats
 
 MILD_SHRINK = 1.25
 """Up to here bilinear sampling without antialiasing is hardly another picture"""

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from config import DataConfig, UserError
-from data.annotations import Boxes, Unique, as_id, as_size, short
-from data.coco import load_json
-from data.files import ImageFiles, Inside, existing_folder, note_unlisted, read_lines
 from data.findings import Findings
 from data.schema import Record, Split
+from data.sources.annotations import Boxes, Unique, as_id, as_size, short
+from data.sources.coco import load_json
+from data.sources.files import ImageFiles, Inside, existing_folder, note_unlisted, read_lines
 
 CATEGORY_KEYS = ("category", "category_id")
 

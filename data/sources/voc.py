@@ -19,11 +19,18 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from config import DataConfig, UserError
-from data.annotations import Boxes, Unique, as_size, short
-from data.files import ImageFiles, Inside, existing_folder, image_files, note_unlisted, read_lines
 from data.findings import Findings
 from data.schema import Record, Split
-from data.xml_tree import XmlError, parse_xml
+from data.sources.annotations import Boxes, Unique, as_size, short
+from data.sources.files import (
+    ImageFiles,
+    Inside,
+    existing_folder,
+    image_files,
+    note_unlisted,
+    read_lines,
+)
+from data.sources.xml_tree import XmlError, parse_xml
 
 ANNOTATIONS, IMAGES = "Annotations", "JPEGImages"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")

@@ -1,4 +1,4 @@
-"""A Hub dataset streamed once into a local folder of images, in the form of `data.imagefolder`."""
+"""A Hub dataset streamed once into a local folder of images, in the form of `data.sources.imagefolder`."""
 
 import hashlib
 import json
@@ -14,8 +14,8 @@ import huggingface_hub
 from tqdm import tqdm
 
 from config import DataConfig, UserError
-from data.headers import EXTENSIONS, Header, inspect
-from data.hub import encoded, guarded
+from data.images.headers import EXTENSIONS, Header, inspect
+from data.sources.hub import encoded, guarded
 
 FORMAT = 1
 """Raise it when the stored form changes, so that old stores are not read"""

@@ -18,8 +18,8 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import get_image_size_for_max_height_width
 
 from config import ImageSizeConfig, UserError
-from data.decode import MILD_SHRINK
-from data.sampler import round_up
+from data.feed.sampler import round_up
+from data.images.decode import MILD_SHRINK
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no version check over the network
 import albumentations as A  # noqa: E402

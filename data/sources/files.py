@@ -7,7 +7,7 @@ from pathlib import Path
 
 from config import UserError
 from data.findings import Findings
-from data.headers import EXTENSIONS
+from data.images.headers import EXTENSIONS
 
 
 @dataclass(frozen=True)

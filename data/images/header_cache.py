@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import astuple
 from pathlib import Path
 
-from data import headers
-from data.headers import BadHeader, Header
+from data.images import headers
+from data.images.headers import BadHeader, Header
 
 FORMAT = 2
 """Raise it when Header changes, so that old caches are not read"""

@@ -13,9 +13,9 @@ import numpy as np
 
 from config import UserError
 from data.build import Data
-from data.decode import decode
+from data.check.isolated import Lost, isolated
 from data.findings import Findings
-from data.isolated import Lost, isolated
+from data.images.decode import decode
 from data.schema import Split
 
 LONGEST_S = 60.0

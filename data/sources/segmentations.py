@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data.annotations import as_int, as_size, numbers_in
+from data.sources.annotations import as_int, as_size, numbers_in
 
 
 def box_of_segmentation(segmentation: Any) -> list[float] | None:

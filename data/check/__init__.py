@@ -1,0 +1,1 @@
+"""The check of a whole dataset, its figures, and a repaired copy."""

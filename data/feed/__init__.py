@@ -1,0 +1,1 @@
+"""From splits to batches: the order of samples, resizing and augmentation, collation, workers."""
