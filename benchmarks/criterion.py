@@ -15,7 +15,7 @@ import torch
 from transformers import DeformableDetrConfig, DetrConfig
 from transformers.loss.loss_utils import LOSS_MAPPING
 
-from model.criterion import SetCriterion
+from model.losses.set_criterion import SetCriterion
 
 LAYERS = 6
 CLASSES = 20

@@ -13,7 +13,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING
 
 import train_accelerate
 from config import fail, load_config, micro_batch_size, world_size
-from model.criterion import SetCriterion
+from model.losses.set_criterion import SetCriterion
 
 
 def main(argv: list[str]) -> None:

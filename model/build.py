@@ -12,16 +12,16 @@ from config import ImageSizeConfig, ModelConfig, UserError
 from data.feed.transforms import full_canvas, processor_size
 from data.schema import Taxonomy
 from model.backbone import Backbone, freeze, load_backbone
-from model.criterion import SetCriterion
-from model.head import Head, build_detector
+from model.heads.family import Head, build_detector
+from model.losses.set_criterion import SetCriterion
 from model.normalization import Normalization
 
 PROBE_PX = 128
 
 HEADS = {
-    "detr": "model.detr",
-    "conditional_detr": "model.conditional_detr",
-    "deformable_detr": "model.deformable_detr",
+    "detr": "model.heads.detr",
+    "conditional_detr": "model.heads.conditional_detr",
+    "deformable_detr": "model.heads.deformable_detr",
 }
 """Module of each `model.head`; it has HEAD"""
 

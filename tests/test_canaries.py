@@ -14,7 +14,7 @@ from builders import launch
 from torch.utils.data import DataLoader, Dataset
 from transformers import DeformableDetrConfig, DetrConfig
 
-from model.detr import HEAD
+from model.heads.detr import HEAD
 
 
 @pytest.fixture(autouse=True)

@@ -319,7 +319,7 @@ def test_bf16_trains_and_is_evaluated_in_fp32(tmp_path):
 
 def poison(monkeypatch, bad_id, times):
     """Make the loss of every micro-batch with image `bad_id` NaN, `times` times."""
-    from model.criterion import SetCriterion
+    from model.losses.set_criterion import SetCriterion
 
     original, left = SetCriterion.__call__, [times]
 

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from data.feed.collate import Batch
-from model.criterion import StepCounts
+from model.losses.set_criterion import StepCounts
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from data.feed.collate import Sample, collate
 from data.feed.loader import TrainDataset, resized_sizes, train_loader
 from data.feed.sampler import SampleRef, StepSampler
 from data.feed.transforms import Augment, processor_size, resize, resized_size
-from model.detr import HEAD
+from model.heads.detr import HEAD
 
 FLIP = {"HorizontalFlip": {"p": 0.5}}
 AFFINE = {

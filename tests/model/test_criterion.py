@@ -4,7 +4,7 @@ from builders import FOUR_IMAGES as TARGETS
 from builders import VARIANTS, make_batch, tiny_detector
 from transformers.loss.loss_utils import LOSS_MAPPING
 
-from model.criterion import SetCriterion, StepCounts
+from model.losses.set_criterion import SetCriterion, StepCounts
 
 THEIRS = {
     "detr": "ForObjectDetection",

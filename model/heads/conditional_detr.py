@@ -13,7 +13,7 @@ from transformers.models.conditional_detr.image_processing_pil_conditional_detr 
     ConditionalDetrImageProcessorPil,
 )
 
-from model.head import Head
+from model.heads.family import Head
 
 PRIOR_PROBABILITY = 0.01
 

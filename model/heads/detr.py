@@ -4,7 +4,7 @@ from torch import nn
 from transformers import DetrConfig, DetrForObjectDetection, PreTrainedModel
 from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 
-from model.head import Head
+from model.heads.family import Head
 
 
 def initialise(model: PreTrainedModel) -> None:

@@ -10,7 +10,7 @@ from transformers.models.deformable_detr.image_processing_pil_deformable_detr im
     DeformableDetrImageProcessorPil,
 )
 
-from model.head import Head
+from model.heads.family import Head
 
 PRIOR_PROBABILITY = 0.01
 """Score of every query at the start, so that the focal loss is not swamped by the background"""

@@ -1,0 +1,1 @@
+"""Head families, one file each."""

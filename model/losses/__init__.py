@@ -1,0 +1,1 @@
+"""Matching and losses, normalised by the counts of the whole step."""
