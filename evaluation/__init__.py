@@ -1,1 +1,1 @@
-"""Validation: collect predictions over ranks, COCO metrics, drawings."""
+"""Validation: predictions of all ranks, and COCO metrics."""

@@ -22,7 +22,7 @@ from data.check.doctor import check_images, readable_places, splits_of
 from data.check.repair import refuse_full, write_repaired
 from data.check.statistics import SplitStatistics, split_statistics
 from data.findings import Finding, Findings
-from tools.dataset_report import exit_status, finding_lines, statistics_lines, verdict
+from report.dataset_text import exit_status, finding_lines, statistics_lines, verdict
 
 EXAMPLES = 5
 
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         _write_json(args.json, findings, statistics)
         print(f"\nwritten to {args.json}")
     if args.picture:
-        from tools.dataset_picture import draw_dataset  # torch, only where it is needed
+        from report.dataset_picture import draw_dataset  # torch, only where it is needed
 
         draw_dataset(args.picture, data, findings, cfg.data.image_size)
         print(f"\ndrawn to {args.picture}")

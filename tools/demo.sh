@@ -13,7 +13,7 @@ echo "The exported model, evaluated on its own:"
 $python -m tools.evaluate --model "$run/export" --config "$run/config.yaml" --out "$run/evaluation"
 echo
 echo "Boxes for scenes the model has not seen:"
-$python -m tools.render_scenes --seed 99 --num 6 --out "$run/new_scenes"
+$python -m street.rendering --seed 99 --num 6 --out "$run/new_scenes"
 $python -m tools.predict --model "$run/export" "$run/new_scenes" --out "$run/predictions"
 cat <<TEXT
 

@@ -20,8 +20,8 @@ from data.build import build_data
 from data.feed.loader import eval_loader
 from evaluation.coco import coco_metrics
 from evaluation.predictions import predict_split
-from evaluation.report import metric_lines, write_report
-from tools.detector import load_detector
+from report.evaluation import metric_lines, write_report
+from export.detector import load_detector
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from config import UserError, fail
 from data.feed.collate import Sample, collate
 from data.feed.transforms import full_canvas, resize, resized_size
 from data.images.decode import decode
-from evaluation.draw import draw_boxes
-from tools.detector import LoadedDetector, load_detector
+from report.drawing import draw_boxes
+from export.detector import LoadedDetector, load_detector
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 

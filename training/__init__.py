@@ -1,1 +1,1 @@
-"""What the loop in train_accelerate.py delegates: optimizer, counts, checkpoints, logs."""
+"""What the loop delegates: optimizer, counts, averages, state, checkpoints, stopping."""

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from config import MAX_SYNTHETIC_SEED, DataConfig
-from data.scenes import render_scene
+from street.scenes import render_scene
 from data.sources.coco import read_split as read_split  # the written files are a COCO dataset
 
 FORMAT = 1

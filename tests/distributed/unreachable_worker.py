@@ -5,7 +5,7 @@ import time
 from accelerate import Accelerator
 
 from config import UserError
-from training.startup import preflight
+from run.startup import preflight
 
 accelerator = Accelerator(cpu=True)
 if accelerator.process_index == 1:

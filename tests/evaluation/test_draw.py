@@ -1,7 +1,7 @@
 import numpy as np
 
 from data.feed.collate import Sample, collate
-from evaluation.draw import COLOURS, draw_batch, draw_boxes
+from report.drawing import COLOURS, draw_batch, draw_boxes
 
 
 def test_box_is_drawn_where_it_is():

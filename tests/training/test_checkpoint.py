@@ -237,7 +237,7 @@ def test_no_intact_checkpoint_is_no_fresh_start(two_saved):
 
 def test_failed_save_costs_neither_the_best_nor_the_stop(tmp_path, monkeypatch):
     """The best is what a checkpoint holds; after a failure the same step is saved again."""
-    from training.run import Run
+    from run.build import Run
 
     state = TrainState(step=40, best_metric=0.6, best_step=40)
     run = Run.__new__(Run)
@@ -253,7 +253,7 @@ def test_failed_save_costs_neither_the_best_nor_the_stop(tmp_path, monkeypatch):
 def test_best_of_an_older_checkpoint_is_taken_up_where_the_better_one_is_not(checkpoints):
     from accelerate import Accelerator
 
-    from training.resume import find_best
+    from run.resume import find_best
 
     older = TrainState(step=20, best_metric=0.5, best_step=20, evaluated_step=20)
     checkpoints.save(SMALL, older, Config(), wait=True)

@@ -2,7 +2,7 @@ import pytest
 from builders import launch, tiny_run
 
 from config import Config, RunConfig, TrainConfig, UserError
-from training.startup import _num_processes_of, check_launch, code_digest
+from run.startup import _num_processes_of, check_launch, code_digest
 
 SIMPLE = Config(run=RunConfig(), train=TrainConfig(steps=10, precision="no"))
 

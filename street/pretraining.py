@@ -1,6 +1,6 @@
 """Pretrain the small ConvNeXt that ships in `backbones/street-convnext`, on procedural scenes.
 
-    python -m tools.pretrain_street_backbone --out backbones/street-convnext
+    python -m street.pretraining --out backbones/street-convnext
 
 Three dense tasks are learned together, read from the stages by single linear layers that are then
 thrown away: the part of the scene under each 4 x 4 pixel square (all stages); plate and car
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import DINOv3ConvNextBackbone, DINOv3ConvNextConfig
 
-from data.scenes import PART_NAMES, PRETRAINING_SEED_START, render_scene
+from street.scenes import PART_NAMES, PRETRAINING_SEED_START, render_scene
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)

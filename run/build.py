@@ -28,11 +28,11 @@ from data.feed.transforms import Augment
 from model.build import Detector, build_model, build_processor
 from training.checkpoint import Checkpoints
 from training.ema import Ema
-from training.facts import run_facts
+from run.facts import run_facts
 from training.optim import build_optimizer
-from training.resume import resume
-from training.runlog import DONE, RunLog
-from training.startup import check_launch, check_same, preflight, rank_facts
+from run.resume import resume
+from run.log import DONE, RunLog
+from run.startup import check_launch, check_same, preflight, rank_facts
 from training.state import TrainState, checkpoint_tensors, gather_rng
 from training.stopping import StopRequest
 

@@ -10,7 +10,7 @@ from config import EvalConfig
 from data.images.decode import decode
 from data.schema import Split, Taxonomy
 from evaluation.coco import result_list
-from evaluation.draw import draw_boxes, save_grid
+from report.drawing import draw_boxes, save_grid
 from evaluation.predictions import Predictions
 
 NUM_DRAWN = 8

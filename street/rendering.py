@@ -1,6 +1,6 @@
 """Render synthetic street scenes as JPEG files.
 
-`python -m tools.render_scenes --seed 99 --num 6 --out scenes`
+`python -m street.rendering --seed 99 --num 6 --out scenes`
 """
 
 import argparse
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.scenes import render_scene
+from street.scenes import render_scene
 from data.sources.synthetic import JPEG_QUALITY
 
 
 def main() -> None:
     """Write `--num` scenes of `--seed` into `--out`."""
-    parser = argparse.ArgumentParser(prog="python -m tools.render_scenes", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m street.rendering", description=__doc__)
     parser.add_argument("--seed", type=int, default=99, help="seed of the scenes (default: 99)")
     parser.add_argument("--num", type=int, default=6, help="number of scenes (default: 6)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")

@@ -13,8 +13,8 @@ from data.check.statistics import LARGE_PX2, SMALL_PX2, resized_boxes
 from data.findings import IMAGE_KINDS, Finding
 from data.images.decode import decode
 from data.schema import Split
-from evaluation.draw import COLOURS as CLASS_COLOURS
-from evaluation.draw import draw_boxes
+from report.drawing import COLOURS as CLASS_COLOURS
+from report.drawing import draw_boxes
 
 WIDTH_PX = 1312
 CHART_PX = (640, 330)

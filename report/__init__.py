@@ -1,0 +1,1 @@
+"""What people look at: drawings, tables and pictures of results and datasets."""

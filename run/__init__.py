@@ -1,0 +1,1 @@
+"""What wires a run: nothing but entry points imports it."""
