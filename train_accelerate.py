@@ -18,23 +18,25 @@ import torch
 from accelerate.utils import broadcast, gather_object
 from transformers.utils import logging as transformers_logging
 
-from config import Config, UserError, fail, load_config, process_rank
 from data.feed.collate import Batch
 from data.feed.loader import batches_of
+from errors import UserError, fail, process_rank
 from evaluation.coco import coco_metrics
-from report.drawing import draw_batch
 from evaluation.predictions import Predictions, predict_split
-from report.evaluation import metric_lines, write_report
 from export.card import model_card, public_name
 from export.folder import export_model
 from export.hub import push, resolve_repo_id
+from report.drawing import draw_batch
+from report.evaluation import metric_lines, write_report
 from run.banner import banner
+from run.build import Run, build_run
+from run.log import DONE, check_run_folder, lock_run_folder
+from settings.keys import Config
+from settings.load import load_config
 from training.checkpoint import find_defect
 from training.counts import agree, any_rank
 from training.meter import StepMeter, memory_mb, take
 from training.optim import keep_counters_on_cpu, lr_factor, set_lr
-from run.build import Run, build_run
-from run.log import DONE, check_run_folder, lock_run_folder
 from training.state import load_model, load_state
 from training.stopping import EXIT_STOPPED
 

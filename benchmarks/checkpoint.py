@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from transformers import DINOv3ConvNextBackbone, DINOv3ConvNextConfig
 
-from config import Config, ModelConfig, OptimConfig
 from data.schema import Taxonomy
 from model.build import Detector, build_model
+from settings.keys import Config, ModelConfig, OptimConfig
 from training.checkpoint import Checkpoints
 from training.optim import build_optimizer
 from training.state import TrainState, checkpoint_tensors

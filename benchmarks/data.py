@@ -18,12 +18,13 @@ import torch
 from PIL import Image
 from transformers import DetrImageProcessor
 
-from config import ROOT, DataConfig, ImageSizeConfig
 from data.build import build_data
 from data.feed.collate import collate
 from data.feed.loader import TrainDataset, batches_of, resized_sizes, train_loader
 from data.feed.sampler import SampleRef, StepSampler, step_canvas
 from data.schema import Split
+from disk import ROOT
+from settings.keys import DataConfig, ImageSizeConfig
 
 SIZES = ((800, 1333), (400, 667), (256, 427))
 """(shortest, longest) side, px"""

@@ -12,8 +12,10 @@ import torch
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 import train_accelerate
-from config import fail, load_config, micro_batch_size, world_size
+from errors import fail
 from model.losses.set_criterion import SetCriterion
+from settings.checks import micro_batch_size, world_size
+from settings.load import load_config
 
 
 def main(argv: list[str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from config import ROOT
+from disk import ROOT
 
 STEPS = 30
 GLOBAL_BATCH = 8

@@ -5,9 +5,9 @@
 
 import numpy as np
 
-from config import ImageSizeConfig
 from data.feed.sampler import StepSampler, step_canvas
 from data.feed.transforms import resized_size
+from settings.keys import ImageSizeConfig
 
 SHAPES = {(480, 640): 0.4, (427, 640): 0.3, (640, 480): 0.12, (360, 640): 0.08, (640, 427): 0.08}
 """(height, width) of the photos and their share; the rest is square"""

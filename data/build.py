@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from config import DataConfig, UserError
 from data.cleaning import clean_boxes, repeated_boxes
 from data.findings import IMAGE_KINDS, Finding, Findings, Remedy
 from data.images.header_cache import cached_headers
 from data.schema import Record, Split, Taxonomy, build_taxonomy
 from data.splits import split_off
+from errors import UserError
+from settings.keys import DataConfig
 
 READERS = {
     "synthetic": "data.sources.synthetic",

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from config import UserError
+from errors import UserError
 
 
 @dataclass(frozen=True)

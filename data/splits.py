@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from config import UserError
 from data.schema import Split
+from errors import UserError
 
 
 def split_off(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:

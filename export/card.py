@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from config import Config, config_to_dict
+from settings.keys import Config, config_to_dict
 
 
 def model_card(cfg: Config, metrics: dict[str, Any], facts: dict[str, Any], step: int) -> str:

@@ -7,9 +7,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 from transformers.utils import logging as transformers_logging
 
-from config import ImageSizeConfig, UserError
+from errors import UserError
 from model.normalization import Normalization
 from model.source import local_folder
+from settings.keys import ImageSizeConfig
 
 
 @dataclass(frozen=True)

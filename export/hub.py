@@ -5,7 +5,8 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-from config import HubConfig, UserError
+from errors import UserError
+from settings.keys import HubConfig
 
 
 def resolve_repo_id(cfg: HubConfig, run_name: str) -> str:

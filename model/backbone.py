@@ -17,9 +17,10 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
-from config import ModelConfig, UserError
+from errors import UserError
 from model.normalization import Normalization
 from model.source import is_local_folder, local_folder, quiet_transformers
+from settings.keys import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from config import ImageSizeConfig, ModelConfig, UserError
 from data.feed.transforms import full_canvas, processor_size
 from data.schema import Taxonomy
+from errors import UserError
 from model.backbone import Backbone, freeze, load_backbone
 from model.heads.family import Head, build_detector
 from model.losses.set_criterion import SetCriterion
 from model.normalization import Normalization
+from settings.keys import ImageSizeConfig, ModelConfig
 
 PROBE_PX = 128
 

@@ -16,7 +16,8 @@ from huggingface_hub.errors import (
 )
 from transformers.utils import logging
 
-from config import ROOT, UserError
+from disk import ROOT
+from errors import UserError
 
 UNGATED = "facebook/dinov2-base"
 """A backbone that anyone may download (Apache-2.0)"""

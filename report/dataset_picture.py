@@ -6,15 +6,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from config import ImageSizeConfig, UserError
 from data.build import Data
 from data.check.doctor import readable_places, splits_of
 from data.check.statistics import LARGE_PX2, SMALL_PX2, resized_boxes
 from data.findings import IMAGE_KINDS, Finding
 from data.images.decode import decode
 from data.schema import Split
+from errors import UserError
 from report.drawing import COLOURS as CLASS_COLOURS
 from report.drawing import draw_boxes
+from settings.keys import ImageSizeConfig
 
 WIDTH_PX = 1312
 CHART_PX = (640, 330)

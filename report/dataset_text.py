@@ -3,9 +3,9 @@
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from config import ImageSizeConfig
 from data.check.statistics import Quantiles, SplitStatistics
 from data.findings import KINDS, Finding, Remedy
+from settings.keys import ImageSizeConfig
 
 REMEDIES: dict[Remedy, str] = {
     "refused": "training does not start",

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from config import EvalConfig
 from data.images.decode import decode
 from data.schema import Split, Taxonomy
 from evaluation.coco import result_list
-from report.drawing import draw_boxes, save_grid
 from evaluation.predictions import Predictions
+from report.drawing import draw_boxes, save_grid
+from settings.keys import EvalConfig
 
 NUM_DRAWN = 8
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
-from config import Config, micro_batch_size
 from data.build import Data
 from data.findings import KINDS
 from model.build import Detector
+from settings.checks import micro_batch_size
+from settings.keys import Config
 
 
 def banner(

@@ -18,21 +18,23 @@ from accelerate import (
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
-from config import Config, UserError, micro_batch_size
 from data.build import Data, build_data, check_findings
 from data.check.doctor import check_images
 from data.feed.collate import Batch
 from data.feed.loader import TrainDataset, eval_loader, resized_sizes, train_loader
 from data.feed.sampler import StepSampler
 from data.feed.transforms import Augment
+from errors import UserError
 from model.build import Detector, build_model, build_processor
+from run.facts import run_facts
+from run.log import DONE, RunLog
+from run.resume import resume
+from run.startup import check_launch, check_same, preflight, rank_facts
+from settings.checks import micro_batch_size
+from settings.keys import Config
 from training.checkpoint import Checkpoints
 from training.ema import Ema
-from run.facts import run_facts
 from training.optim import build_optimizer
-from run.resume import resume
-from run.log import DONE, RunLog
-from run.startup import check_launch, check_same, preflight, rank_facts
 from training.state import TrainState, checkpoint_tensors, gather_rng
 from training.stopping import StopRequest
 

@@ -12,7 +12,8 @@ import yaml
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from config import Config, RunConfig, UserError, config_to_dict
+from errors import UserError
+from settings.keys import Config, RunConfig, config_to_dict
 from training.state import TrainState
 
 LOCK = ".lock"

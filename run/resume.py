@@ -1,7 +1,7 @@
 """Go on from a checkpoint: which one, whether it belongs to this run, and what was changed."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from config import Config, UserError, config_to_dict
+from errors import UserError
 from model.build import Detector
+from run.changes import check_changes, note_world
+from settings.keys import Config
 from training.checkpoint import Checkpoints, find_defect, step_name, step_of
 from training.ema import Ema
 from training.state import (
@@ -31,21 +33,6 @@ FINGERPRINTS = {
     "data_sha256": "another dataset, or other boxes in it (data)",
 }
 """Facts that no key can allow to change"""
-
-HARMLESS = {
-    *("run.output_dir", "run.resume", "run.allow_changes", "run.tracker", "run.project"),
-    *("run.name", "run.log_every", "run.log_image_ids", "run.draw_batches"),
-    *("run.collective_timeout_s", "run.detect_anomaly"),
-    # The same images and weights, by their fingerprints:
-    *("data.path", "data.revision", "data.train_annotations", "data.val_annotations"),
-    *("run.max_bad_images", "data.strict", "data.streaming"),
-    *("data.num_workers", "model.backbone", "model.backbone_revision", "model.init_from"),
-    *("train.micro_batch_size", "train.evaluate_every", "train.checkpoint_every"),
-    *("train.max_skipped_steps", "train.keep_checkpoints", "train.on_failed_save"),
-    *("eval.score_threshold", "eval.batch_size"),
-    *("hub.push", "hub.repo_id", "hub.private"),
-}
-"""Keys that change neither a step nor which checkpoint is the best"""
 
 
 @dataclass(frozen=True)
@@ -177,91 +164,3 @@ def resume(
     if accelerator.is_main_process:
         checkpoints.link(state)
     return Resumed(state, folder, tuple(notes))
-
-
-def changed_keys(before: Mapping[str, Any], cfg: Config) -> dict[str, tuple[Any, Any]]:
-    """Old and new value of each key that differs; a key that is new had its default before."""
-    default, now = flat(config_to_dict(Config())), flat(config_to_dict(cfg))
-    old = {**default, **{k: v for k, v in flat(before).items() if k in now}}
-    return {key: (old[key], value) for key, value in now.items() if old[key] != value}
-
-
-def check_changes(before: Mapping[str, Any], cfg: Config, folder: Path) -> list[str]:
-    """One line per key that is not what it was in the checkpoint `folder`.
-
-    Raises:
-        UserError: if one of them changes the training, unless run.allow_changes.
-    """
-    changes = changed_keys(before, cfg)
-    harmless = set(HARMLESS)
-    if cfg.optim.schedule == "constant":
-        harmless |= {"train.steps", "train.epochs"}
-    lines = {key: f"{key}: {old} -> {new}" for key, (old, new) in changes.items()}
-    deciding = [line for key, line in lines.items() if key not in harmless]
-    if deciding and not cfg.run.allow_changes:
-        raise UserError(
-            "\n  ".join(
-                [
-                    f"{folder}: these keys were different, and they change the training:",
-                    *deciding,
-                    "put them back, or go on with the new values by --run.allow_changes true",
-                ]
-            )
-        )
-    quiet = ("run.output_dir", "run.resume", "run.allow_changes")
-    return [
-        f"changed since the checkpoint: {line}{'' if key in harmless else ' (allowed)'}"
-        for key, line in lines.items()
-        if key not in quiet
-    ]
-
-
-def note_world(
-    before: Mapping[str, Any],
-    cfg: Config,
-    old: Mapping[str, Any],
-    new: Mapping[str, Any],
-    head: Mapping[str, Any],
-) -> Iterator[str]:
-    """Lines on what else is not as it was: packages, number of processes, dropout.
-
-    Args:
-        before: configuration of the checkpoint; old and new: facts of the checkpoint and of now.
-        head: configuration of the detector.
-    """
-    versions = {
-        name: (version, new["versions"].get(name))
-        for name, version in old["versions"].items()
-        if version != new["versions"].get(name)
-    }
-    if versions:
-        listed = ", ".join(f"{name} {a} -> {b}" for name, (a, b) in versions.items())
-        yield f"other packages than before ({listed}): losses can differ in their last digits"
-    if old["world_size"] != new["world_size"]:
-        yield (
-            f"{old['world_size']} -> {new['world_size']} processes: same images and gradients, up to "
-            "the order of floating-point sums"
-        )
-    sizes = [
-        values["train"]["micro_batch_size"]
-        or max(1, values["train"]["global_batch_size"] // facts["world_size"])
-        for values, facts in ((before, old), (config_to_dict(cfg), new))
-    ]
-    dropout = any(v for k, v in head.items() if "dropout" in k and isinstance(v, int | float))
-    if dropout and sizes[0] != sizes[1]:
-        yield (
-            f"not exact: dropout masks belong to a micro-batch, and it has {sizes[1]} images instead "
-            f"of {sizes[0]}; train.micro_batch_size {sizes[0]} keeps them, where it fits"
-        )
-
-
-def flat(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys down to the values; head_args and augment are values."""
-    leaves: dict[str, Any] = {}
-    for key, value in sections.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and name != "model.head_args":
-            leaves |= flat(value, f"{name}.")
-        else:
-            leaves[name] = value
-    return leaves

@@ -13,7 +13,9 @@ import torch.distributed as dist
 import yaml
 from accelerate import Accelerator
 
-from config import ROOT, Config, UserError, config_to_dict
+from disk import ROOT
+from errors import UserError
+from settings.keys import Config, config_to_dict
 
 PREFLIGHT_TIMEOUT_S = 30.0
 

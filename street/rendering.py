@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from street.scenes import render_scene
 from data.sources.synthetic import JPEG_QUALITY
+from street.scenes import render_scene
 
 
 def main() -> None:

@@ -136,9 +136,9 @@ FOUR_IMAGES = {
 
 def tiny_detector(folder: Path, variant: str):
     """A detector of three classes on a tiny backbone written to `folder`, always the same."""
-    from config import ModelConfig
     from data.schema import Taxonomy
     from model.build import build_model
+    from settings.keys import ModelConfig
 
     if not folder.exists():
         save_backbone(folder)

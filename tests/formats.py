@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 from builders import BOXES, SIZES, write_coco, write_imagefolder, write_images
 
-from config import DataConfig
+from settings.keys import DataConfig
 
 NAMES = ("car", "plate")
 

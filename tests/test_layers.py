@@ -1,4 +1,4 @@
-"""Imports point one way: config -> data -> model -> training -> evaluation -> export -> entries."""
+"""Imports point one way, file by file, and nothing that can run foreign code is called."""
 
 import ast
 import re
@@ -7,46 +7,114 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+BASE = {"errors", "disk"}
+DATA = {*BASE, "settings", "data"}
+MODEL = {*DATA, "model", "model.losses"}
+EVALUATION = {*MODEL, "data.feed", "data.images", "evaluation"}
 MAY_IMPORT = {
-    "config": set(),
-    "data": {"config"},
-    "model": {"config", "data"},
-    "training": {"config", "data", "model"},
-    "evaluation": {"config", "data", "model"},
-    "export": {"config", "data", "model", "evaluation"},
-    "tools": {"config", "data", "model", "evaluation", "export", "training"},
+    "errors": set(),
+    "disk": {"errors"},
+    "settings": BASE,
+    "street.scenes": set(),
+    "data": {*BASE, "settings"},
+    "data.images": DATA,
+    "data.sources": {*DATA, "data.images", "street.scenes"},
+    "data.build": {*DATA, "data.sources", "data.images"},
+    "data.feed": {*DATA, "data.images"},
+    "data.check": {*DATA, "data.images", "data.build", "data.sources"},
+    "model": {*DATA, "model.losses", "model.heads"},
+    "model.losses": {*DATA, "model"},
+    "model.heads": MODEL,
+    "training": {*BASE, "settings"},
+    "evaluation": EVALUATION,
+    "report": {*EVALUATION, "data.check", "data.build"},
+    "export": {*EVALUATION, "model.heads"},
+    "street": {*MODEL, "model.heads", "data.sources", "street.scenes"},
+    "run": {
+        *(EVALUATION | DATA),
+        *("data.build", "data.check", "model.heads", "training", "report", "export"),
+    },
 }
-OURS = {*MAY_IMPORT, "train_accelerate", "benchmarks"}
+"""What the files of a room may import besides their own room; the longest name that fits counts"""
+ENTRIES = ("train_accelerate", "tools", "benchmarks")
+"""Nothing imports these"""
+
+
+def modules():
+    """(dotted name, file) of every Python file that is ours and no test."""
+    rooms = [f for room in MAY_IMPORT if "." not in room for f in (ROOT / room).rglob("*.py")]
+    tops = [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("benchmarks/*.py")]
+    for file in (*rooms, *tops):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), file
+
+
+NAMES = dict(modules())
+
+
+def room_of(name):
+    """The longest name in MAY_IMPORT that begins `name`; its first part for entry points."""
+    fitting = [room for room in MAY_IMPORT if name == room or name.startswith(f"{room}.")]
+    return max(fitting, key=len, default=name.partition(".")[0])
 
 
 def imported(file):
+    """Dotted names of the modules that a file imports, also inside of functions."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module.partition(".")[0]
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from [name if name in NAMES else node.module for name in inner]
+        elif isinstance(node, ast.Constant) and node.value in NAMES and "." in str(node.value):
+            yield node.value  # a module that is loaded by its name
 
 
-@pytest.mark.parametrize("layer", MAY_IMPORT)
-def test_layer_imports_only_what_lies_below(layer):
-    files = [ROOT / "config.py"] if layer == "config" else list((ROOT / layer).glob("*.py"))
-    assert files
-    for file in files:
-        used = set(imported(file)) & OURS - {layer}
-        assert used <= MAY_IMPORT[layer], file
+def ours(file):
+    return {name for name in imported(file) if name in NAMES}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if room_of(name) in MAY_IMPORT])
+def test_file_imports_only_what_its_room_may(name):
+    room = room_of(name)
+    used = {room_of(other) for other in ours(NAMES[name])}
+    assert used <= MAY_IMPORT[room] | {room}, name
+
+
+def test_nothing_imports_entry_points():
+    for name, file in NAMES.items():
+        used = {other.partition(".")[0] for other in ours(file)} & set(ENTRIES)
+        assert used <= {name.partition(".")[0]} | ({"train_accelerate"} & set(ENTRIES[2:])), name
+
+
+def test_no_circle_of_imports():
+    following = {name: ours(file) - {name} for name, file in NAMES.items()}
+    while following:
+        ends = [name for name, used in following.items() if not used & set(following)]
+        assert ends, f"a circle among {sorted(following)}"
+        for name in ends:
+            del following[name]
+
+
+def test_every_file_has_a_room():
+    assert {room_of(name) for name in NAMES} <= {*MAY_IMPORT, *ENTRIES}
+    folders = {path.parent.name for path in ROOT.glob("*/*.py")} - {"tests"}
+    assert folders <= {name.partition(".")[0] for name in NAMES}
 
 
 def test_only_one_module_knows_albumentations():
-    others = ("tests", "benchmarks")  # a benchmark runs the published recipe beside ours
-    files = [f for f in ROOT.glob("*/*.py") if f.parent.name not in others]
-    users = [f for f in files if "albumentations" in set(imported(f))]
-    assert users == [ROOT / "data" / "transforms.py"]
+    others = ("tools", "benchmarks")  # a benchmark runs the published recipe beside ours
+    users = [
+        name
+        for name, file in NAMES.items()
+        if any(used.partition(".")[0] == "albumentations" for used in imported(file))
+        and name.partition(".")[0] not in others
+    ]
+    assert users == ["data.feed.transforms"]
 
 
 def test_transformers_seams_that_can_run_foreign_code_are_not_used():
-    for file in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]:
-        if file.parent.name == "tests":
-            continue
+    for file in NAMES.values():
         text = file.read_text()
         for word in ("trust_remote_code=True", "weights_only=False", "pickle.load"):
             assert word not in text, file

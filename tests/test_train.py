@@ -14,7 +14,7 @@ from transformers import pipeline
 import tools.evaluate
 import tools.predict
 import train_accelerate
-from config import UserError
+from errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -16,13 +16,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from config import UserError, fail, load_config
 from data.build import Data, read_data
 from data.check.doctor import check_images, readable_places, splits_of
 from data.check.repair import refuse_full, write_repaired
 from data.check.statistics import SplitStatistics, split_statistics
 from data.findings import Finding, Findings
+from errors import UserError, fail
 from report.dataset_text import exit_status, finding_lines, statistics_lines, verdict
+from settings.load import load_config
 
 EXAMPLES = 5
 

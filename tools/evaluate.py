@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from config import UserError, fail, load_config
 from data.build import build_data
 from data.feed.loader import eval_loader
+from errors import UserError, fail
 from evaluation.coco import coco_metrics
 from evaluation.predictions import predict_split
-from report.evaluation import metric_lines, write_report
 from export.detector import load_detector
+from report.evaluation import metric_lines, write_report
+from settings.load import load_config
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from config import UserError, fail
 from data.feed.collate import Sample, collate
 from data.feed.transforms import full_canvas, resize, resized_size
 from data.images.decode import decode
-from report.drawing import draw_boxes
+from errors import UserError, fail
 from export.detector import LoadedDetector, load_detector
+from report.drawing import draw_boxes
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
-from config import UserError, fail
+from errors import UserError, fail
 from model.source import local_folder
 
 

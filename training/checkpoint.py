@@ -19,7 +19,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from config import Config, UserError, config_to_dict
+from errors import UserError
+from settings.keys import Config, config_to_dict
 from training.state import CONFIG, STATE, Snapshot, TrainState
 
 PREFIX = "step-"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from config import OptimConfig
+from settings.keys import OptimConfig
 
 
 def build_optimizer(model: nn.Module, backbone: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:

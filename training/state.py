@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from config import UserError
+from errors import UserError
 
 WEIGHTS = "model/trainable.safetensors"
 AVERAGE = "model/average.safetensors"

@@ -11,12 +11,12 @@ from functools import partial
 
 import numpy as np
 
-from config import UserError
 from data.build import Data
 from data.check.isolated import Lost, isolated
 from data.findings import Findings
 from data.images.decode import decode
 from data.schema import Split
+from errors import UserError
 
 LONGEST_S = 60.0
 """An image that takes longer to decode is given up, s"""

@@ -10,13 +10,13 @@ from typing import Any
 
 from PIL import Image
 
-from config import UserError
 from data.build import Data
 from data.check.doctor import readable_places, splits_of
 from data.findings import IMAGE_KINDS, Finding
 from data.images.decode import decode
 from data.images.headers import EXTENSIONS, Header, inspect
 from data.schema import Record, Split
+from errors import UserError
 
 JPEG_QUALITY = 95
 DONE = {

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from config import ImageSizeConfig
 from data.feed.transforms import resized_size
 from data.schema import Split, Taxonomy
+from settings.keys import ImageSizeConfig
 
 SMALL_PX2, LARGE_PX2 = 32**2, 96**2
 """COCO's limits between small, medium and large boxes, px^2"""

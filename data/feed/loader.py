@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from config import DataConfig, ImageSizeConfig, UserError
 from data.feed.collate import Batch, Sample, collate
 from data.feed.sampler import SampleRef, StepSampler, evaluation_batches
 from data.feed.transforms import Augment, full_canvas, resize, resized_size
 from data.images.decode import decode
 from data.schema import Split
+from errors import UserError
+from settings.keys import DataConfig, ImageSizeConfig
 
 
 def resized_sizes(split: Split, cfg: ImageSizeConfig) -> np.ndarray:

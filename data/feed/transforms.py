@@ -17,9 +17,10 @@ from PIL import Image
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import get_image_size_for_max_height_width
 
-from config import ImageSizeConfig, UserError
 from data.feed.sampler import round_up
 from data.images.decode import MILD_SHRINK
+from errors import UserError
+from settings.keys import ImageSizeConfig
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no version check over the network
 import albumentations as A  # noqa: E402

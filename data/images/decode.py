@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from config import UserError
 from data.images.headers import ORIENTATION, SIDEWAYS, readable_formats
+from errors import UserError
 
 MILD_SHRINK = 1.25
 """Up to here bilinear sampling without antialiasing is hardly another picture"""

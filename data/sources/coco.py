@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from config import DataConfig, UserError
 from data.findings import Findings
 from data.schema import Split, number_text
 from data.sources.annotations import Boxes, Unique, as_id, as_int, as_size, short
 from data.sources.files import ImageFiles, Inside, existing_folder, note_unlisted
 from data.sources.segmentations import box_of_segmentation
+from errors import UserError
+from settings.keys import DataConfig
 
 
 def read_split(cfg: DataConfig, which: str, findings: Findings) -> Split:

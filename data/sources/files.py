@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import UserError
 from data.findings import Findings
 from data.images.headers import EXTENSIONS
+from errors import UserError
 
 
 @dataclass(frozen=True)

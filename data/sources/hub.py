@@ -14,11 +14,12 @@ from typing import Any
 import datasets
 from huggingface_hub.errors import HfHubHTTPError
 
-from config import DataConfig, UserError
 from data.findings import Findings
 from data.schema import Split
 from data.sources.files import Inside
 from data.sources.imagefolder import CATEGORY_KEYS, Rows, read_folder
+from errors import UserError
+from settings.keys import DataConfig
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from config import DataConfig, UserError
 from data.findings import Findings
 from data.schema import Record, Split
 from data.sources.annotations import Boxes, Unique, as_id, as_size, short
 from data.sources.coco import load_json
 from data.sources.files import ImageFiles, Inside, existing_folder, note_unlisted, read_lines
+from errors import UserError
+from settings.keys import DataConfig
 
 CATEGORY_KEYS = ("category", "category_id")
 

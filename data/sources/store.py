@@ -13,9 +13,10 @@ import fsspec
 import huggingface_hub
 from tqdm import tqdm
 
-from config import DataConfig, UserError
 from data.images.headers import EXTENSIONS, Header, inspect
 from data.sources.hub import encoded, guarded
+from errors import UserError
+from settings.keys import DataConfig
 
 FORMAT = 1
 """Raise it when the stored form changes, so that old stores are not read"""

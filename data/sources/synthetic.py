@@ -13,9 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from config import MAX_SYNTHETIC_SEED, DataConfig
-from street.scenes import render_scene
 from data.sources.coco import read_split as read_split  # the written files are a COCO dataset
+from settings.keys import MAX_SYNTHETIC_SEED, DataConfig
+from street.scenes import render_scene
 
 FORMAT = 1
 """Raise it when scenes change, so that old caches are not read"""

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from config import DataConfig, UserError
 from data.findings import Findings
 from data.schema import Record, Split
 from data.sources.annotations import Boxes, Unique, as_size, short
@@ -31,6 +30,8 @@ from data.sources.files import (
     read_lines,
 )
 from data.sources.xml_tree import XmlError, parse_xml
+from errors import UserError
+from settings.keys import DataConfig
 
 ANNOTATIONS, IMAGES = "Annotations", "JPEGImages"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")

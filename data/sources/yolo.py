@@ -15,12 +15,13 @@ from typing import Any
 
 import yaml
 
-from config import DataConfig, UserError
 from data.findings import Findings
 from data.schema import Record, Split
 from data.sources.annotations import Boxes, Unique, as_int, short
 from data.sources.files import ImageFiles, Inside, existing_folder, image_files, read_lines
 from data.sources.segmentations import box_of_polygon
+from errors import UserError
+from settings.keys import DataConfig
 
 MAX_YAML_BYTES = 1_000_000
 NO_LABELS = {"classes.txt", "labels.txt"}

@@ -11,10 +11,11 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from config import ModelConfig, UserError
 from data.schema import Taxonomy
+from errors import UserError
 from model.backbone import Backbone, transplant
 from model.source import local_folder, quiet_transformers
+from settings.keys import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from builders import write_images
 from formats import write_format, write_parquet
 from PIL import Image
 
-from config import DataConfig, UserError
 from data.build import build_data, read_data
 from data.findings import KINDS, Findings
+from errors import UserError
+from settings.keys import DataConfig
 
 
 def found(cfg):

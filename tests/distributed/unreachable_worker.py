@@ -4,7 +4,7 @@ import time
 
 from accelerate import Accelerator
 
-from config import UserError
+from errors import UserError
 from run.startup import preflight
 
 accelerator = Accelerator(cpu=True)

@@ -4,10 +4,10 @@ from builders import write_coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from config import DataConfig
 from data.build import build_data
 from evaluation.coco import coco_metrics, ground_truth, result_list
 from evaluation.predictions import Predictions
+from settings.keys import DataConfig
 
 
 def build(tmp_path, ids=(1, 3, 17), num=24):

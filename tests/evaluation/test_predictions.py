@@ -6,13 +6,13 @@ from accelerate import Accelerator
 from builders import write_coco
 from PIL import Image
 
-from config import DataConfig, ImageSizeConfig
 from data.build import build_data
 from data.feed.loader import eval_loader
 from evaluation.coco import coco_metrics
 from evaluation.predictions import predict_split
 from model.build import build_processor, get_head
 from model.normalization import Normalization
+from settings.keys import DataConfig, ImageSizeConfig
 
 
 class Oracle(torch.nn.Module):

@@ -4,8 +4,9 @@ import pytest
 from huggingface_hub.errors import LocalTokenNotFoundError
 
 import export.hub
-from config import HubConfig, UserError
+from errors import UserError
 from export.hub import push, resolve_repo_id
+from settings.keys import HubConfig
 
 
 class Hub:

@@ -70,7 +70,7 @@ def rank_main(rank: int, life: dict, port: int) -> int:
             "MASTER_PORT": str(port),
         }
     import train_accelerate
-    from config import UserError
+    from errors import UserError
 
     for kill in life["signals"]:
         if kill["rank"] == rank:

@@ -6,10 +6,12 @@ from builders import SHARED, TINY_HEAD, save_backbone
 from safetensors.torch import load_file, save_file
 from transformers import AutoBackbone, DetrConfig, DetrForObjectDetection
 
-from config import ROOT, ModelConfig, UserError
 from data.schema import Taxonomy
+from disk import ROOT
+from errors import UserError
 from model.backbone import load_backbone, tensor_digests, verify
 from model.build import build_model
+from settings.keys import ModelConfig
 
 TAXONOMY = Taxonomy(("plate",), (1,))
 FEMTO = SHARED / "data" / "backbones" / "hgnetv2-femto-deimv2-coco"

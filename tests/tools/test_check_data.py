@@ -7,12 +7,12 @@ from formats import write_parquet
 from PIL import Image
 from planted import NOT_COCO, write_clean, write_planted, write_planted_rows
 
-from config import UserError
 from data.check.repair import DONE
 from data.findings import KINDS
 from data.images.decode import decode
-from tools import check_data
+from errors import UserError
 from report.dataset_text import ADVICE, REMEDIES
+from tools import check_data
 
 
 def arguments(root, *more, source="coco"):
@@ -188,8 +188,8 @@ def test_picture_shows_classes_sizes_and_samples(tmp_path):
     check(root, "--picture", file)
     pixels = np.asarray(Image.open(file).convert("RGB"))
     assert pixels.shape[1] == 1312
-    from report.drawing import COLOURS as BOX_COLOURS  # noqa: N811
     from report.dataset_picture import CHART_PX, COLOURS
+    from report.drawing import COLOURS as BOX_COLOURS  # noqa: N811
 
     charts, samples = pixels[: CHART_PX[1]], pixels[CHART_PX[1] :]
     for part in (charts[:, :656], charts[:, 656:]):

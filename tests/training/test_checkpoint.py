@@ -10,9 +10,10 @@ import pytest
 import torch
 from builders import TINY_HEAD, save_backbone
 
-from config import Config, ModelConfig, OptimConfig, UserError
 from data.schema import Taxonomy
+from errors import UserError
 from model.build import build_model
+from settings.keys import Config, ModelConfig, OptimConfig
 from training.checkpoint import Checkpoints, find_defect, write_manifest
 from training.optim import build_optimizer, keep_counters_on_cpu
 from training.state import (

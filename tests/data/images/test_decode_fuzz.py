@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from config import UserError
 from data.images.decode import decode
 from data.images.headers import Header, inspect
+from errors import UserError
 
 NUM_MUTANTS = 12_000
 SEED = 1

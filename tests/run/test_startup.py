@@ -1,8 +1,9 @@
 import pytest
 from builders import launch, tiny_run
 
-from config import Config, RunConfig, TrainConfig, UserError
+from errors import UserError
 from run.startup import _num_processes_of, check_launch, code_digest
+from settings.keys import Config, RunConfig, TrainConfig
 
 SIMPLE = Config(run=RunConfig(), train=TrainConfig(steps=10, precision="no"))
 
@@ -63,7 +64,7 @@ def test_ranks_that_differ_are_named(tmp_path):
     (tmp_path / "worker.py").write_text(
         "import os, sys, shutil\n"
         "import train_accelerate\n"
-        "from config import UserError, fail\n"
+        "from errors import UserError, fail\n"
         "arguments = sys.argv[1:]\n"
         "if os.environ['RANK'] == '1':\n"
         "    arguments += ['--run.seed', '7', '--data.limit', '6']\n"

@@ -6,10 +6,10 @@ import pytest
 from builders import write_coco
 from PIL import Image
 
-from config import DataConfig
 from data.build import build_data
 from data.images import headers
 from data.images.header_cache import cache_file
+from settings.keys import DataConfig
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ import pytest
 from formats import WRITERS, write_format
 from planted import write_clean
 
-from config import DataConfig, UserError
 from data.build import read_data
 from data.check.repair import write_repaired
 from data.findings import Findings
 from data.images.decode import decode
+from errors import UserError
+from settings.keys import DataConfig
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,10 @@ from builders import BOXES, SIZES, write_coco, write_imagefolder
 from formats import NAMES, write_parquet
 from PIL import Image
 
-from config import DataConfig, UserError
 from data.build import build_data
 from data.images.decode import decode
+from errors import UserError
+from settings.keys import DataConfig
 
 
 def coco_cfg(root, **changes):

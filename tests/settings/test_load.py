@@ -4,15 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from config import (
-    Config,
-    TrainConfig,
-    UserError,
-    check_config,
-    config_to_dict,
-    leaf_keys,
-    load_config,
-)
+from errors import UserError
+from settings.checks import check_config
+from settings.keys import Config, TrainConfig, config_to_dict, leaf_keys, load_config
 
 
 def write(tmp_path, text):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from formats import write_format
 
-from config import UserError
 from data.build import check_findings, read_data
 from data.findings import Findings
+from errors import UserError
 
 SEED = 7
 CASES = 2000

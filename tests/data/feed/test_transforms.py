@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from builders import write_coco
 
-from config import DataConfig, ImageSizeConfig, UserError, load_config
 from data.build import build_data
 from data.feed.collate import Sample, collate
 from data.feed.loader import TrainDataset, resized_sizes, train_loader
 from data.feed.sampler import SampleRef, StepSampler
 from data.feed.transforms import Augment, processor_size, resize, resized_size
+from errors import UserError
 from model.heads.detr import HEAD
+from settings.keys import DataConfig, ImageSizeConfig
+from settings.load import load_config
 
 FLIP = {"HorizontalFlip": {"p": 0.5}}
 AFFINE = {

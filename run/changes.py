@@ -1,0 +1,96 @@
+"""What is not as it was in the checkpoint a run goes on from: keys, packages, processes."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+from settings.keys import Config, config_to_dict, harmless_keys
+
+
+def changed_keys(before: Mapping[str, Any], cfg: Config) -> dict[str, tuple[Any, Any]]:
+    """Old and new value of each key that differs; a key that is new had its default before."""
+    default, now = flat(config_to_dict(Config())), flat(config_to_dict(cfg))
+    old = {**default, **{k: v for k, v in flat(before).items() if k in now}}
+    return {key: (old[key], value) for key, value in now.items() if old[key] != value}
+
+
+def check_changes(before: Mapping[str, Any], cfg: Config, folder: Path) -> list[str]:
+    """One line per key that is not what it was in the checkpoint `folder`.
+
+    Raises:
+        UserError: if one of them changes the training, unless run.allow_changes.
+    """
+    changes = changed_keys(before, cfg)
+    harmless = set(harmless_keys())
+    if cfg.optim.schedule == "constant":
+        harmless |= {"train.steps", "train.epochs"}
+    lines = {key: f"{key}: {old} -> {new}" for key, (old, new) in changes.items()}
+    deciding = [line for key, line in lines.items() if key not in harmless]
+    if deciding and not cfg.run.allow_changes:
+        raise UserError(
+            "\n  ".join(
+                [
+                    f"{folder}: these keys were different, and they change the training:",
+                    *deciding,
+                    "put them back, or go on with the new values by --run.allow_changes true",
+                ]
+            )
+        )
+    quiet = ("run.output_dir", "run.resume", "run.allow_changes")
+    return [
+        f"changed since the checkpoint: {line}{'' if key in harmless else ' (allowed)'}"
+        for key, line in lines.items()
+        if key not in quiet
+    ]
+
+
+def note_world(
+    before: Mapping[str, Any],
+    cfg: Config,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    head: Mapping[str, Any],
+) -> Iterator[str]:
+    """Lines on what else is not as it was: packages, number of processes, dropout.
+
+    Args:
+        before: configuration of the checkpoint; old and new: facts of the checkpoint and of now.
+        head: configuration of the detector.
+    """
+    versions = {
+        name: (version, new["versions"].get(name))
+        for name, version in old["versions"].items()
+        if version != new["versions"].get(name)
+    }
+    if versions:
+        listed = ", ".join(f"{name} {a} -> {b}" for name, (a, b) in versions.items())
+        yield f"other packages than before ({listed}): losses can differ in their last digits"
+    if old["world_size"] != new["world_size"]:
+        yield (
+            f"{old['world_size']} -> {new['world_size']} processes: same images and gradients, up to "
+            "the order of floating-point sums"
+        )
+    sizes = [
+        values["train"]["micro_batch_size"]
+        or max(1, values["train"]["global_batch_size"] // facts["world_size"])
+        for values, facts in ((before, old), (config_to_dict(cfg), new))
+    ]
+    dropout = any(v for k, v in head.items() if "dropout" in k and isinstance(v, int | float))
+    if dropout and sizes[0] != sizes[1]:
+        yield (
+            f"not exact: dropout masks belong to a micro-batch, and it has {sizes[1]} images instead "
+            f"of {sizes[0]}; train.micro_batch_size {sizes[0]} keeps them, where it fits"
+        )
+
+
+def flat(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys down to the values; head_args and augment are values."""
+    leaves: dict[str, Any] = {}
+    for key, value in sections.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and name != "model.head_args":
+            leaves |= flat(value, f"{name}.")
+        else:
+            leaves[name] = value
+    return leaves

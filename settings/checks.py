@@ -1,0 +1,148 @@
+"""Cross-checks between keys of the configuration."""
+
+import os
+from collections.abc import Iterator
+
+from errors import UserError
+from settings.keys import MAX_SYNTHETIC_SEED, Config, DataConfig, TrainConfig
+
+
+def world_size() -> int:
+    """Number of processes that the launcher started (torchrun and accelerate set WORLD_SIZE)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check_config(cfg: Config, world: int | None = None) -> None:
+    """Cross-checks between keys.
+
+    Raises:
+        UserError: listing every contradiction with its key, its value and what to write instead.
+    """
+    world = world_size() if world is None else world
+    problems = [
+        *_check_train(cfg, world),
+        *_check_data(cfg.data),
+        *_check_run(cfg),
+        *_check_optim(cfg),
+    ]
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        raise UserError("\n  ".join([f"{len(problems)} problems in the configuration:", *problems]))
+
+
+def micro_batch_size(train: TrainConfig, world: int) -> int:
+    """Images per forward pass on one device."""
+    return train.micro_batch_size or max(1, train.global_batch_size // world)
+
+
+def _check_train(cfg: Config, world: int) -> Iterator[str]:
+    train = cfg.train
+    if (train.epochs is None) == (train.steps is None):
+        yield (
+            f"train.epochs {train.epochs} and train.steps {train.steps}: set exactly one of them "
+            "(on the command line, '--train.epochs null' drops the one in the YAML)"
+        )
+    for key in ("epochs", "steps", "global_batch_size", "micro_batch_size", "evaluate_every"):
+        yield from _positive(f"train.{key}", getattr(train, key))
+    yield from _positive("train.checkpoint_every", train.checkpoint_every)
+    yield from _positive("train.keep_checkpoints", train.keep_checkpoints)
+    if train.ema_decay is not None and not 0 < train.ema_decay < 1:
+        yield f"train.ema_decay {train.ema_decay}: must lie between 0 and 1"
+    if train.max_skipped_steps < 0:
+        yield f"train.max_skipped_steps {train.max_skipped_steps}: must be 0 or more"
+    total, micro = train.global_batch_size, micro_batch_size(train, world)
+    if total > 0 and micro > 0 and total % (micro * world):
+        per_process = total // world if total % world == 0 else 0
+        valid = [str(m) for m in range(1, per_process + 1) if per_process % m == 0]
+        if valid:
+            advice = f"with {world} process(es), micro_batch_size can be {', '.join(valid)}"
+        else:
+            lower, upper = total // world * world, -(-total // world) * world
+            sizes = [str(size) for size in (lower, upper) if size]
+            advice = f"with {world} processes, global_batch_size can be {' or '.join(sizes)}"
+        yield (
+            f"train.global_batch_size {total} is not a multiple of micro_batch_size {micro} x "
+            f"{world} process(es); {advice}"
+        )
+
+
+def _check_data(data: DataConfig) -> Iterator[str]:
+    if data.source != "synthetic" and not data.path:
+        yield f"data.path: needed with data.source {data.source}"
+    if not 0 < data.val_fraction < 1:
+        yield f"data.val_fraction {data.val_fraction}: must lie between 0 and 1"
+    if data.val_on_train and data.val_split:
+        yield f"data.val_on_train: contradicts data.val_split {data.val_split}; drop one of them"
+    if data.source != "hub" and data.revision:
+        yield f"data.revision {data.revision}: only a Hub dataset has revisions"
+    if data.source not in ("hub", "imagefolder") and data.box_format != "coco":
+        yield (
+            f"data.box_format {data.box_format}: has no effect with data.source {data.source}, whose "
+            "format says how boxes are written"
+        )
+    if data.streaming and data.source != "hub":
+        yield f"data.streaming: only a Hub dataset can be streamed, not data.source {data.source}"
+    if data.streaming and "[" in f"{data.train_split}{data.val_split}":
+        yield "data.streaming: reads whole splits; drop it, or the [...] of the split"
+    for key in ("limit", "synthetic_train", "synthetic_val"):
+        yield from _positive(f"data.{key}", getattr(data, key))
+    yield from _positive("data.image_size.longest", data.image_size.longest)
+    shortest = data.image_size.shortest
+    yield from _positive("data.image_size.shortest", shortest)
+    if shortest and shortest > data.image_size.longest:
+        yield f"data.image_size.shortest {shortest}: exceeds longest {data.image_size.longest}"
+    if data.num_workers < 0:
+        yield f"data.num_workers {data.num_workers}: must be 0 or more"
+
+
+def _check_run(cfg: Config) -> Iterator[str]:
+    yield from _positive("run.log_every", cfg.run.log_every)
+    yield from _positive("run.collective_timeout_s", cfg.run.collective_timeout_s)
+    if cfg.run.max_bad_images < 0:
+        yield f"run.max_bad_images {cfg.run.max_bad_images}: must be 0 or more"
+    yield from _positive("eval.max_detections", cfg.eval.max_detections)
+    yield from _positive("eval.batch_size", cfg.eval.batch_size)
+    if cfg.eval.max_detections > 100:
+        yield f"eval.max_detections {cfg.eval.max_detections}: COCO's metrics look at 100 at most"
+    if cfg.run.tracker not in (
+        "none",
+        "trackio",
+        "wandb",
+        "comet_ml",
+        "mlflow",
+        "clearml",
+        "swanlab",
+    ):
+        yield f"run.tracker {cfg.run.tracker}: must be trackio, none, wandb, comet_ml, mlflow, clearml or swanlab"
+    limit = MAX_SYNTHETIC_SEED if cfg.data.source == "synthetic" else 2**32
+    if not 0 <= cfg.run.seed < limit:
+        yield f"run.seed {cfg.run.seed}: must lie in 0 ... {limit - 1} with data.source {cfg.data.source}"
+    if not cfg.hub.push and cfg.hub.repo_id:
+        yield f"hub.repo_id {cfg.hub.repo_id}: has no effect without hub.push true"
+
+
+def _check_optim(cfg: Config) -> Iterator[str]:
+    yield from _positive("optim.lr", cfg.optim.lr)
+    yield from _positive("optim.backbone_lr", cfg.optim.backbone_lr)
+    if cfg.optim.weight_decay < 0:
+        yield f"optim.weight_decay {cfg.optim.weight_decay}: must be 0 or more"
+    if not all(0 <= beta < 1 for beta in cfg.optim.betas):
+        yield f"optim.betas {list(cfg.optim.betas)}: each must lie in [0, 1)"
+    if cfg.model.freeze == "all" and cfg.optim.backbone_lr is not None:
+        yield (
+            f"optim.backbone_lr {cfg.optim.backbone_lr}: has no effect with model.freeze all; "
+            "drop it or set model.freeze none"
+        )
+    if cfg.optim.warmup_steps < 0 or cfg.optim.max_grad_norm < 0:
+        yield "optim.warmup_steps and optim.max_grad_norm must be 0 or more"
+    if cfg.train.steps is not None and cfg.optim.warmup_steps >= cfg.train.steps > 0:
+        yield (
+            f"optim.warmup_steps {cfg.optim.warmup_steps}: warm-up would not end within "
+            f"train.steps {cfg.train.steps}; a tenth, {cfg.train.steps // 10}, is usual"
+        )
+
+
+def _positive(key: str, value: float | None) -> Iterator[str]:
+    if value is not None and value <= 0:
+        yield f"{key} {value}: must be greater than 0"

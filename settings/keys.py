@@ -1,0 +1,257 @@
+"""Every key of a run's configuration: one frozen dataclass per section, read by jsonargparse.
+
+The text below a key is its `--help`.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, cast
+
+MAX_SYNTHETIC_SEED = 500_000
+"""Training scenes have seeds below it, validation scenes that much more; from twice that on, seeds
+belong to the pretraining of the shipped backbone"""
+
+T = TypeVar("T")
+
+
+def harmless(default: T) -> T:
+    """A key that may change at a resume: it changes neither a step nor which checkpoint is the best.
+
+    Places of data and weights are among them: what lies there is known by its fingerprint.
+    """
+    return cast(T, field(default=default, metadata={"harmless": True}))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run: its folder, seed, logs and resuming"""
+
+    output_dir: str = harmless("runs/default")
+    """Run folder; must be empty or absent unless run.resume is set"""
+    seed: int = 0
+    """Seed of everything random: scenes, splits, data order, augmentation, initial weights"""
+    resume: str = harmless("never")
+    """never, auto (newest intact checkpoint of output_dir, or a fresh start), or a checkpoint folder"""
+    allow_changes: bool = harmless(False)
+    """Resume although keys that change the training differ from the checkpoint's"""
+    tracker: str = harmless("trackio")
+    """trackio (local), none, or another tracker that accelerate knows; metrics.jsonl is always written"""
+    project: str = harmless("permafrost")
+    """Project name in the tracker"""
+    name: str | None = harmless(None)
+    """Run name in the tracker; default: the last part of output_dir"""
+    log_every: int = harmless(10)
+    """Steps between two console lines and entries of metrics.jsonl"""
+    log_image_ids: bool = harmless(False)
+    """Write the image ids of each logged step into metrics.jsonl"""
+    draw_batches: int = harmless(1)
+    """Draw the first N steps' images with their boxes, as the model gets them, into samples/"""
+    collective_timeout_s: int = harmless(1800)
+    """Longest time that a rank waits for the others, s; more than the longest evaluation"""
+    max_bad_images: int = harmless(10)
+    """Images that cannot be read and are left out; more end the run, since the folder may be wrong"""
+    detect_anomaly: bool = harmless(False)
+    """torch.autograd anomaly detection: names the operation that made a NaN (slow)"""
+
+
+@dataclass(frozen=True)
+class ImageSizeConfig:
+    """Size of the image after the one resize, in pixels; the aspect ratio is kept"""
+
+    longest: int = 1024
+    """Upper limit of the longest side, px"""
+    shortest: int | None = None
+    """Wanted shortest side, px, as far as `longest` allows; default: the longest side decides"""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The labelled images"""
+
+    source: Literal["synthetic", "hub", "coco", "imagefolder", "voc", "yolo"] = "synthetic"
+    """Kind of data: synthetic street scenes, a Hub dataset, COCO files, a folder with metadata.jsonl,
+    Pascal VOC files, YOLO files"""
+    path: str | None = harmless(None)
+    """Folder (coco, imagefolder, voc, yolo), Hub id or local folder in Hub format (hub), cache folder
+    (synthetic)"""
+    revision: str | None = harmless(None)
+    """Revision (commit, tag or branch) of a Hub dataset"""
+    train_split: str = "train"
+    """Training split: its name (hub, e.g. train or train[:10%]; voc; yolo) or its folder below path
+    (coco, imagefolder, voc)"""
+    val_split: str | None = None
+    """Validation split, named like train_split; default: val_fraction of the training split"""
+    val_fraction: float = 0.05
+    """Part of the training images kept for validation where there is no val_split"""
+    train_annotations: str | None = harmless(None)
+    """COCO file of the training images, relative to path; default: annotations/<train_split>.json"""
+    val_annotations: str | None = harmless(None)
+    """COCO file of the validation images, relative to path; default: annotations/<val_split>.json"""
+    labels: list[str] | None = None
+    """Class names in the order of the dataset's category ids; default: what the dataset says"""
+    box_format: Literal["coco", "pascal_voc", "albumentations", "yolo"] = "coco"
+    """Boxes of hub and imagefolder: coco (x, y, w, h, px), pascal_voc (corners, px), albumentations
+    (corners, 0 to 1), yolo (centre, w, h, 0 to 1)"""
+    strict: bool = harmless(False)
+    """End the run before its first step for anything wrong with the dataset, also what can be left out,
+    repaired or converted"""
+    streaming: bool = harmless(False)
+    """Read a Hub dataset row by row, once, into a folder of images in the cache"""
+    limit: int | None = None
+    """Use only the first N training images (debugging)"""
+    val_on_train: bool = False
+    """Validate on the training images: for overfitting checks only, never for a result"""
+    synthetic_train: int = 400
+    """Number of training scenes (source: synthetic)"""
+    synthetic_val: int = 100
+    """Number of validation scenes (source: synthetic)"""
+    image_size: ImageSizeConfig = field(default_factory=ImageSizeConfig)
+    """Size of the images the model gets"""
+    augment: list[dict[str, dict[str, Any]]] = field(default_factory=list)
+    """albumentations transforms with their arguments, applied in turn to training images"""
+    num_workers: int = harmless(2)
+    """Worker processes per rank that decode and augment; 0: in the main process"""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The detector: a pretrained backbone and a head"""
+
+    task: Literal["detection"] = "detection"
+    """What the head predicts"""
+    backbone: str = harmless("backbones/street-convnext")
+    """Hub id or folder of a transformers backbone with safetensors weights"""
+    backbone_revision: str | None = harmless(None)
+    """Revision (commit, tag or branch) of a backbone on the Hub"""
+    freeze: Literal["all", "none"] = "all"
+    """all: the backbone is never changed; none: it is trained with optim.backbone_lr"""
+    out_features: list[str] | None = None
+    """Backbone stages the head reads, e.g. [stage3, stage4]; default: the last ones, as the head needs"""
+    head: Literal["detr", "conditional_detr", "deformable_detr"] = "deformable_detr"
+    """Detection head"""
+    head_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the head's transformers config, e.g. {num_queries: 50, decoder_layers: 3}"""
+    init_from: str | None = harmless(None)
+    """Hub id or folder of a detector of the same head whose weights are taken where shapes agree"""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, its groups and its schedule"""
+
+    lr: float = 1e-4
+    """Learning rate of the head after warm-up"""
+    backbone_lr: float | None = None
+    """Learning rate of a backbone that is trained; default: a tenth of optim.lr"""
+    weight_decay: float = 1e-4
+    """Weight decay of matrices; norms, biases and embeddings have none"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's running-average coefficients"""
+    max_grad_norm: float = 0.1
+    """Global gradient norm is clipped to this; 0: no clipping"""
+    warmup_steps: int = 500
+    """Optimizer steps in which the learning rate rises linearly from 0"""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Decay after warm-up: to 0 linearly, to 0 along a cosine, or none"""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Steps, batches, precision, checkpoints"""
+
+    epochs: float | None = None
+    """Passes over the training images (or set train.steps)"""
+    steps: int | None = None
+    """Optimizer steps (or set train.epochs)"""
+    global_batch_size: int = 16
+    """Images per optimizer step, over all processes"""
+    micro_batch_size: int | None = harmless(None)
+    """Images per forward pass on one device; default: global_batch_size / number of processes"""
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    """Mixed precision of the forward pass; weights stay in fp32. fp16 needs a GPU"""
+    evaluate_every: int | None = harmless(None)
+    """Steps between evaluations; default: only at the end"""
+    checkpoint_every: int | None = harmless(None)
+    """Steps between checkpoints; default: with every evaluation"""
+    ema_decay: float | None = None
+    """Decay of the averaged weights that are evaluated and exported, e.g. 0.999; default: no average"""
+    max_skipped_steps: int = harmless(20)
+    """Steps in a row that may be skipped for a gradient that is not finite before the run ends"""
+    keep_checkpoints: int = harmless(2)
+    """Newest checkpoints that are kept; the best one is kept besides"""
+    on_failed_save: Literal["end", "continue"] = harmless("end")
+    """When a checkpoint cannot be written (disk full): end the run, or train on and try the next one"""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Validation"""
+
+    metric: Literal["AP", "AP50", "AP75"] = "AP"
+    """COCO metric that decides which checkpoint is the best"""
+    score_threshold: float = harmless(0.5)
+    """Lowest score of a box that is drawn; the metrics use every box"""
+    max_detections: int = 100
+    """Highest-scored boxes per image that are evaluated"""
+    batch_size: int = harmless(8)
+    """Images in one forward pass on one device"""
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """Upload of the exported model"""
+
+    push: bool = harmless(False)
+    """Upload export/ to the Hub after training"""
+    repo_id: str | None = harmless(None)
+    """Repository, name or user/name; default: the user's own name and the run's name"""
+    private: bool = harmless(True)
+    """Create the repository as a private one"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Configuration of a run"""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    """The run"""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The labelled images"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The detector"""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimizer"""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The training"""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """The validation"""
+    hub: HubConfig = field(default_factory=HubConfig)
+    """The upload"""
+
+
+def config_to_dict(cfg: Config) -> dict[str, Any]:
+    """Plain nested dictionary of a configuration, for YAML, JSON and trackers."""
+    plain = dataclasses.asdict(cfg)
+    plain["optim"]["betas"] = list(cfg.optim.betas)
+    return plain
+
+
+def leaf_keys(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, type) of every key of the configuration."""
+    for name, kind in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            yield from leaf_keys(cast(type, kind), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", kind
+
+
+def harmless_keys(cls: type = Config, prefix: str = "") -> Iterator[str]:
+    """Dotted names of the keys that may change at a resume."""
+    kinds = typing.get_type_hints(cls)
+    for key in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(kinds[key.name]):
+            yield from harmless_keys(cast(type, kinds[key.name]), f"{prefix}{key.name}.")
+        elif key.metadata.get("harmless"):
+            yield f"{prefix}{key.name}"

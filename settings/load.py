@@ -1,0 +1,129 @@
+"""From a command line to a checked configuration.
+
+Defaults < YAML (`--config`) < command line (`--section.key value`). Everything that can be wrong
+about a configuration is found here, before a process group, a model or a download exists.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from disk import ROOT
+from errors import UserError
+from settings.checks import check_config
+from settings.keys import Config, leaf_keys
+
+EMBEDDED_DEFAULT = ROOT / "configs" / "synthetic.yaml"
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def load_config(
+    argv: Sequence[str], prog: str = "train_accelerate.py", world: int | None = None
+) -> Config:
+    """Read and check the configuration of a command line.
+
+    Args:
+        world: processes that the batch has to be divisible by; default: those of the launcher.
+
+    Raises:
+        UserError: naming every unknown key, wrong type or contradiction.
+    """
+    parser = build_parser(prog)
+    argv = list(argv)
+    if not any(arg == "--config" or arg.startswith("--config=") for arg in argv):
+        argv = ["--config", str(EMBEDDED_DEFAULT), *argv]
+    unknown = list(unknown_keys(argv))
+    if unknown:
+        raise UserError("\n  ".join(["unknown configuration keys:", *unknown]))
+    try:
+        parsed = parser.instantiate(parser.parse_args(argv))
+    except Exception as error:  # jsonargparse raises ArgumentError, but also TypeError and others
+        raise UserError(" ".join(str(error).split())) from error
+    sections = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config)}
+    cfg = Config(**sections)
+    check_config(cfg, world)
+    return cfg
+
+
+def build_parser(prog: str) -> ArgumentParser:
+    """The command line, made from the dataclasses above."""
+    parser = ArgumentParser(
+        prog=prog,
+        exit_on_error=False,
+        description="Trains a detection head on a pretrained backbone. "
+        "Without --config it runs the embedded default, configs/synthetic.yaml.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
+    for section in dataclasses.fields(Config):
+        kind: Any = section.type
+        parser.add_argument(f"--{section.name}", type=kind, default=kind())
+    return parser
+
+
+def unknown_keys(argv: Sequence[str]) -> Iterator[str]:
+    """One message for each key of the YAML files and the command line that does not exist."""
+    known = dict(leaf_keys())
+    for position, arg in enumerate(argv):
+        name, _, value = arg.partition("=")
+        if name == "--config":
+            yield from _unknown_in_yaml(value or "".join(argv[position + 1 : position + 2]), known)
+        elif name.startswith("--") and name not in ("--print_config", "--help"):
+            key = name[2:].removesuffix("+")
+            if not _is_known(key, known):
+                yield f"{name}{_nearest(key, known)}"
+
+
+def _unknown_in_yaml(path: str, known: dict[str, Any]) -> Iterator[str]:
+    if not Path(path).is_file():
+        raise UserError(f"--config {path}: no such file")
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--config {path}: not valid YAML: {' '.join(str(error).split())}"
+        ) from error
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"--config {path}: expected sections such as 'run:' and 'data:'")
+    sections = {key.partition(".")[0] for key in known}
+    for name, section in (content or {}).items():
+        if name in sections and not isinstance(section, dict):
+            raise UserError(f"--config {path}: section {name!r} must hold keys, not {section!r}")
+    for key in _flatten(content or {}, known):
+        if not _is_known(key, known):
+            yield f"{path}: {key}{_nearest(key, known)}"
+
+
+def _flatten(values: dict[Any, Any], known: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value and name not in known:
+            yield from _flatten(value, known, f"{name}.")
+        else:
+            yield name
+
+
+def _is_known(name: str, known: dict[str, Any]) -> bool:
+    sections = {key.rpartition(".")[0] for key in known}
+    parent = name
+    while parent:
+        if parent in known:
+            return parent == name or typing.get_origin(known[parent]) is dict
+        parent = parent.rpartition(".")[0]
+    return name in sections
+
+
+def _nearest(name: str, known: dict[str, Any]) -> str:
+    """' - did you mean ...?' for a misspelt key, or a key of another section."""
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    if not match:
+        last = name.rpartition(".")[2]
+        by_last = {key.rpartition(".")[2]: key for key in known}
+        match = [by_last[m] for m in difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)]
+    return f" - did you mean {match[0]}?" if match else " - see --help for the keys"
