@@ -1,6 +1,129 @@
-"""Places and ways of writing on disk."""
+"""Writing so that a kill or a full disk never leaves half a file or folder under its name.
 
+What is being written stands beside its place under another name, and is renamed when it is whole.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 """The repository"""
+WRITING, REPLACED, REMOVING = ".writing-", ".replaced-", ".removing-"
+"""What the names of unfinished things begin with"""
+
+
+def cache_root() -> Path:
+    """Folder of everything that is kept from one run to the next."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "permafrost"
+
+
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Write a file, or leave the one that is there as it is.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    temporary = file.with_name(f"{WRITING}{file.name}-{os.getpid()}")
+    try:
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def whole_folder(final: Path, shared: bool = False) -> Iterator[Path]:
+    """A new folder to be filled, which is named `final` when the block has ended without an error.
+
+    Args:
+        shared: several processes may write it at once; the first one's stays, and an error is none
+            then. Otherwise an older folder of that name is replaced.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    if shared:
+        unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+        temporary = final.with_name(f"{WRITING}{final.name}-{unique}")
+    else:
+        recover(final)
+        temporary = final.with_name(f"{WRITING}{final.name}")
+    try:
+        temporary.mkdir()
+        yield temporary
+        if shared:
+            temporary.rename(final)
+        else:
+            _replace_folder(temporary, final)
+    except OSError:
+        if not (shared and final.is_dir()):  # otherwise another process was faster
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(new: Path, final: Path) -> None:
+    replaced = final.with_name(f"{REPLACED}{final.name}")
+    if final.exists():
+        final.rename(replaced)
+    new.rename(final)
+    flush(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def remove_whole(folder: Path) -> None:
+    """Remove a folder; a kill meanwhile does not leave half of it under its name."""
+    removing = folder.with_name(f"{REMOVING}{folder.name}")
+    shutil.rmtree(removing, ignore_errors=True)
+    folder.rename(removing)
+    shutil.rmtree(removing)
+
+
+def recover(final: Path) -> bool:
+    """Finish or undo what a kill interrupted at `final`; whether it was being written anew."""
+    replaced = final.with_name(f"{REPLACED}{final.name}")
+    if replaced.exists() and not final.exists():
+        replaced.rename(final)
+    was_writing = final.with_name(f"{WRITING}{final.name}").exists()
+    for prefix in (WRITING, REPLACED, REMOVING):
+        leftover = final.with_name(f"{prefix}{final.name}")
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    return was_writing
+
+
+def unfinished(parent: Path) -> list[Path]:
+    """The places in `parent` at which a kill interrupted something."""
+    prefixes = (WRITING, REPLACED, REMOVING)
+    found = [(p, prefix) for prefix in prefixes for p in parent.glob(f"{prefix}*") if p.is_dir()]
+    return sorted({path.with_name(path.name[len(prefix) :]) for path, prefix in found})
+
+
+def flush(path: Path) -> None:
+    """Force a file or a folder's list of names to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def flush_all(folder: Path) -> None:
+    """Force a folder with everything in it to disk."""
+    for path in [*folder.rglob("*"), folder]:
+        flush(path)
+
+
+def link(place: Path, target: str) -> None:
+    """Make or move a relative link in one step."""
+    temporary = place.with_name(f".{place.name}.new")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    temporary.symlink_to(target)
+    temporary.replace(place)

@@ -5,39 +5,35 @@ Read `train` below from top to bottom to see what a step is; everything it calls
 
 import contextlib
 import errno
-import json
 import math
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast, gather_object
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from transformers.utils import logging as transformers_logging
 
 from data.feed.collate import Batch
 from data.feed.loader import batches_of
 from errors import UserError, fail, process_rank
-from evaluation.coco import coco_metrics
-from evaluation.predictions import Predictions, predict_split
-from export.card import model_card, public_name
-from export.folder import export_model
-from export.hub import push, resolve_repo_id
+from export.hub import resolve_repo_id
 from report.drawing import draw_batch
-from report.evaluation import metric_lines, write_report
 from run.banner import banner
 from run.build import Run, build_run
+from run.evaluate import evaluate
+from run.export import export
 from run.log import DONE, check_run_folder, lock_run_folder
-from settings.keys import Config
+from run.trouble import finish_saving, report_bad_images, report_failed_save, report_skipped
+from settings.keys import Config, TrainConfig
 from settings.load import load_config
-from training.checkpoint import find_defect
-from training.counts import agree, any_rank
+from training.checkpoint import Checkpoints
+from training.counts import agree
 from training.meter import StepMeter, memory_mb, take
 from training.optim import keep_counters_on_cpu, lr_factor, set_lr
-from training.state import load_model, load_state
+from training.state import TrainState
 from training.stopping import EXIT_STOPPED
 
 
@@ -45,13 +41,13 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
     """Collective: called on every rank. Take optimizer steps until `run.num_steps` are done.
 
     Args:
-        model: the detector, wrapped for distributed training.
+        model: the run's `Trainable`, wrapped for distributed training.
         stream: this rank's micro-batches, `accumulation` of them per step.
 
     Returns: whether the run is done; False if it was asked to stop and has saved its state.
     """
-    cfg, accelerator, state = run.cfg, run.accelerator, run.state
-    normalize, criterion = run.detector.backbone.normalization, run.detector.criterion
+    cfg, accelerator, state, checkpoints = run.cfg, run.accelerator, run.state, run.checkpoints
+    trainable = run.detector.trainable
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     meter = StepMeter(accelerator, cfg.train.global_batch_size)
     skipped = 0
@@ -59,11 +55,11 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
     run.log.start_bar()
     while True:
         # At the top, since a stop may have come between a step and its evaluation.
-        if evaluation_due(run):
+        if evaluation_due(state, run.num_steps, cfg.train):
             if not evaluate(run):
                 return stop(run)
             meter.restart()
-        if checkpoint_due(run):
+        if checkpoint_due(state, run.num_steps, cfg.train, checkpoints):
             run.save()
         if state.step == run.num_steps:
             return True
@@ -73,39 +69,35 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
         # One global loss per step: each micro-batch contributes its sums over the step's counts.
         agreed = agree(
             accelerator,
-            batches,
-            run.detector.num_queries,
+            [trainable.counts(batch) for batch in batches],
             stop=run.stop.reason is not None,
-            save_failed=run.checkpoints.failure is not None,
+            failed_save=checkpoints.failure is not None,
             bad_images=any(set(batch.bad) - set(state.bad_images) for batch in batches),
         )
-        if agreed.save_failed:
-            report_failed_save(run, ends=cfg.train.on_failed_save == "end")
-        if agreed.bad_images:
-            report_bad_images(run, batches)
-        if agreed.stop:
+        if "failed_save" in agreed.flags:
+            report_failed_save(checkpoints, run.log, ends=cfg.train.on_failed_save == "end")
+        if "bad_images" in agreed.flags:
+            report_bad_images(batches, state, cfg.run.max_bad_images, run.log)
+        if "stop" in agreed.flags:
             return stop(run)
-        criterion.step_counts = agreed.counts
         factor = lr_factor(state.step, run.num_steps, cfg.optim)
         set_lr(run.optimizer, factor)
         for turn, batch in enumerate(batches):
             last = turn == accumulation - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                batch = batch.to(accelerator.device)
-                seed_dropout(run, turn)
-                outputs = model(
-                    pixel_values=normalize(batch.pixel_values, batch.pixel_mask),
-                    pixel_mask=batch.pixel_mask,
-                    labels=batch.labels,
-                )
+                number = turn * accelerator.num_processes + accelerator.process_index
+                seed_dropout(cfg.run.seed, state.samples_seen, number)
+                losses = model(batch.to(accelerator.device), agreed.counts)
                 # DDP averages gradients over ranks; the loss is a sum over them.
-                accelerator.backward(outputs.loss * accelerator.num_processes)
-                meter.add(outputs.loss, outputs.loss_dict)
+                accelerator.backward(losses.total * accelerator.num_processes)
+                meter.add(losses.total, losses.terms)
         grad_norm = accelerator.clip_grad_norm_(parameters, cfg.optim.max_grad_norm or math.inf)
         state.samples_seen += cfg.train.global_batch_size
-        if not take_step(run, grad_norm):  # neither schedule nor average nor count advances
-            skipped += 1
-            report_skipped(run, meter, batches, skipped)
+        checkpoints.wait_for_copy()
+        if not take_step(accelerator, run.optimizer, grad_norm):
+            skipped += 1  # neither schedule nor average nor count advances
+            limit, losses_seen = cfg.train.max_skipped_steps, meter.micro_losses
+            report_skipped(state.step + 1, batches, losses_seen, skipped, limit, run.log)
             continue
         skipped = 0
         state.step += 1
@@ -115,68 +107,25 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
             log_step(run, meter, batches, grad_norm, factor * cfg.optim.lr)
 
 
-def seed_dropout(run: Run, turn: int) -> None:
+def seed_dropout(seed: int, samples_seen: int, number: int) -> None:
     """Key dropout by (seed, place in the stream, micro-batch), not by what was drawn before."""
-    number = turn * run.accelerator.num_processes + run.accelerator.process_index
-    key = np.random.SeedSequence([run.cfg.run.seed, run.state.samples_seen, number])
+    key = np.random.SeedSequence([seed, samples_seen, number])
     torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
 
 
-def take_step(run: Run, grad_norm: torch.Tensor) -> bool:
+def take_step(
+    accelerator: Accelerator, optimizer: torch.optim.Optimizer, grad_norm: torch.Tensor
+) -> bool:
     """The optimizer step, unless the gradient is not finite; whether it was taken.
 
     All ranks decide alike, since they share the gradient. The fp16 scaler has to see the bad step as
     well: it skips it by itself and lowers its scale.
     """
-    run.checkpoints.wait_for_copy()
     finite = bool(torch.isfinite(grad_norm))
-    if finite or run.accelerator.scaler is not None:
-        run.optimizer.step()
-    run.optimizer.zero_grad()
-    return finite and not run.accelerator.optimizer_step_was_skipped
-
-
-def report_skipped(run: Run, meter: StepMeter, batches: Sequence[Batch], in_a_row: int) -> None:
-    """Collective: called on every rank. Name the images of a step that was skipped.
-
-    Raises:
-        UserError: after too many such steps in a row.
-    """
-    pairs = zip(batches, meter.micro_losses, strict=True)
-    own = [i for batch, loss in pairs if not torch.isfinite(loss) for i in batch.image_ids]
-    bad = gather_object(own)
-    everything = gather_object([i for batch in batches for i in batch.image_ids])
-    reason = f"loss not finite for images {bad}" if bad else f"overflow on images {everything}"
-    run.log.say(f"step {run.state.step + 1} skipped ({in_a_row} in a row): {reason}")
-    run.log.metrics(run.state.step + 1, {"train/skipped_image_ids": bad or everything})
-    if in_a_row > run.cfg.train.max_skipped_steps:
-        raise UserError(
-            f"step {run.state.step + 1}: {in_a_row} steps in a row had no finite gradient "
-            "(train.max_skipped_steps). Lower optim.lr, or find the operation with "
-            "--run.detect_anomaly true; the checkpoints written so far are kept"
-        )
-
-
-def report_bad_images(run: Run, batches: Sequence[Batch]) -> None:
-    """Collective: called on every rank. Name the images that cannot be decoded, each once.
-
-    Raises:
-        UserError: if they are more than run.max_bad_images; SystemExit then on other ranks.
-    """
-    known, limit = run.state.bad_images, run.cfg.run.max_bad_images
-    found = sorted(
-        set(gather_object([text for batch in batches for text in batch.bad])) - set(known)
-    )
-    for text in found:
-        run.log.say(f"warning: {text}; another image takes its place")
-    known += found
-    if len(known) > limit:
-        if not run.accelerator.is_main_process:
-            raise SystemExit(2)
-        raise UserError(
-            f"{len(known)} images cannot be decoded, more than run.max_bad_images {limit}; the last: "
-            f"{known[-1]}. `python -m tools.check_data --config ...` names them all"
-        )
+    if finite or accelerator.scaler is not None:
+        optimizer.step()
+    optimizer.zero_grad()
+    return finite and not accelerator.optimizer_step_was_skipped
 
 
 def due(step: int, every: int | None) -> bool:
@@ -184,18 +133,19 @@ def due(step: int, every: int | None) -> bool:
     return every is not None and step > 0 and step % every == 0
 
 
-def evaluation_due(run: Run) -> bool:
+def evaluation_due(state: TrainState, num_steps: int, cfg: TrainConfig) -> bool:
     """Whether the present weights are to be evaluated, and have not been."""
-    step = run.state.step
-    wanted = step == run.num_steps or due(step, run.cfg.train.evaluate_every)
-    return wanted and run.state.evaluated_step < step
+    wanted = state.step == num_steps or due(state.step, cfg.evaluate_every)
+    return wanted and state.evaluated_step < state.step
 
 
-def checkpoint_due(run: Run) -> bool:
+def checkpoint_due(
+    state: TrainState, num_steps: int, cfg: TrainConfig, checkpoints: Checkpoints
+) -> bool:
     """Whether the present state is to be saved (if it has not been)."""
-    step, cfg = run.state.step, run.cfg.train
+    best = state.step > 0 and checkpoints.is_best(state.step)
     every = cfg.checkpoint_every or cfg.evaluate_every
-    return step == run.num_steps or run.state.best_step == step > 0 or due(step, every)
+    return state.step == num_steps or best or due(state.step, every)
 
 
 def stop(run: Run) -> bool:
@@ -204,22 +154,6 @@ def stop(run: Run) -> bool:
     reason = run.stop.reason or "another rank was asked to"
     run.log.say(f"stopping after step {run.state.step}: {reason}")
     return False
-
-
-def report_failed_save(run: Run, ends: bool) -> None:
-    """Say why a checkpoint could not be written, on rank 0.
-
-    Raises:
-        UserError: if that is to end the run.
-        SystemExit: then, on the other ranks.
-    """
-    failure, run.checkpoints.failure = run.checkpoints.failure, None
-    run.forget_save()
-    if ends and not run.accelerator.is_main_process:
-        raise SystemExit(2)
-    if ends:
-        raise UserError(f"{failure}. Make room, then go on with --run.resume auto")
-    run.log.say(f"warning: {failure}; training goes on (train.on_failed_save)")
 
 
 def log_step(
@@ -240,74 +174,6 @@ def draw_first_batches(run: Run, batches: Sequence[Batch]) -> None:
         for turn, batch in enumerate(batches):
             name = f"step-{run.state.step + 1:06d}-{turn}.png"
             draw_batch(batch, run.data.taxonomy.names, run.folder / "samples" / name)
-
-
-def evaluate(run: Run) -> bool:
-    """Collective: called on every rank. Score the validation split, and note whether it is the best.
-
-    Returns: False if the run was asked to stop meanwhile; then nothing is noted.
-    """
-    start = time.perf_counter()
-    with run.ema.applied():
-        predictions = predict_split(
-            run.accelerator,
-            run.detector.model,
-            run.processor,
-            run.detector.backbone.normalization,
-            run.val_loader(),
-            len(run.data.val),
-            run.cfg.eval.max_detections,
-            stopped=lambda: any_rank(run.accelerator, run.stop.reason is not None),
-        )
-    if predictions is None:
-        return False
-    value = math.nan
-    if run.accelerator.is_main_process:
-        metrics = coco_metrics(run.data.val, predictions, run.data.taxonomy)
-        metrics["seconds"] = round(time.perf_counter() - start, 2)
-        value = metrics[run.cfg.eval.metric]
-        value = math.nan if value is None else value
-    # Whether to save depends on it, and saving is collective.
-    value = broadcast(torch.tensor([value], device=run.accelerator.device)).item()
-    if run.accelerator.is_main_process:
-        report_evaluation(run, metrics, predictions)
-    run.state.record(None if math.isnan(value) else value)
-    return True
-
-
-def report_evaluation(run: Run, metrics: dict[str, Any], predictions: Predictions) -> None:
-    """Write metrics and drawings of the present step, and say them. On rank 0 alone."""
-    step = run.state.step
-    folder = run.folder / "eval" / f"step-{step:06d}"
-    try:
-        write_report(folder, metrics, predictions, run.data.val, run.data.taxonomy, run.cfg.eval)
-    except OSError as error:  # a full disk: checkpoints decide whether the run goes on
-        run.log.say(f"warning: the evaluation of step {step} could not be written: {error}")
-    run.log.metrics(step, {f"eval/{k}": v for k, v in metrics.items() if k != "per_class"})
-    for line in metric_lines(metrics):
-        run.log.say(f"eval {step:>{len(str(run.num_steps))}}  {line}")
-
-
-def export(run: Run, repo_id: str | None) -> None:
-    """Write the best weights into export/, and push them if asked. On rank 0 alone."""
-    best = run.checkpoints.best() or run.checkpoints.folder / "last"
-    if defect := find_defect(best):
-        raise UserError(f"{best}: {defect}; nothing was exported")
-    load_model(best, run.detector.model, averaged=run.cfg.train.ema_decay is not None)
-    step = load_state(best).step
-    report = run.folder / "eval" / f"step-{step:06d}" / "metrics.json"
-    if not report.is_file():
-        raise UserError(f"{report}: is missing, so {best} cannot be exported with its metrics")
-    metrics = json.loads(report.read_text())
-    card = model_card(run.cfg, metrics, run.facts, step)
-    folder = run.folder / "export"
-    backbone = public_name(run.cfg.model.backbone)
-    export_model(run.detector.model, run.processor, card, folder, backbone)
-    name = run.cfg.eval.metric
-    value = "-" if metrics[name] is None else f"{metrics[name]:.3f}"
-    run.log.say(f"best step {step}: {name} {value}, exported to {folder}")
-    if repo_id:
-        run.log.say(f"uploaded to {push(folder, repo_id, run.cfg.hub.private)}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -348,14 +214,14 @@ def whole_run(cfg: Config) -> int:
         run.log.say(line)
     if run.state.step:
         run.log.say(f"resumed at step {run.state.step}")
-    model, run.optimizer = accelerator.prepare(run.detector.model, run.optimizer)
+    model, run.optimizer = accelerator.prepare(run.detector.trainable, run.optimizer)
     keep_counters_on_cpu(run.optimizer)
     run.ema.start()
     with run.stop.listening():
         loader, accumulation = run.train_loader()
         with batches_of(loader) as stream:
             done = train(run, model, stream, accumulation)
-        finish_saving(run)
+        finish_saving(accelerator, run.checkpoints, run.log)
         if accelerator.is_main_process and not done:
             run.stop.consume()
             run.log.say(
@@ -373,17 +239,6 @@ def whole_run(cfg: Config) -> int:
             (run.folder / DONE).write_text(f"{run.state.step} steps\n")
             run.log.close()
     return 0 if done else EXIT_STOPPED
-
-
-def finish_saving(run: Run) -> None:
-    """Collective: called on every rank. Wait for the last checkpoint.
-
-    Raises:
-        UserError: if it could not be written.
-    """
-    run.checkpoints.wait()
-    if any_rank(run.accelerator, run.checkpoints.failure is not None):
-        report_failed_save(run, ends=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import DINOv3ConvNextBackbone, DINOv3ConvNextConfig
 
-from data.schema import Taxonomy
+from data.taxonomy import Taxonomy
 from model.build import Detector, build_model
 from settings.keys import Config, ModelConfig, OptimConfig
 from training.checkpoint import Checkpoints

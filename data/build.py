@@ -1,19 +1,17 @@
 """From `cfg.data` to two clean splits and the taxonomy."""
 
-import dataclasses
 import hashlib
 import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from data.cleaning import clean_boxes, repeated_boxes
+from data.cleaning import cleaned
 from data.findings import IMAGE_KINDS, Finding, Findings, Remedy
 from data.images.header_cache import cached_headers
-from data.schema import Record, Split, Taxonomy, build_taxonomy
+from data.schema import Split
 from data.splits import split_off
+from data.taxonomy import Taxonomy, build_taxonomy
 from errors import UserError
 from settings.keys import DataConfig
 
@@ -48,7 +46,7 @@ class Data:
         digest = hashlib.sha256(json.dumps(self.taxonomy.names).encode())
         for record in [*self.train.records, *self.val.records]:
             digest.update(f"{record.image_id}:{record.width}x{record.height}".encode())
-            digest.update(record.boxes.tobytes() + record.categories.tobytes())
+            digest.update(record.objects.boxes.tobytes() + record.objects.classes.tobytes())
         return digest.hexdigest()
 
 
@@ -94,10 +92,10 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings) -> Data:
     if cfg.val_on_train:
         val = train
     taxonomy = build_taxonomy([train, val], cfg.labels)
-    train = _cleaned(train, "train", taxonomy, findings)
-    val = train if cfg.val_on_train else _cleaned(val, "val", taxonomy, findings)
+    train = cleaned(train, "train", taxonomy, findings)
+    val = train if cfg.val_on_train else cleaned(val, "val", taxonomy, findings)
     for name, split in (("training", train), ("validation", val)):
-        if not any(len(record.boxes) for record in split.records):
+        if not any(len(record.objects) for record in split.records):
             raise UserError(f"the {name} split has {len(split)} images and not one valid box")
     return Data(train, val, taxonomy, findings)
 
@@ -131,73 +129,3 @@ def _listing(found: Sequence[Finding], what: str, why: str) -> str:
     if len(found) > MAX_LISTED:
         lines.append(f"... and {len(found) - MAX_LISTED} more")
     return "\n  ".join([*lines, hint])
-
-
-def _cleaned(split: Split, name: str, taxonomy: Taxonomy, findings: Findings) -> Split:
-    """The split with class indices for categories, and boxes that lie inside their images.
-
-    All boxes of the split at once: a hundred thousand images take seconds.
-    """
-    records = split.records
-    if not records:
-        return split
-    counts = np.array([len(record.boxes) for record in records])
-    images = np.repeat(np.arange(len(records)), counts)
-    boxes = np.concatenate([record.boxes for record in records])
-    classes = taxonomy.class_indices(np.concatenate([record.categories for record in records]))
-    sizes = np.array([_limits(record) for record in records])[images].reshape(-1, 2)
-    clean = clean_boxes(boxes, sizes[:, 0], sizes[:, 1])
-    wanted = classes[clean.kept] >= 0
-    kept = clean.kept[wanted]
-    problems = {
-        **clean.problems,
-        "unknown category": np.flatnonzero(classes < 0),
-        "duplicate box": kept[repeated_boxes(boxes[kept], classes[kept], images[kept])],
-    }
-    firsts = np.cumsum(counts) - counts
-    for place, kind in sorted((int(p), kind) for kind, places in problems.items() for p in places):
-        image = int(images[place])
-        _note(kind, records[image], place - int(firsts[image]), (name, image), taxonomy, findings)
-    boxes = clean.boxes[wanted]
-    ends = np.cumsum(np.bincount(images[kept], minlength=len(records))).tolist()
-    inner = kept - firsts[images[kept]]
-    cleaned = [
-        _with_boxes(record, boxes[start:end], classes[kept[start:end]], inner[start:end])
-        for record, start, end in zip(records, [0, *ends], ends, strict=False)
-    ]
-    return dataclasses.replace(split, records=cleaned)
-
-
-def _with_boxes(record: Record, boxes: np.ndarray, classes: np.ndarray, kept: np.ndarray) -> Record:
-    """The record with those of its boxes that are kept, as they were cleaned."""
-    areas = record.areas[kept]
-    usable = np.isfinite(areas) & (areas > 0)
-    return dataclasses.replace(
-        record,
-        boxes=boxes,
-        categories=classes,
-        areas=np.where(usable, areas, boxes[:, 2] * boxes[:, 3]),
-        iscrowd=record.iscrowd[kept],
-        numbers=None if record.numbers is None else record.numbers[kept],
-    )
-
-
-def _limits(record: Record) -> tuple[float, float]:
-    unknown = record.unreadable and (record.width, record.height) == (1, 1)
-    return (np.inf, np.inf) if unknown else (record.width, record.height)
-
-
-def _note(
-    kind: str,
-    record: Record,
-    index: int,
-    image: tuple[str, int],
-    taxonomy: Taxonomy,
-    findings: Findings,
-) -> None:
-    if kind == "unknown category":
-        detail = f"id {record.categories[index]}, not among {list(taxonomy.category_ids)[:20]}"
-    else:
-        x, y, w, h = record.boxes[index].tolist()
-        detail = f"xywh {x:g} {y:g} {w:g} {h:g} in {record.width} x {record.height} px"
-    findings.add(kind, record.box_where(index), detail, image)

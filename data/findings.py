@@ -13,46 +13,106 @@ Remedy = Literal["refused", "left out", "repaired", "converted", "noted"]
 """What training does about it: ends before step 0; does without the image or the box; clips or
 reorders a box; decodes it as a person would see it; nothing, since it is no defect of one image"""
 
-IMAGE_KINDS = {
-    *("missing image", "empty file", "unreadable image", "truncated image", "absurd size"),
+REMEDIES: dict[Remedy, str] = {
+    "refused": "training does not start",
+    "left out": "training leaves it out",
+    "repaired": "training repairs it",
+    "converted": "training converts it",
+    "noted": "for your information",
 }
-"""Kinds that leave a whole image out"""
 
-KINDS: dict[str, Remedy] = {
+
+@dataclass(frozen=True)
+class Kind:
+    """What a kind of finding means."""
+
+    remedy: Remedy
+    advice: str
+    """What it means, or what to do about it, in a few words"""
+    repaired: str | None = None
+    """What a repaired copy does about it; None: it is left as it is"""
+    whole_image: bool = False
+    """It leaves a whole image out"""
+
+
+def _image(advice: str) -> Kind:
+    return Kind("left out", advice, "image left out, with its boxes", whole_image=True)
+
+
+KINDS: dict[str, Kind] = {
     # annotation files
-    "broken row": "refused",
-    "path leaves the folder": "refused",
-    "duplicate image id": "refused",
-    "annotation without image": "refused",
-    "unknown category": "refused",
-    "duplicate annotation id": "noted",
-    "image without annotation": "noted",
-    "size differs from annotation": "repaired",
+    "broken row": Kind("refused", "a row that cannot be understood; mend or delete it", "left out"),
+    "path leaves the folder": Kind(
+        "refused", "an image outside the dataset's folder; move it inside", "left out"
+    ),
+    "duplicate image id": Kind(
+        "refused",
+        "which annotations belong to which image cannot be known; make ids unique",
+        "left out; ids are new",
+    ),
+    "annotation without image": Kind(
+        "refused", "it belongs to an image that the file does not list; delete it", "left out"
+    ),
+    "unknown category": Kind(
+        "refused",
+        "its category is not among the dataset's; add that, or delete the annotation",
+        "left out",
+    ),
+    "duplicate annotation id": Kind("noted", "the ids of annotations are not used", "ids are new"),
+    "image without annotation": Kind("noted", "an image file that no row mentions; it is not read"),
+    "size differs from annotation": Kind(
+        "repaired",
+        "the size in the pixels is used; see whether the boxes fit it",
+        "written with the size of the pixels",
+    ),
     # images
-    "missing image": "left out",
-    "empty file": "left out",
-    "unreadable image": "left out",
-    "truncated image": "left out",
-    "absurd size": "left out",
-    "wrong extension": "converted",
-    "16-bit image": "converted",
-    "CMYK image": "converted",
-    "palette image": "converted",
-    "transparent image": "converted",
-    "EXIF-rotated image": "converted",
+    "missing image": _image("the file does not exist"),
+    "empty file": _image("the file has no content"),
+    "unreadable image": _image("not an image, or one that no decoder reads"),
+    "truncated image": _image("the file ends too early; copy or download it again"),
+    "absurd size": _image("more pixels than any photo has, so it is not even decoded"),
+    "size differs from header": _image(
+        "the header promises another size than the pixels have; save it anew"
+    ),
+    "wrong extension": Kind(
+        "converted",
+        "read by its content, whatever its name says",
+        "copied under the extension of its format",
+    ),
+    "16-bit image": Kind("converted", "scaled to 8 bits", "encoded anew, as RGB"),
+    "CMYK image": Kind(
+        "converted",
+        "made RGB; colours may look different from what a printer shows",
+        "encoded anew, as RGB",
+    ),
+    "palette image": Kind("converted", "made RGB", "encoded anew, as RGB"),
+    "transparent image": Kind("converted", "composited on white", "encoded anew, as RGB"),
+    "EXIF-rotated image": Kind(
+        "converted",
+        "turned upright; boxes are expected in the upright image",
+        "encoded anew, as RGB",
+    ),
     # boxes
-    "box not a number": "left out",
-    "box without area": "left out",
-    "box with a negative side": "left out",
-    "box inverted": "repaired",
-    "box outside the image": "left out",
-    "box partly outside": "repaired",
-    "duplicate box": "noted",
+    "box not a number": Kind("left out", "one of its numbers is NaN or infinite", "box left out"),
+    "box without area": Kind("left out", "its width or height is 0", "box left out"),
+    "box with a negative side": Kind(
+        "left out", "its width or height is negative; corners instead of sides?", "box left out"
+    ),
+    "box inverted": Kind(
+        "repaired", "its corners are in the wrong order; they are swapped", "corners put in order"
+    ),
+    "box outside the image": Kind(
+        "left out", "nothing of it lies inside its image", "box left out"
+    ),
+    "box partly outside": Kind("repaired", "clipped to the image", "box clipped"),
+    "duplicate box": Kind("noted", "the same box and class twice in one image"),
     # whole dataset
-    "duplicate image": "noted",
-    "training image in validation": "noted",
+    "duplicate image": Kind("noted", "the same pixels twice in one split, which count double"),
+    "training image in validation": Kind("noted", "it makes the validation look better than it is"),
 }
-"""Every kind of finding, and what is done about it. An image without boxes is none: it is data."""
+"""Every kind of finding. An image without boxes is none: it is data."""
+
+IMAGE_KINDS = {name for name, kind in KINDS.items() if kind.whole_image}
 
 
 @dataclass(frozen=True)
@@ -73,7 +133,7 @@ class Finding:
 
     @property
     def remedy(self) -> Remedy:
-        return KINDS[self.kind]
+        return KINDS[self.kind].remedy
 
     def __str__(self) -> str:
         return f"{self.where}: {self.kind}{f' ({self.detail})' if self.detail else ''}"

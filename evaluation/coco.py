@@ -1,12 +1,15 @@
 """COCO detection metrics, by faster-coco-eval."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from data.schema import Split, Taxonomy
+from data.coco_format import coco_content, coco_results
+from data.schema import Split
+from data.taxonomy import Taxonomy
 from evaluation.predictions import Predictions
 
 SUMMARY = {"AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_large": 5, "AR_100": 8}
@@ -24,19 +27,24 @@ def coco_metrics(split: Split, predictions: Predictions, taxonomy: Taxonomy) -> 
     """
     truth = COCO(ground_truth(split, taxonomy))
     evaluator = COCOeval_faster(
-        truth, truth.loadRes(result_list(predictions)), "bbox", print_function=lambda *_: None
+        truth,
+        truth.loadRes(result_list(predictions, split, taxonomy)),
+        "bbox",
+        print_function=lambda *_: None,
     )
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summarize()
     metrics: dict[str, Any] = {k: _number(evaluator.stats[place]) for k, place in SUMMARY.items()}
     metrics["missing_images"] = len(predictions.missing)
+    objects = split.objects
+    counts = np.bincount(objects.classes[~objects.iscrowd], minlength=len(taxonomy.names))
     precision = evaluator.eval["precision"]  # [IoU, recall, class, area range, max detections]
     metrics["per_class"] = {
         name: {
             "AP": _mean(precision[:, :, c, 0, -1]),
             "AP50": _mean(precision[IOU_50, :, c, 0, -1]),
-            "boxes": int(sum((r.categories[~r.iscrowd] == c).sum() for r in split.records)),
+            "boxes": int(counts[c]),
         }
         for c, name in enumerate(taxonomy.names)
     }
@@ -44,46 +52,19 @@ def coco_metrics(split: Split, predictions: Predictions, taxonomy: Taxonomy) -> 
 
 
 def ground_truth(split: Split, taxonomy: Taxonomy) -> dict[str, Any]:
-    """A split as COCO content; image ids are places in the split, category ids class indices.
-
-    Annotation ids start at 1: the COCO evaluation takes a match with id 0 for no match.
-    """
-    annotations = []
-    for index, record in enumerate(split.records):
-        for box, category, area, crowd in zip(
-            record.boxes, record.categories, record.areas, record.iscrowd, strict=True
-        ):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": index,
-                    "category_id": int(category),
-                    "bbox": box.tolist(),
-                    "area": float(area),
-                    "iscrowd": int(crowd),
-                }
-            )
-    return {
-        "images": [
-            {"id": i, "width": r.width, "height": r.height} for i, r in enumerate(split.records)
-        ],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(taxonomy.names)],
-        "annotations": annotations,
-    }
+    """A split as COCO content; image ids are places in the split, category ids class indices."""
+    images = [{"id": i, "width": r.width, "height": r.height} for i, r in enumerate(split.records)]
+    return coco_content(images, split.objects, _by_index(taxonomy))
 
 
-def result_list(predictions: Predictions) -> list[dict[str, Any]]:
+def result_list(predictions: Predictions, split: Split, taxonomy: Taxonomy) -> list[dict[str, Any]]:
     """Predictions in COCO's results format, with the ids of `ground_truth`."""
-    return [
-        {"image_id": int(i), "category_id": int(c), "bbox": box.tolist(), "score": float(score)}
-        for i, c, box, score in zip(
-            predictions.index,
-            predictions.classes,
-            predictions.boxes,
-            predictions.scores,
-            strict=True,
-        )
-    ]
+    return coco_results(predictions.objects, range(len(split)), _by_index(taxonomy).category_ids)
+
+
+def _by_index(taxonomy: Taxonomy) -> Taxonomy:
+    """The classes with their indices for category ids."""
+    return replace(taxonomy, category_ids=tuple(range(len(taxonomy.names))))
 
 
 def _mean(precision: np.ndarray) -> float | None:

@@ -1,31 +1,30 @@
 """An exported detector, loaded for the tools."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 from transformers.utils import logging as transformers_logging
 
+from data.canvas import CanvasRule
 from errors import UserError
+from model.build import family_of
 from model.normalization import Normalization
 from model.source import local_folder
-from settings.keys import ImageSizeConfig
+from model.trainable import Trainable
 
 
 @dataclass(frozen=True)
 class LoadedDetector:
     """A model folder with what its image processor says about preparing images."""
 
-    model: Any
-    processor: Any
-    normalization: Normalization
-    image_size: ImageSizeConfig
+    trainable: Trainable
+    rule: CanvasRule
 
     @property
     def names(self) -> list[str]:
         """Class names by index."""
-        labels = self.model.config.id2label
+        labels = self.trainable.model.config.id2label
         return [labels[index] for index in range(len(labels))]
 
 
@@ -47,14 +46,10 @@ def load_detector(name: str) -> LoadedDetector:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model {name}: {' '.join(str(error).split())}") from error
     settings = processor.to_dict()
-    size = settings["size"]
-    if "max_height" in size:
-        image_size = ImageSizeConfig(longest=size["max_height"])
-    elif "shortest_edge" in size and "longest_edge" in size:
-        image_size = ImageSizeConfig(longest=size["longest_edge"], shortest=size["shortest_edge"])
-    else:
-        raise UserError(
-            f"--model {name}: its image processor resizes to {size}, not supported here"
-        )
-    model.eval()
-    return LoadedDetector(model, processor, Normalization.of_settings(settings), image_size)
+    try:
+        rule = CanvasRule.of_processor(settings)
+    except ValueError as error:
+        raise UserError(f"--model {name}: {error}") from error
+    normalization = Normalization.of_settings(settings)
+    trainable = Trainable(model, processor, normalization, family_of(model))
+    return LoadedDetector(trainable.eval(), rule)

@@ -1,15 +1,20 @@
 """A folder that `transformers.pipeline("object-detection", model=FOLDER)` loads."""
 
-import shutil
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from transformers import AutoConfig, PreTrainedModel
+
+from data.feed.collate import Batch
+from disk import whole_folder
+from export.detector import load_detector
+from model.trainable import Trainable
+
+SCORE_TOLERANCE, BOX_TOLERANCE_PX = 1e-4, 1e-2
 
 
 def export_model(
-    model: PreTrainedModel, processor: Any, card: str, folder: Path, backbone_name: str
+    trainable: Trainable, card: str, folder: Path, backbone_name: str, batch: Batch
 ) -> None:
     """Write model, image processor and model card, and check that the model loads as it is.
 
@@ -17,31 +22,39 @@ def export_model(
 
     Args:
         backbone_name: what the configuration calls the backbone; its folder stays private.
+        batch: images on which the export has to predict what `trainable` does.
 
     Raises:
-        RuntimeError: if the written model does not load with equal tensors.
+        RuntimeError: if the written model differs in a tensor or a prediction.
     """
-    temporary = folder.with_name(f".writing-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.config._name_or_path = ""
-    model.config.backbone_config._name_or_path = backbone_name
-    model.save_pretrained(temporary)
-    processor.save_pretrained(temporary)
-    (temporary / "README.md").write_text(card)
-    check_export(model, temporary)
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    model = trainable.model
+    with whole_folder(folder) as temporary:
+        model.config._name_or_path = ""
+        model.config.backbone_config._name_or_path = backbone_name
+        model.save_pretrained(temporary)
+        trainable.processor.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card)
+        check_export(trainable, temporary, batch)
 
 
-def check_export(model: PreTrainedModel, folder: Path) -> None:
-    """Load the folder with `from_pretrained` and compare every tensor.
+def check_export(trainable: Trainable, folder: Path, batch: Batch) -> None:
+    """Load the folder as anyone would, and compare every tensor, and the predictions on a batch.
 
     Raises:
-        RuntimeError: naming the first tensor that differs.
+        RuntimeError: naming the first tensor that differs, or if it predicts other boxes.
     """
-    loaded = type(model).from_pretrained(folder, config=AutoConfig.from_pretrained(folder))
-    state = loaded.state_dict()
-    for name, tensor in model.state_dict().items():
+    loaded = load_detector(str(folder)).trainable
+    state = loaded.model.state_dict()
+    for name, tensor in trainable.model.state_dict().items():
         if name not in state or not torch.equal(state[name], tensor.detach().cpu()):
             raise RuntimeError(f"the export in {folder} does not reproduce tensor {name}")
+    was_training = trainable.training
+    trainable.eval()
+    ours, theirs = (t.predict(batch) for t in (trainable, loaded.to(batch.pixel_values.device)))
+    trainable.train(was_training)
+    # Scores fall, and boxes are taken on average: rounding may swap two of nearly equal scores.
+    if not (
+        np.allclose(ours.scores, theirs.scores, atol=SCORE_TOLERANCE)
+        and np.allclose(ours.boxes.mean(0), theirs.boxes.mean(0), atol=BOX_TOLERANCE_PX)
+    ):
+        raise RuntimeError(f"the export in {folder} predicts other boxes than the run")

@@ -22,6 +22,9 @@ from model.normalization import Normalization
 from model.source import is_local_folder, local_folder, quiet_transformers
 from settings.keys import ModelConfig
 
+PROBE_PX = 224
+"""A multiple of the usual strides, also of patches of 14 px"""
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -37,6 +40,8 @@ class Backbone:
     fingerprint: str
     """sha256 over names and contents of all tensors"""
     normalization: Normalization
+    strides: tuple[int, ...]
+    """Of the maps that it gives, px"""
 
     @property
     def is_local(self) -> bool:
@@ -68,6 +73,7 @@ def load_backbone(cfg: ModelConfig, num_maps: int) -> Backbone:
         identity_norms=len({name.rpartition(".")[0] for name in norms}),
         fingerprint=fingerprint(digests),
         normalization=Normalization.of_folder(folder),
+        strides=map_strides(module),
     )
 
 
@@ -90,6 +96,16 @@ def freeze(module: nn.Module) -> None:
     module.eval()
     module.train = lambda mode=True: module  # type: ignore[method-assign, assignment]
     module.forward = torch.no_grad()(module.forward)  # type: ignore[method-assign]
+
+
+@torch.no_grad()
+def map_strides(module: nn.Module) -> tuple[int, ...]:
+    """Strides of a backbone's maps, px, as a blank image shows them."""
+    was_training = module.training
+    module.eval()
+    maps = module(torch.zeros(1, 3, PROBE_PX, PROBE_PX)).feature_maps
+    module.train(was_training)
+    return tuple(round(PROBE_PX / max(1, feature_map.shape[-1])) for feature_map in maps)
 
 
 def tensor_digests(module: nn.Module) -> dict[str, str]:

@@ -14,7 +14,7 @@ from data.images.decode import decode
 from data.schema import Split
 from errors import UserError
 from report.drawing import COLOURS as CLASS_COLOURS
-from report.drawing import draw_boxes
+from report.drawing import draw_objects
 from settings.keys import ImageSizeConfig
 
 WIDTH_PX = 1312
@@ -75,21 +75,18 @@ def _samples(
         scale = CELL_PX / max(pixels.size)
         sides = tuple(max(1, round(side * scale)) for side in pixels.size)
         small = np.asarray(pixels.resize(sides, Image.Resampling.BILINEAR))  # type: ignore[arg-type]
-        classes = record.categories.tolist()
-        few = len(classes) <= MOST_LABELS
-        labels = [data.taxonomy.names[c] if few else "" for c in classes]
-        title = f"{name}: {Path(record.where).name}, boxes: {len(classes)}"
-        samples.append((title, draw_boxes(small, record.boxes * scale, labels, classes)))
+        objects = record.objects.scaled(scale, scale)
+        few = len(objects) <= MOST_LABELS
+        labels = [data.taxonomy.names[c] if few else "" for c in objects.classes]
+        title = f"{name}: {Path(record.where).name}, boxes: {len(objects)}"
+        samples.append((title, draw_objects(small, objects, labels)))
     return samples
 
 
 def _class_chart(splits: dict[str, Split], names: tuple[str, ...]) -> Image.Image:
     """Horizontal bars: boxes by class, the most frequent first, one bar per split."""
     counts = {
-        name: sum(
-            (np.bincount(r.categories, minlength=len(names)) for r in split.records),
-            np.zeros(len(names), dtype=np.int64),
-        )
+        name: np.bincount(split.objects.classes, minlength=len(names))
         for name, split in splits.items()
     }
     order = np.argsort(-sum(counts.values()), kind="stable")[:MOST_CLASSES]

@@ -4,47 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from data.check.statistics import Quantiles, SplitStatistics
-from data.findings import KINDS, Finding, Remedy
+from data.findings import KINDS, REMEDIES, Finding
 from settings.keys import ImageSizeConfig
-
-REMEDIES: dict[Remedy, str] = {
-    "refused": "training does not start",
-    "left out": "training leaves it out",
-    "repaired": "training repairs it",
-    "converted": "training converts it",
-    "noted": "for your information",
-}
-ADVICE = {
-    "broken row": "a row that cannot be understood; mend or delete it",
-    "path leaves the folder": "an image outside the dataset's folder; move it inside",
-    "duplicate image id": "which annotations belong to which image cannot be known; make ids unique",
-    "annotation without image": "it belongs to an image that the file does not list; delete it",
-    "unknown category": "its category is not among the dataset's; add that, or delete the annotation",
-    "duplicate annotation id": "the ids of annotations are not used",
-    "image without annotation": "an image file that no row mentions; it is not read",
-    "size differs from annotation": "the size in the pixels is used; see whether the boxes fit it",
-    "missing image": "the file does not exist",
-    "empty file": "the file has no content",
-    "unreadable image": "not an image, or one that no decoder reads",
-    "truncated image": "the file ends too early; copy or download it again",
-    "absurd size": "more pixels than any photo has, so it is not even decoded",
-    "wrong extension": "read by its content, whatever its name says",
-    "16-bit image": "scaled to 8 bits",
-    "CMYK image": "made RGB; colours may look different from what a printer shows",
-    "palette image": "made RGB",
-    "transparent image": "composited on white",
-    "EXIF-rotated image": "turned upright; boxes are expected in the upright image",
-    "box not a number": "one of its numbers is NaN or infinite",
-    "box without area": "its width or height is 0",
-    "box with a negative side": "its width or height is negative; corners instead of sides?",
-    "box inverted": "its corners are in the wrong order; they are swapped",
-    "box outside the image": "nothing of it lies inside its image",
-    "box partly outside": "clipped to the image",
-    "duplicate box": "the same box and class twice in one image",
-    "duplicate image": "the same pixels twice in one split, which count double",
-    "training image in validation": "it makes the validation look better than it is",
-}
-"""What a kind means, or what to do about it, in a few words"""
 
 
 def exit_status(findings: Sequence[Finding]) -> int:
@@ -81,9 +42,11 @@ def finding_lines(findings: Sequence[Finding], most: int | None, root: str | Non
         groups[finding.kind].append(finding)
     lines: list[str] = []
     order = list(REMEDIES)
-    for kind in sorted(groups, key=lambda k: (order.index(KINDS[k]), list(KINDS).index(k))):
+    for kind in sorted(groups, key=lambda k: (order.index(KINDS[k].remedy), list(KINDS).index(k))):
         found = groups[kind]
-        lines.append(f"{kind}: {len(found):,}  [{REMEDIES[KINDS[kind]]}]  {ADVICE[kind]}")
+        lines.append(
+            f"{kind}: {len(found):,}  [{REMEDIES[KINDS[kind].remedy]}]  {KINDS[kind].advice}"
+        )
         for finding in found[:most]:
             detail = f"  ({finding.detail})" if finding.detail else ""
             lines.append("    " + _short(f"{finding.where}{detail}", root))

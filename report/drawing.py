@@ -1,12 +1,15 @@
 """Boxes drawn on images."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data.feed.collate import Batch
+from data.boxes import to_corners
+from data.feed.collate import Batch, absolute
+from data.objects import Objects
 
 TRUTH = (60, 220, 60)
 COLOURS = [
@@ -21,17 +24,13 @@ MIN_SIDE_PX = 320
 """Small images are enlarged to this, so that labels can be read"""
 
 
-def draw_boxes(
-    image: np.ndarray,
-    boxes: np.ndarray,
-    labels: Sequence[str],
-    classes: Sequence[int],
-    truth: np.ndarray | None = None,
+def draw_objects(
+    image: np.ndarray, objects: Objects, labels: Sequence[str], truth: Objects | None = None
 ) -> Image.Image:
-    """Draw xywh boxes, float [n, 4], with their labels on uint8 [H, W, 3].
+    """Draw objects, boxes xywh in px, with their labels on uint8 [H, W, 3].
 
     Args:
-        classes: int [n], chooses the colours. truth: boxes drawn first, thin and green.
+        labels: one an object; "" for none. truth: drawn first, thin and green.
     """
     scale = max(1.0, MIN_SIDE_PX / max(image.shape[:2]))
     height, width = (round(side * scale) for side in image.shape[:2])
@@ -39,11 +38,11 @@ def draw_boxes(
     pen = ImageDraw.Draw(canvas)
     line = max(2, round(max(width, height) / 400))
     font = ImageFont.load_default(size=max(11, round(max(width, height) / 50)))
-    for box in truth if truth is not None else []:
-        pen.rectangle(_corners(box * scale), outline=TRUTH, width=max(1, line // 2))
-    for box, label, kind in zip(boxes, labels, classes, strict=True):
+    for box in [] if truth is None else _corners(truth, scale):
+        pen.rectangle(box, outline=TRUTH, width=max(1, line // 2))
+    for box, label, kind in zip(_corners(objects, scale), labels, objects.classes, strict=True):
         colour = COLOURS[int(kind) % len(COLOURS)]
-        x1, y1, x2, y2 = _corners(box * scale)
+        x1, y1, x2, y2 = box
         pen.rectangle((x1, y1, x2, y2), outline=colour, width=line)
         if label:
             left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
@@ -75,16 +74,19 @@ def save_grid(images: Sequence[Image.Image], file: Path, columns: int = 4, gap_p
 def draw_batch(batch: Batch, names: Sequence[str], file: Path) -> None:
     """Draw a batch as the model gets it: augmented pixels, padding, boxes back from the targets."""
     images = []
-    for pixels, mask, label in zip(batch.pixel_values, batch.pixel_mask, batch.labels, strict=True):
+    objects = batch.objects.each(lambda column: column.cpu().numpy())
+    for row, (pixels, mask) in enumerate(zip(batch.pixel_values, batch.pixel_mask, strict=True)):
         height, width = int(mask[:, 0].sum()), int(mask[0].sum())
-        boxes = label["boxes"].double().cpu().numpy() * [width, height, width, height]
-        boxes[:, :2] -= boxes[:, 2:] / 2
-        classes = label["class_labels"].tolist()
+        own = objects.of_image(row)
+        sides = np.array([width, height, width, height])
+        own = replace(own, boxes=absolute(own.boxes, sides))
         image = pixels.permute(1, 2, 0).cpu().numpy()
-        images.append(draw_boxes(image, boxes, [names[c] for c in classes], classes))
+        images.append(draw_objects(image, own, [names[c] for c in own.classes]))
     save_grid(images, file)
 
 
-def _corners(box: np.ndarray) -> tuple[float, float, float, float]:
-    x, y, w, h = (float(v) for v in box)
-    return x, y, x + max(w, 0.0), y + max(h, 0.0)
+def _corners(objects: Objects, scale: float) -> list[tuple[float, float, float, float]]:
+    """x1 y1 x2 y2 of the boxes, px of an image that is enlarged by `scale`."""
+    boxes = objects.boxes * scale
+    boxes[:, 2:] = boxes[:, 2:].clip(0)
+    return [tuple(corners) for corners in to_corners(boxes).tolist()]

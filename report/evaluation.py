@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data.coco_format import coco_results
 from data.images.decode import decode
-from data.schema import Split, Taxonomy
-from evaluation.coco import result_list
+from data.schema import Split
+from data.taxonomy import Taxonomy
 from evaluation.predictions import Predictions
-from report.drawing import draw_boxes, save_grid
+from report.drawing import draw_objects, save_grid
 from settings.keys import EvalConfig
 
 NUM_DRAWN = 8
@@ -32,10 +33,8 @@ def write_report(
         writer.writerow(["class", "AP", "AP50", "boxes"])
         for name, row in metrics["per_class"].items():
             writer.writerow([name, row["AP"], row["AP50"], row["boxes"]])
-    results = result_list(predictions)
-    for row in results:
-        row["image_id"] = split.records[row["image_id"]].image_id
-        row["category_id"] = taxonomy.category_ids[row["category_id"]]
+    image_ids = [record.image_id for record in split.records]
+    results = coco_results(predictions.objects, image_ids, taxonomy.category_ids)
     (folder / "predictions.json").write_text(json.dumps(results))
     draw_fixed_images(folder / "predictions.png", predictions, split, taxonomy, cfg.score_threshold)
 
@@ -48,13 +47,14 @@ def draw_fixed_images(
     missing = set(predictions.missing.tolist())
     for index in [i for i in range(len(split)) if i not in missing][:NUM_DRAWN]:
         record = split.records[index]
-        found = predictions.of_image(index, threshold)
+        found = predictions.objects.of_image(index)
+        found = found.take(found.scores >= threshold)
         labels = [
             f"{taxonomy.names[c]} {score:.2f}"
             for c, score in zip(found.classes, found.scores, strict=True)
         ]
         pixels = decode(split.images[index], record.where)
-        images.append(draw_boxes(pixels, found.boxes, labels, found.classes, truth=record.boxes))
+        images.append(draw_objects(pixels, found, labels, truth=record.objects))
     if images:
         save_grid(images, file)
 

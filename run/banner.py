@@ -27,7 +27,7 @@ def banner(
     stages = ", ".join(detector.backbone_module.out_features)  # type: ignore[arg-type]
     yield _row("data", _data_text(data))
     for kind, count in sorted(data.findings.counts().items()):
-        yield _row("", f"{count} x {kind}: {KINDS[kind]}")
+        yield _row("", f"{count} x {kind}: {KINDS[kind].remedy}")
     yield _row(
         "backbone",
         f"{backbone.name}: {backbone.num_tensors}/{backbone.num_tensors} tensors{norms}, "
@@ -80,7 +80,7 @@ def batch_text(cfg: Config, world: int) -> str:
 
 def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) -> Iterator[str]:
     """What is allowed but will probably disappoint."""
-    head = detector.head
+    head = detector.family
     if cfg.model.init_from is None and num_steps < head.few_steps:
         other = "" if cfg.model.head == "deformable_detr" else ", take deformable_detr"
         yield _row(
@@ -92,7 +92,7 @@ def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) 
     if cfg.optim.warmup_steps >= num_steps:
         yield _row("WARNING", f"warm-up ({cfg.optim.warmup_steps} steps) does not end in this run")
     queries = detector.num_queries
-    crowded = sum(len(r.boxes) > queries for r in [*data.train.records, *data.val.records])
+    crowded = sum(len(r.objects) > queries for r in [*data.train.records, *data.val.records])
     if crowded:
         yield _row(
             "WARNING",
@@ -104,7 +104,7 @@ def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) 
 
 
 def _data_text(data: Data) -> str:
-    boxes = [sum(len(r.boxes) for r in split.records) for split in (data.train, data.val)]
+    boxes = [sum(len(r.objects) for r in split.records) for split in (data.train, data.val)]
     names = ", ".join(data.taxonomy.names[:5]) + (", ..." if len(data.taxonomy.names) > 5 else "")
     return (
         f"{len(data.train)} training images with {boxes[0]} boxes, {len(data.val)} validation images "

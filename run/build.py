@@ -4,6 +4,7 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -24,8 +25,9 @@ from data.feed.collate import Batch
 from data.feed.loader import TrainDataset, eval_loader, resized_sizes, train_loader
 from data.feed.sampler import StepSampler
 from data.feed.transforms import Augment
+from disk import write_whole
 from errors import UserError
-from model.build import Detector, build_model, build_processor
+from model.build import Detector, build_model
 from run.facts import run_facts
 from run.log import DONE, RunLog
 from run.resume import resume
@@ -41,13 +43,12 @@ from training.stopping import StopRequest
 
 @dataclass
 class Run:
-    """The parts of a run."""
+    """The parts of a run, for what needs most of them; everything else gets the parts it needs."""
 
     cfg: Config
     accelerator: Accelerator
     data: Data
     detector: Detector
-    processor: Any
     optimizer: torch.optim.Optimizer
     ema: Ema
     state: TrainState
@@ -57,12 +58,6 @@ class Run:
     facts: dict[str, Any]
     """What run.json records"""
     num_steps: int
-    saved: tuple[int, int] | None
-    """(step, evaluated_step) of the newest checkpoint in this run's folder"""
-    best_before: tuple[float | None, int | None] = (None, None)
-    """Best metric and step before the last save"""
-    best_saved: tuple[float | None, int | None] = (None, None)
-    """Best metric and step with the last save"""
 
     @property
     def folder(self) -> Path:
@@ -80,47 +75,36 @@ class Run:
             start_step=self.state.samples_seen // cfg.train.global_batch_size,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
+            multiple=self.detector.rule.multiple,
         )
         dataset = TrainDataset(self.data.train, cfg.data, cfg.run.seed)
-        return train_loader(
-            dataset, sampler, accelerator.device.type == "cuda"
-        ), sampler.accumulation
-
-    def save(self) -> None:
-        """Collective: called on every rank. Begin to write a checkpoint, if there is no such yet."""
-        now = (self.state.step, self.state.evaluated_step)
-        if self.saved == now:
-            return
-        rng = gather_rng(self.accelerator)
-        if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            self.state.scaler = scaler.state_dict() if scaler is not None else None
-            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's wrapper
-            tensors = checkpoint_tensors(self.detector.model, optimizer, self.ema.tensors, rng)
-            self.checkpoints.save(tensors, self.state, self.cfg)
-        self.saved = now
-        self.best_before, self.best_saved = (
-            self.best_saved,
-            (self.state.best_metric, self.state.best_step),
-        )
-
-    def forget_save(self) -> None:
-        """The last save came to nothing: it is not there, and cannot be the best."""
-        state = self.state
-        if state.best_step == self.best_saved[1] != self.best_before[1]:
-            state.best_metric, state.best_step = self.best_before
-        self.saved, self.best_saved = None, self.best_before
+        pin = accelerator.device.type == "cuda"
+        return train_loader(dataset, sampler, pin), sampler.accumulation
 
     def val_loader(self) -> DataLoader[Batch]:
         """This rank's batches of the validation split."""
         return eval_loader(
             self.data.val,
-            self.cfg.data,
+            self.detector.rule,
             self.cfg.eval.batch_size,
+            self.cfg.data.num_workers,
             self.accelerator.device.type == "cuda",
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
+
+    def save(self) -> None:
+        """Collective: called on every rank. Begin to write a checkpoint, if there is no such yet."""
+        if self.checkpoints.is_saved(self.state):
+            return
+        rng = gather_rng(self.accelerator)
+        scaler = self.accelerator.scaler
+        self.state.scaler = scaler.state_dict() if scaler is not None else None
+        tensors: dict[str, Mapping[str, torch.Tensor]] = {}
+        if self.accelerator.is_main_process:
+            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's wrapper
+            tensors = checkpoint_tensors(self.detector.model, optimizer, self.ema.tensors, rng)
+        self.checkpoints.save(tensors, self.state, self.cfg)
 
 
 def build_run(cfg: Config) -> Run:
@@ -141,15 +125,16 @@ def build_run(cfg: Config) -> Run:
         if cfg.data.strict and accelerator.is_main_process:  # what only decoding shows
             seen = check_images(data, max(1, cfg.data.num_workers))
             check_findings(seen, strict=True, max_bad_images=None)
-        detector = build_model(cfg.model, data.taxonomy)
-    processor = build_processor(detector.head, cfg.data.image_size, detector.backbone.normalization)
+        detector = build_model(cfg.model, data.taxonomy, cfg.data.image_size)
     num_steps = cfg.train.steps or math.ceil(
         (cfg.train.epochs or 0) * len(data.train) / cfg.train.global_batch_size
     )
     optimizer = build_optimizer(detector.model, detector.backbone_module, cfg.optim)
     root = Path(cfg.run.output_dir)
-    checkpoints = Checkpoints(root / "checkpoints", cfg.train.keep_checkpoints)
-    facts = run_facts(accelerator, detector, data, processor)
+    checkpoints = Checkpoints(
+        root / "checkpoints", cfg.train.keep_checkpoints, accelerator.is_main_process
+    )
+    facts = run_facts(accelerator, detector, data)
     check_same(accelerator, rank_facts(cfg, facts))
     ema = Ema(detector.model, cfg.train.ema_decay)
     resumed = resume(cfg, accelerator, checkpoints, detector, optimizer, ema, facts)
@@ -164,17 +149,15 @@ def build_run(cfg: Config) -> Run:
     log = RunLog(accelerator, cfg, num_steps, state)
     if accelerator.is_main_process:
         (root / DONE).unlink(missing_ok=True)
-        (root / "run.json").write_text(json.dumps(facts, indent=2) + "\n")
+        write_whole(root / "run.json", json.dumps(facts, indent=2) + "\n")
     for note in resumed.notes:
         log.say(note)
-    folder = resumed.folder
-    own = folder is None or folder.parent.resolve() == checkpoints.folder.resolve()
+    checkpoints.go_on_from(resumed.folder, state, resumed.best)
     return Run(
         cfg=cfg,
         accelerator=accelerator,
         data=data,
         detector=detector,
-        processor=processor,
         optimizer=optimizer,
         ema=ema,
         state=state,
@@ -183,8 +166,6 @@ def build_run(cfg: Config) -> Run:
         log=log,
         facts=facts,
         num_steps=num_steps,
-        saved=(state.step, state.evaluated_step) if own else None,
-        best_saved=(state.best_metric, state.best_step),
     )
 
 

@@ -22,9 +22,7 @@ PACKAGES = (
 )
 
 
-def run_facts(
-    accelerator: Accelerator, detector: Detector, data: Data, processor: Any
-) -> dict[str, Any]:
+def run_facts(accelerator: Accelerator, detector: Detector, data: Data) -> dict[str, Any]:
     """Versions, sizes and fingerprints."""
     return {
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
@@ -37,5 +35,5 @@ def run_facts(
         "train_images": len(data.train),
         "val_images": len(data.val),
         "labels": list(data.taxonomy.names),
-        "image_processor": type(processor).__name__,
+        "image_processor": type(detector.trainable.processor).__name__,
     }

@@ -12,6 +12,7 @@ import yaml
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from disk import write_whole
 from errors import UserError
 from settings.keys import Config, RunConfig, config_to_dict
 from training.state import TrainState
@@ -84,9 +85,8 @@ class RunLog:
         self._metrics = self.folder / "metrics.jsonl"
         self._text = self.folder / "train.log"
         self._held: dict[Path, str] = {}
-        (self.folder / "config.yaml").write_text(
-            yaml.safe_dump(config_to_dict(cfg), sort_keys=False)
-        )
+        text = yaml.safe_dump(config_to_dict(cfg), sort_keys=False)
+        write_whole(self.folder / "config.yaml", text)
         self._drop_later_than(state)
         if cfg.run.tracker != "none":
             self._start_tracker(accelerator, cfg, state.tracker_run)
@@ -199,9 +199,7 @@ class RunLog:
         lines = self._metrics.read_text().splitlines()
         kept = [line for line in lines if _is_before(line, state)]
         if len(kept) < len(lines):
-            temporary = self._metrics.with_suffix(".new")
-            temporary.write_text("".join(line + "\n" for line in kept))
-            temporary.replace(self._metrics)
+            write_whole(self._metrics, "".join(line + "\n" for line in kept))
             self.say(
                 f"metrics.jsonl: {len(lines) - len(kept)} lines after step {state.step} will be "
                 "made anew"

@@ -15,8 +15,9 @@ from errors import UserError
 from model.build import Detector
 from run.changes import check_changes, note_world
 from settings.keys import Config
-from training.checkpoint import Checkpoints, find_defect, step_name, step_of
+from training.checkpoint import Best, Checkpoints, step_of
 from training.ema import Ema
+from training.manifest import find_defect
 from training.state import (
     CONFIG,
     TrainState,
@@ -42,6 +43,8 @@ class Resumed:
     state: TrainState
     folder: Path | None
     """The checkpoint; None for a fresh start"""
+    best: Best | None = None
+    """The best evaluation so far, if its checkpoint is here"""
     notes: tuple[str, ...] = ()
     """Lines for the log"""
 
@@ -87,38 +90,6 @@ def _find(cfg: Config, checkpoints: Checkpoints) -> tuple[Path | None, list[str]
     return folder, notes
 
 
-def find_best(
-    accelerator: Accelerator, checkpoints: Checkpoints, state: TrainState, same_metric: bool
-) -> tuple[float | None, int | None, list[str]]:
-    """Collective: called on every rank. Best metric and step as far as their checkpoint is here.
-
-    Returns: metric and step of the best checkpoint before `state`, and lines for the log.
-    """
-    found: list[Any] = [None, None, []]
-    if accelerator.is_main_process:
-        found = list(_best(checkpoints, state, same_metric))
-    broadcast_object_list(found)
-    return found[0], found[1], found[2]
-
-
-def _best(
-    checkpoints: Checkpoints, state: TrainState, same_metric: bool
-) -> tuple[float | None, int | None, list[str]]:
-    if state.best_step is None:
-        return None, None, []
-    name = step_name(state.best_step)
-    if not same_metric:
-        return None, None, [f"{name} was the best by another eval.metric: not counted"]
-    if (checkpoints.folder / name).is_dir():
-        return state.best_metric, state.best_step, []
-    link = checkpoints.best()  # of before, where the save of the better one failed
-    if link is not None and find_defect(link) is None:
-        older = load_state(link)
-        if older.best_step == older.step <= state.step:
-            return older.best_metric, older.best_step, []
-    return None, None, [f"{name}, the best checkpoint so far, is not here: not counted"]
-
-
 def resume(
     cfg: Config,
     accelerator: Accelerator,
@@ -136,7 +107,7 @@ def resume(
     """
     folder, notes = find_checkpoint(cfg, accelerator, checkpoints)
     if folder is None:
-        return Resumed(TrainState(facts=dict(facts)), None, tuple(notes))
+        return Resumed(TrainState(facts=dict(facts)), None, notes=tuple(notes))
     state = load_state(folder)
     for name, meaning in FINGERPRINTS.items():
         if state.facts.get(name) != facts[name]:
@@ -156,11 +127,9 @@ def resume(
         state.samples_seen = -(-state.samples_seen // size) * size
     if folder.parent.resolve() != checkpoints.folder.resolve():  # a branch of another run
         state.tracker_run, state.evaluated_step = None, 0
-    same_metric = before["eval"]["metric"] == cfg.eval.metric
-    state.best_metric, state.best_step, lines = find_best(
-        accelerator, checkpoints, state, same_metric
-    )
-    notes += lines
+    found: list[Any] = [None, []]
     if accelerator.is_main_process:
-        checkpoints.link(state)
-    return Resumed(state, folder, tuple(notes))
+        same_metric = before["eval"]["metric"] == cfg.eval.metric
+        found = list(checkpoints.find_best(folder, same_metric))
+    broadcast_object_list(found)
+    return Resumed(state, folder, found[0], (*notes, *found[1]))

@@ -136,7 +136,7 @@ FOUR_IMAGES = {
 
 def tiny_detector(folder: Path, variant: str):
     """A detector of three classes on a tiny backbone written to `folder`, always the same."""
-    from data.schema import Taxonomy
+    from data.taxonomy import Taxonomy
     from model.build import build_model
     from settings.keys import ModelConfig
 

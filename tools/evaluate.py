@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     args, rest = parser.parse_known_args(argv)
     cfg = load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
     detector = load_detector(args.model)
-    data_cfg = replace(cfg.data, image_size=detector.image_size, augment=[])
+    data_cfg = replace(cfg.data, image_size=detector.rule.size, augment=[])
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     with accelerator.main_process_first():
         data = build_data(data_cfg, cfg.run.seed)
@@ -48,13 +48,12 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     start = time.perf_counter()
     predictions = predict_split(
         accelerator,
-        detector.model.to(accelerator.device),
-        detector.processor,
-        detector.normalization,
+        detector.trainable.to(accelerator.device),
         eval_loader(
             data.val,
-            data_cfg,
+            detector.rule,
             cfg.eval.batch_size,
+            cfg.data.num_workers,
             accelerator.device.type == "cuda",
             accelerator.process_index,
             accelerator.num_processes,

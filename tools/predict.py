@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from data.feed.collate import Sample, collate
-from data.feed.transforms import full_canvas, resize, resized_size
+from data.feed.transforms import resize
 from data.images.decode import decode
+from data.objects import Objects
 from errors import UserError, fail
 from export.detector import LoadedDetector, load_detector
-from report.drawing import draw_boxes
+from report.drawing import draw_objects
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> list[dict[str, Any]]:
         raise UserError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {args.images}")
     detector = load_detector(args.model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    detector.model.to(device)
+    detector.trainable.to(device)
     args.out.mkdir(parents=True, exist_ok=True)
     results = []
     for file, drawing in zip(files, drawing_names(files, args.out), strict=True):
@@ -50,12 +51,16 @@ def main(argv: Sequence[str]) -> list[dict[str, Any]]:
             print(f"skipped: {error}", file=sys.stderr)
             continue
         found = detect(detector, image, args.threshold, device)
-        texts = [f"{box['label']} {box['score']:.2f}" for box in found]
-        boxes = np.array([box["box_xywh"] for box in found]).reshape(-1, 4)
-        draw_boxes(image, boxes, texts, [detector.names.index(b["label"]) for b in found]).save(
-            drawing
-        )
-        results.append({"image": str(file), "drawing": str(drawing), "objects": found})
+        names = [detector.names[c] for c in found.classes]
+        texts = [f"{name} {score:.2f}" for name, score in zip(names, found.scores, strict=True)]
+        draw_objects(image, found, texts).save(drawing)
+        objects = [
+            {"label": name, "score": round(score, 4), "box_xywh": [round(v, 2) for v in box]}
+            for name, score, box in zip(
+                names, found.scores.tolist(), found.boxes.tolist(), strict=True
+            )
+        ]
+        results.append({"image": str(file), "drawing": str(drawing), "objects": objects})
         print(f"{file}: {', '.join(texts) or 'nothing found'}")
     (args.out / "predictions.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"{len(results)} image(s) drawn; boxes in {args.out / 'predictions.json'}")
@@ -84,34 +89,14 @@ def drawing_names(files: Sequence[Path], out: Path) -> list[Path]:
     return [out / f"{name}.png" for name in names]
 
 
-@torch.no_grad()
 def detect(
     detector: LoadedDetector, image: np.ndarray, threshold: float, device: torch.device
-) -> list[dict[str, Any]]:
-    """Objects in uint8 [H, W, 3] by falling score: {label, score, box_xywh in px of the image}."""
+) -> Objects:
+    """Objects in uint8 [H, W, 3] by falling score; boxes xywh in px of the image."""
     height, width = image.shape[:2]
-    small = resize(image, resized_size(height, width, detector.image_size))
-    canvas = full_canvas(detector.image_size)
-    nothing = np.zeros((0, 4)), np.zeros(0, np.int64)
-    batch = collate([Sample(small, *nothing, 0, 0, (height, width), canvas)]).to(device)
-    outputs = detector.model(
-        pixel_values=detector.normalization(batch.pixel_values, batch.pixel_mask),
-        pixel_mask=batch.pixel_mask,
-    )
-    found = detector.processor.post_process_object_detection(
-        outputs, threshold=threshold, target_sizes=torch.tensor([[height, width]], device=device)
-    )[0]
-    objects = []
-    for place in found["scores"].argsort(descending=True, stable=True).tolist():
-        x1, y1, x2, y2 = (round(v, 2) for v in found["boxes"][place].tolist())
-        objects.append(
-            {
-                "label": detector.names[int(found["labels"][place])],
-                "score": round(float(found["scores"][place]), 4),
-                "box_xywh": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
-            }
-        )
-    return objects
+    small = resize(image, detector.rule.resized(height, width))
+    sample = Sample(small, Objects.none(), 0, 0, (height, width), detector.rule.full)
+    return detector.trainable.predict(collate([sample]).to(device), threshold=threshold)
 
 
 if __name__ == "__main__":

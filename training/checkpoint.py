@@ -7,52 +7,132 @@ temporary folder. All files are safetensors, JSON or YAML: loading one runs no c
 """
 
 import contextlib
-import hashlib
 import json
+import math
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import yaml
 from safetensors.torch import save_file
 
+from disk import flush, flush_all, link, recover, remove_whole, unfinished, whole_folder
 from errors import UserError
 from settings.keys import Config, config_to_dict
-from training.state import CONFIG, STATE, Snapshot, TrainState
+from training.manifest import find_defect, write_manifest
+from training.state import CONFIG, STATE, Snapshot, TrainState, load_state
 
 PREFIX = "step-"
-WRITING, REPLACED, REMOVING = ".writing-", ".replaced-", ".removing-"
 DAMAGED = "damaged-"
-MANIFEST = "manifest.json"
+BEST = "state/best.json"
 SPARE_BYTES = 1_000_000
 """Room for headers, state and manifest beside the tensors"""
 
 
-class Checkpoints:
-    """The checkpoints folder of one run. All methods are for rank 0 alone."""
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far."""
 
-    def __init__(self, folder: Path, keep: int):
+    metric: float
+    step: int
+
+
+class Checkpoints:
+    """The checkpoints folder of one run, what is saved in it, and which evaluation is the best.
+
+    Every rank keeps the same account; only the main one touches files.
+    """
+
+    def __init__(self, folder: Path, keep: int, is_main: bool = True):
         self.folder = folder
         self.keep = keep
         self.failure: str | None = None
-        """Why the last save came to nothing"""
+        """Why the last save came to nothing, on the main rank"""
+        self.best: Best | None = None
+        self._is_main = is_main
+        self._saved: tuple[int, int] | None = None
+        """(step, evaluated step) of the newest checkpoint in the folder"""
+        self._best_saved: Best | None = None
+        """With the last save"""
+        self._best_before: Best | None = None
+        """Before it"""
         self._snapshot = Snapshot()
         self._writer: threading.Thread | None = None
         self._copied = threading.Event()
         self._copied.set()
+
+    # --- the account, on every rank ---
+
+    def record(self, metric: float | None, step: int) -> None:
+        """Note an evaluation; None and NaN are never the best."""
+        if metric is None or math.isnan(metric):
+            return
+        if self.best is None or metric > self.best.metric:
+            self.best = Best(metric, step)
+
+    def is_best(self, step: int) -> bool:
+        """Whether the evaluation of `step` is the best one so far."""
+        return self.best is not None and self.best.step == step
+
+    def is_saved(self, state: TrainState) -> bool:
+        """Whether the state is in the folder already, or being written."""
+        return self._saved == (state.step, state.evaluated_step)
+
+    def go_on_from(self, folder: Path | None, state: TrainState, best: Best | None) -> None:
+        """Begin where the checkpoint in `folder` (None: a fresh start) ended."""
+        self.best = self._best_saved = best
+        own = folder is None or folder.parent.resolve() == self.folder.resolve()
+        self._saved = (state.step, state.evaluated_step) if own else None
+        if folder is not None and self._is_main:
+            for name, step in (("last", state.step), ("best", best and best.step)):
+                if step is not None and (self.folder / step_name(step)).is_dir():
+                    link(self.folder / name, step_name(step))
+                else:
+                    (self.folder / name).unlink(missing_ok=True)
+
+    def give_up(self) -> str | None:
+        """The last save came to nothing: it is not there, and cannot be the best. Why, on rank 0."""
+        if self.best == self._best_saved != self._best_before:
+            self.best = self._best_before
+        self._saved, self._best_saved = None, self._best_before
+        failure, self.failure = self.failure, None
+        return failure
+
+    # --- files, on the main rank ---
 
     def names(self) -> list[str]:
         """Names of the checkpoints by falling step, without a look at their files."""
         found = [p.name for p in self.folder.glob(f"{PREFIX}*") if p.name[len(PREFIX) :].isdigit()]
         return sorted(found, key=step_of, reverse=True)
 
-    def best(self) -> Path | None:
+    def best_folder(self) -> Path | None:
         """The checkpoint that the link `best` names."""
-        link = self.folder / "best"
-        return link.resolve() if link.exists() else None
+        place = self.folder / "best"
+        return place.resolve() if place.exists() else None
+
+    def find_best(self, folder: Path, same_metric: bool) -> tuple[Best | None, list[str]]:
+        """The best evaluation up to the checkpoint `folder`, as far as its checkpoint is here.
+
+        Returns: it, and lines for the log.
+        """
+        best = read_best(folder)
+        if best is None:
+            return None, []
+        name = step_name(best.step)
+        if not same_metric:
+            return None, [f"{name} was the best by another eval.metric: not counted"]
+        if (self.folder / name).is_dir():
+            return best, []
+        linked = self.best_folder()  # of before, where the save of the better one failed
+        if linked is not None and find_defect(linked) is None:
+            older, step = read_best(linked), load_state(linked).step
+            if older is not None and older.step == step <= load_state(folder).step:
+                return older, []
+        return None, [f"{name}, the best checkpoint so far, is not here: not counted"]
 
     def newest_intact(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint whose files are what its manifest says, and one line per finding.
@@ -89,14 +169,6 @@ class Checkpoints:
             )
         return None, notes
 
-    def link(self, state: TrainState) -> None:
-        """Point `last` and `best` to the checkpoints of `state`, after a resume."""
-        for name, step in (("last", state.step), ("best", state.best_step)):
-            if step is not None and (self.folder / step_name(step)).is_dir():
-                _link(self.folder / name, step_name(step))
-            else:
-                (self.folder / name).unlink(missing_ok=True)
-
     def save(
         self,
         tensors: Mapping[str, Mapping[str, torch.Tensor]],
@@ -106,18 +178,25 @@ class Checkpoints:
     ) -> None:
         """Begin to copy and write a checkpoint (and wait for it, if `wait`).
 
+        Called on every rank; the others only keep the account, and give no tensors.
+
         `tensors` must not change before `wait_for_copy` has returned. A save that fails leaves its
         reason in `failure`, and the older checkpoints as they were.
         """
+        self._saved = (state.step, state.evaluated_step)
+        self._best_before, self._best_saved = self._best_saved, self.best
+        if not self._is_main:
+            return
         self.wait()
         texts = {
+            BEST: json.dumps(self.best and asdict(self.best)) + "\n",
             STATE: state.to_json(),
             CONFIG: yaml.safe_dump(config_to_dict(cfg), sort_keys=False),
         }
         self._copied.clear()
         self._writer = threading.Thread(
             target=self._copy_and_write,
-            args=(state.step, state.best_step == state.step, tensors, texts),
+            args=(state.step, self.is_best(state.step), tensors, texts),
             name="checkpoint",
         )
         self._writer.start()
@@ -142,27 +221,28 @@ class Checkpoints:
         texts: Mapping[str, str],
     ) -> None:
         name = step_name(step)
-        temporary = self.folder / f"{WRITING}{name}"
         try:
             try:
                 self._snapshot.take(tensors)
             finally:
                 self._copied.set()
             self._check_space()
-            shutil.rmtree(temporary, ignore_errors=True)
-            for file in (*self._snapshot.files, *texts):
-                (temporary / file).parent.mkdir(parents=True, exist_ok=True)
-            for file, copies in self._snapshot.files.items():
-                save_file(copies, temporary / file)
-            for file, text in texts.items():
-                (temporary / file).write_text(text)
-            _flush(temporary)
-            write_manifest(temporary)
-            self._publish(temporary, name, best)
+            with whole_folder(self.folder / name) as temporary:
+                for file in (*self._snapshot.files, *texts):
+                    (temporary / file).parent.mkdir(parents=True, exist_ok=True)
+                for file, copies in self._snapshot.files.items():
+                    save_file(copies, temporary / file)
+                for file, text in texts.items():
+                    (temporary / file).write_text(text)
+                flush_all(temporary)
+                write_manifest(temporary)
+            link(self.folder / "last", name)
+            if best:
+                link(self.folder / "best", name)
+            flush(self.folder)
             with contextlib.suppress(OSError):  # what stays is removed after another save or start
                 self._prune()
         except Exception as error:  # in a thread it would be lost
-            shutil.rmtree(temporary, ignore_errors=True)
             kept = self.names()
             self.failure = (
                 f"the checkpoint of step {step} could not be written to {self.folder}: {error}; "
@@ -176,44 +256,20 @@ class Checkpoints:
         if free < needed:
             raise OSError(f"it takes {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free")
 
-    def _publish(self, temporary: Path, name: str, best: bool) -> None:
-        """Give a complete checkpoint its name, then move the links."""
-        final, replaced = self.folder / name, self.folder / f"{REPLACED}{name}"
-        if final.exists():  # the same step again, now with its evaluation
-            shutil.rmtree(replaced, ignore_errors=True)
-            final.rename(replaced)
-        temporary.rename(final)
-        _flush_one(self.folder)
-        _link(self.folder / "last", name)
-        if best:
-            _link(self.folder / "best", name)
-        _flush_one(self.folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-
     def _prune(self) -> None:
         links = [self.folder / "last", self.folder / "best"]
-        protected = {os.readlink(link) for link in links if link.is_symlink()}
+        protected = {os.readlink(place) for place in links if place.is_symlink()}
         for name in self.names()[self.keep :]:
             if name not in protected:
-                # Renamed first: a kill meanwhile must not leave half a checkpoint under its name.
-                removing = self.folder / f"{REMOVING}{name}"
-                shutil.rmtree(removing, ignore_errors=True)
-                (self.folder / name).rename(removing)
-                shutil.rmtree(removing)
+                remove_whole(self.folder / name)
 
     def tidy(self) -> list[str]:
         """Finish or undo what a kill interrupted; one line per checkpoint that was being written."""
-        notes = []
-        for leftover in sorted(self.folder.glob(".*-step-*")):
-            kind, _, number = leftover.name.partition(f"-{PREFIX}")
-            name = f"{PREFIX}{number}"
-            if f"{kind}-" == REPLACED and not (self.folder / name).exists():
-                leftover.rename(self.folder / name)
-            elif f"{kind}-" in (WRITING, REPLACED, REMOVING):
-                shutil.rmtree(leftover)
-                if f"{kind}-" == WRITING:
-                    notes.append(f"{name} was being written when the run ended: removed")
-        return notes
+        return [
+            f"{place.name} was being written when the run ended: removed"
+            for place in unfinished(self.folder)
+            if recover(place)
+        ]
 
     def _set_aside(self, name: str) -> str:
         taken = {p.name for p in self.folder.glob(f"{DAMAGED}*")}
@@ -233,85 +289,14 @@ def step_of(name: str) -> int:
     return int(name[len(PREFIX) :])
 
 
-def write_manifest(folder: Path) -> None:
-    """Write size and sha256 of all files of a checkpoint, and flush it."""
-    files = {
-        file: {"bytes": (folder / file).stat().st_size, "sha256": _sha256(folder / file)}
-        for file in _files(folder)
-    }
-    (folder / MANIFEST).write_text(_manifest_text(files))
-    _flush_one(folder / MANIFEST)
-    _flush_one(folder)
-
-
-def find_defect(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None if they are as they were written.
+def read_best(folder: Path) -> Best | None:
+    """The best evaluation up to a checkpoint.
 
     Raises:
-        UserError: if they cannot be read at present, which says nothing about them.
+        UserError: if the folder is no checkpoint.
     """
     try:
-        text = (folder / MANIFEST).read_text()
-        listed = json.loads(text)["files"]
-        if text != _manifest_text(listed):
-            return f"{MANIFEST} was changed"
-        present = set(_files(folder))
-        for file, entry in listed.items():
-            if file not in present:
-                return f"{file} is missing"
-            size = (folder / file).stat().st_size
-            if size != entry["bytes"]:
-                return f"{file} has {size} bytes instead of {entry['bytes']}"
-            if _sha256(folder / file) != entry["sha256"]:
-                return f"{file} was changed"
-        if foreign := sorted(present - set(listed)):
-            return f"{foreign[0]} does not belong to it"
-    except (FileNotFoundError, NotADirectoryError):
-        return f"{MANIFEST} is missing"
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read now: {error}; try again") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        return f"{MANIFEST} cannot be read: {error}"
-    return None
-
-
-def _manifest_text(files: Mapping[str, Mapping[str, object]]) -> str:
-    """One spelling, with a checksum of itself: any changed byte shows."""
-    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-    return json.dumps({"files": files, "sha256": digest}, indent=2, sort_keys=True) + "\n"
-
-
-def _files(folder: Path) -> Iterator[str]:
-    """Relative names of all files but the manifest and hidden ones (NFS and macOS make those)."""
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if not path.is_dir() and name != MANIFEST and not path.name.startswith("."):
-            yield name
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _flush(folder: Path) -> None:
-    """Force files and folders to disk."""
-    for path in [*folder.rglob("*"), folder]:
-        _flush_one(path)
-
-
-def _flush_one(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _link(link: Path, target: str) -> None:
-    """Make or move a relative link in one step."""
-    temporary = link.with_name(f".{link.name}.new")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    temporary.symlink_to(target)
-    temporary.replace(link)
+        content = json.loads((folder / BEST).read_text())
+        return None if content is None else Best(**content)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{folder}: not a checkpoint that can be read here: {error}") from error

@@ -1,52 +1,62 @@
-"""The one small all-reduce at the start of a step."""
+"""The one small collective at the start of a step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 
-from data.feed.collate import Batch
-from model.losses.set_criterion import StepCounts
+
+class MicroBatchCounts(Protocol):
+    """What a step has to know of one micro-batch; the names are the same in each."""
+
+    @property
+    def sums(self) -> Mapping[str, float]: ...
+
+    @property
+    def maxima(self) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True)
 class Agreed:
-    """What all ranks know after the all-reduce."""
+    """What all ranks know after the collective."""
 
-    counts: StepCounts
-    stop: bool
-    """Some rank was asked to stop"""
-    save_failed: bool
-    """The last checkpoint could not be written"""
-    bad_images: bool
-    """Some rank met an image that cannot be decoded"""
+    counts: dict[str, float]
+    """Sums and maxima over all micro-batches and ranks, by name"""
+    flags: frozenset[str]
+    """Those that are set on some rank"""
 
 
 def agree(
-    accelerator: Accelerator,
-    batches: Sequence[Batch],
-    num_queries: int,
-    stop: bool = False,
-    save_failed: bool = False,
-    bad_images: bool = False,
+    accelerator: Accelerator, micro_batches: Sequence[MicroBatchCounts], **flags: bool
 ) -> Agreed:
-    """Collective: called on every rank. The step's boxes and images, and flags, over all ranks.
+    """Collective: called on every rank. The step's counts, and flags, over all ranks.
 
     Args:
-        batches: the micro-batches of this rank.
+        micro_batches: counts of this rank's micro-batches. flags: by name.
     """
-    own = StepCounts.of_batch([n for batch in batches for n in batch.num_boxes], num_queries)
-    values = torch.tensor(
-        [own.num_boxes, own.num_matched, own.num_images, stop, save_failed, bad_images],
+    sums: dict[str, float] = {}
+    maxima: dict[str, float] = {}
+    for counts in micro_batches:
+        for name, value in counts.sums.items():
+            sums[name] = sums.get(name, 0.0) + value
+        for name, value in counts.maxima.items():
+            maxima[name] = max(maxima.get(name, value), value)
+    own = torch.tensor(
+        [*sums.values(), *maxima.values(), *map(float, flags.values())],
         dtype=torch.float64 if accelerator.device.type == "cpu" else torch.float32,
         device=accelerator.device,
     )
-    *counts, stops, failures, bad = accelerator.reduce(values, reduction="sum").tolist()
-    return Agreed(StepCounts(*counts), stops > 0, failures > 0, bad > 0)
+    everyone = accelerator.gather(own[None])  # [W, N]
+    total, largest = torch.stack([everyone.sum(0), everyone.amax(0)]).tolist()
+    of_sums, of_maxima = len(sums), len(sums) + len(maxima)
+    return Agreed(
+        dict(zip([*sums, *maxima], [*total[:of_sums], *largest[of_sums:of_maxima]], strict=True)),
+        frozenset(name for name, top in zip(flags, largest[of_maxima:], strict=True) if top > 0),
+    )
 
 
 def any_rank(accelerator: Accelerator, flag: bool) -> bool:
     """Collective: called on every rank. Whether the flag is set on one of them."""
-    value = torch.tensor([float(flag)], device=accelerator.device)
-    return bool(accelerator.reduce(value, reduction="sum").item() > 0)
+    return bool(agree(accelerator, [], flag=flag).flags)

@@ -34,8 +34,6 @@ class TrainState:
     """Optimizer steps done"""
     samples_seen: int = 0
     """Place in the sample stream; steps that were skipped count as well"""
-    best_metric: float | None = None
-    best_step: int | None = None
     evaluated_step: int = 0
     """Step of the last whole evaluation"""
     scaler: dict[str, Any] | None = None
@@ -46,12 +44,6 @@ class TrainState:
     """Training images that could not be decoded, and why"""
     facts: dict[str, Any] = field(default_factory=dict)
     """Fingerprints of backbone and data, package versions, world size"""
-
-    def record(self, metric: float | None) -> None:
-        """Note the evaluation of the present step, and whether it is the best so far."""
-        self.evaluated_step = self.step
-        if metric is not None and (self.best_metric is None or metric > self.best_metric):
-            self.best_metric, self.best_step = metric, self.step
 
     def to_json(self) -> str:
         """As it stands in a checkpoint."""

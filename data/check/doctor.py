@@ -114,7 +114,7 @@ def _add_defects(
         detail = (
             f"{seen.size[0]} x {seen.size[1]} px, its header says {record.width} x {record.height}"
         )
-        findings.add("size differs from annotation", record.where, detail, place)
+        findings.add("size differs from header", record.where, detail, place)
 
 
 def _add_duplicates(
@@ -131,6 +131,6 @@ def _add_duplicates(
             pairs.append(("training image in validation", "train", first["train", digest]))
         for kind, split, other in pairs:
             known = splits[split].records[other]
-            equal = np.array_equal(known.boxes, record.boxes)
+            equal = np.array_equal(known.objects.boxes, record.objects.boxes)
             detail = f"same pixels as {known.where}{'' if equal else ', with other boxes'}"
             findings.add(kind, record.where, detail, (name, index))

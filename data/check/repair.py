@@ -3,8 +3,7 @@
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +11,16 @@ from PIL import Image
 
 from data.build import Data
 from data.check.doctor import readable_places, splits_of
-from data.findings import IMAGE_KINDS, Finding
+from data.coco_format import coco_content
+from data.findings import IMAGE_KINDS, KINDS, Finding
 from data.images.decode import decode
 from data.images.headers import EXTENSIONS, Header, inspect
-from data.schema import Record, Split
+from data.objects import Objects
+from data.schema import Split
+from disk import whole_folder
 from errors import UserError
 
 JPEG_QUALITY = 95
-DONE = {
-    "broken row": "left out",
-    "path leaves the folder": "left out",
-    "duplicate image id": "left out; ids are new",
-    "annotation without image": "left out",
-    "unknown category": "left out",
-    "duplicate annotation id": "ids are new",
-    "size differs from annotation": "written with the size of the pixels",
-    **dict.fromkeys(IMAGE_KINDS, "image left out, with its boxes"),
-    "wrong extension": "copied under the extension of its format",
-    **dict.fromkeys(
-        (
-            "16-bit image",
-            "CMYK image",
-            "palette image",
-            "transparent image",
-            "EXIF-rotated image",
-        ),
-        "encoded anew, as RGB",
-    ),
-    "box not a number": "box left out",
-    "box without area": "box left out",
-    "box with a negative side": "box left out",
-    "box inverted": "corners put in order",
-    "box outside the image": "box left out",
-    "box partly outside": "box clipped",
-}
-"""What is done about a finding; the kinds that are missing here are left as they are"""
 
 
 def write_repaired(
@@ -57,8 +31,8 @@ def write_repaired(
 ) -> int:
     """Write train/, val/, annotations/{train,val}.json and repairs.jsonl into `folder`.
 
-    Images that are fine are hard links to the originals where possible, else copies; others are
-    encoded anew. The folder appears when it is complete.
+    Images that are fine are copied byte by byte, others are encoded anew. The folder appears when it
+    is complete.
 
     Args:
         findings: those of the readers and of `check_images`. progress: called after each image.
@@ -70,27 +44,20 @@ def write_repaired(
         UserError: if `folder` is not empty, or cannot be written.
     """
     refuse_full(folder)
-    repairs = [finding for finding in findings if finding.kind in DONE]
+    repairs = [(f, done) for f in findings if (done := KINDS[f.kind].repaired) is not None]
     lost = {f.image for f in findings if f.kind in IMAGE_KINDS and f.image is not None}
-    temporary = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-        temporary.chmod(0o755)
-        (temporary / "annotations").mkdir()
-        for name, split in splits_of(data).items():
-            _write_split(temporary, name, split, data, lost, progress)
-        lines = [
-            json.dumps({"kind": f.kind, "where": f.where, "was": f.detail, "what": DONE[f.kind]})
-            for f in repairs
-        ]
-        (temporary / "repairs.jsonl").write_text("".join(f"{line}\n" for line in lines))
-        temporary.rename(folder)
+        with whole_folder(folder) as temporary:
+            (temporary / "annotations").mkdir()
+            for name, split in splits_of(data).items():
+                _write_split(temporary, name, split, data, lost, progress)
+            lines = [
+                json.dumps({"kind": f.kind, "where": f.where, "was": f.detail, "what": done})
+                for f, done in repairs
+            ]
+            (temporary / "repairs.jsonl").write_text("".join(f"{line}\n" for line in lines))
     except OSError as error:
         raise UserError(f"--repair {folder}: cannot be written: {error}") from error
-    finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary)
     return len(repairs)
 
 
@@ -118,38 +85,13 @@ def _write_split(
     are_files = isinstance(split.images[kept[0]], Path)
     names = _Names({Path(split.images[i]).parent for i in kept} if are_files else ())  # type: ignore
     images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for index in kept:
-        record = split.records[index]
+    for number, index in enumerate(kept, 1):
         progress()
         file_name, width, height = _write_image(root / name, split, index, names)
-        image_id = len(images) + 1
-        images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
-        for row in _annotations(record, image_id, data.taxonomy.category_ids):
-            annotations.append({"id": len(annotations) + 1, **row})
-    categories = [
-        {"id": category, "name": class_name}
-        for category, class_name in zip(
-            data.taxonomy.category_ids, data.taxonomy.names, strict=True
-        )
-    ]
-    content = {"images": images, "annotations": annotations, "categories": categories}
+        images.append({"id": number, "file_name": file_name, "width": width, "height": height})
+    objects = Objects.of_images([split.records[index].objects for index in kept])
+    content = coco_content(images, objects, data.taxonomy)
     (root / "annotations" / f"{name}.json").write_text(json.dumps(content))
-
-
-def _annotations(
-    record: Record, image_id: int, category_ids: tuple[int, ...]
-) -> Iterable[dict[str, Any]]:
-    for box, kind, area, crowd in zip(
-        record.boxes, record.categories, record.areas, record.iscrowd, strict=True
-    ):
-        yield {
-            "image_id": image_id,
-            "category_id": category_ids[int(kind)],
-            "bbox": [float(value) for value in box],
-            "area": float(area),
-            "iscrowd": int(crowd),
-        }
 
 
 def _write_image(folder: Path, split: Split, index: int, names: "_Names") -> tuple[str, int, int]:
@@ -177,10 +119,7 @@ def _copy(source: Path | bytes, target: Path) -> None:
     if isinstance(source, bytes):
         target.write_bytes(source)
         return
-    try:
-        os.link(source.resolve(), target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
+    shutil.copyfile(source, target)  # not a link: who edits the copy must not change the original
 
 
 class _Names:

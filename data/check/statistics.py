@@ -1,12 +1,12 @@
 """Figures of a split: how many images and boxes of which class and size."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from data.feed.transforms import resized_size
-from data.schema import Split, Taxonomy
+from data.canvas import resized_size
+from data.schema import Split
+from data.taxonomy import Taxonomy
 from settings.keys import ImageSizeConfig
 
 SMALL_PX2, LARGE_PX2 = 32**2, 96**2
@@ -65,18 +65,20 @@ class SplitStatistics:
 def split_statistics(split: Split, taxonomy: Taxonomy, size: ImageSizeConfig) -> SplitStatistics:
     """Figures of a split whose categories are class indices."""
     boxes = resized_boxes(split, size)
-    kept = [record.categories[~record.iscrowd] for record in split.records]
-    counts = np.array([len(categories) for categories in kept], dtype=np.int64)
+    everything = split.objects
+    objects = everything.take(~everything.iscrowd)
+    counts = np.bincount(objects.image, minlength=len(split))
     num_classes = len(taxonomy.names)
-    per_class = np.bincount(_joined(kept), minlength=num_classes)
-    images_of = np.bincount(_joined([np.unique(c) for c in kept]), minlength=num_classes)
+    per_class = np.bincount(objects.classes, minlength=num_classes)
+    pairs = np.unique(np.stack([objects.image, objects.classes], axis=1), axis=0)
+    images_of = np.bincount(pairs[:, 1], minlength=num_classes)
     area = boxes[:, 0] * boxes[:, 1]
     small, large = int((area < SMALL_PX2).sum()), int((area >= LARGE_PX2).sum())
     return SplitStatistics(
         images=len(split),
         images_without_boxes=int((counts == 0).sum()),
         boxes=len(boxes),
-        crowd_boxes=int(sum(record.iscrowd.sum() for record in split.records)),
+        crowd_boxes=int(everything.iscrowd.sum()),
         classes=tuple(
             ClassCount(name, int(per_class[c]), int(images_of[c]))
             for c, name in enumerate(taxonomy.names)
@@ -96,17 +98,13 @@ def split_statistics(split: Split, taxonomy: Taxonomy, size: ImageSizeConfig) ->
 def resized_boxes(split: Split, size: ImageSizeConfig) -> np.ndarray:
     """float64 [n, 3]: width and height, px, of all boxes in the resized images, and the ratio of
     width to height in the stored image."""
-    rows = [np.empty((0, 3))]
-    for record in split.records:
-        height, width = resized_size(record.height, record.width, size)
-        sides = record.boxes[~record.iscrowd, 2:]
-        scaled = sides * [width / record.width, height / record.height]
-        rows.append(np.column_stack([scaled, sides[:, 0] / sides[:, 1]]))
-    return np.concatenate(rows)
-
-
-def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.empty(0, dtype=np.int64), *arrays])
+    objects = split.objects
+    objects = objects.take(~objects.iscrowd)
+    stored = np.array([(record.width, record.height) for record in split.records]).reshape(-1, 2)
+    resized = [resized_size(height, width, size)[::-1] for width, height in stored.tolist()]
+    scale = np.array(resized).reshape(-1, 2) / stored
+    sides = objects.boxes[:, 2:]
+    return np.column_stack([sides * scale[objects.image], sides[:, 0] / sides[:, 1]])
 
 
 def _quantiles(values: np.ndarray) -> Quantiles | None:

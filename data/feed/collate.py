@@ -1,12 +1,18 @@
-"""Samples to batches: pad, mask, and box targets relative to the unpadded image."""
+"""Samples to batches: pad, mask, and boxes relative to the unpadded image."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+
+from data.boxes import from_centres, to_centres
+from data.objects import Objects
+
+UNUSED = ("areas", "iscrowd", "numbers", "scores")
+"""Columns that no model gets"""
 
 
 @dataclass(frozen=True)
@@ -15,10 +21,8 @@ class Sample:
 
     image: np.ndarray
     """uint8 [h, w, 3], resized and augmented"""
-    boxes: np.ndarray
-    """float64 [n, 4] xywh in pixels of `image`"""
-    classes: np.ndarray
-    """int64 [n]"""
+    objects: Objects
+    """What is on it; boxes xywh in pixels of `image`"""
     image_id: int | str
     index: int
     """Place in its split"""
@@ -34,62 +38,47 @@ class Sample:
 
 @dataclass
 class Batch:
-    """One micro-batch."""
+    """One micro-batch of B images."""
 
     pixel_values: torch.Tensor
     """uint8 [B, 3, H, W]; zero where padded"""
     pixel_mask: torch.Tensor
     """bool [B, H, W]; true on the image"""
-    labels: list[dict[str, Any]]
-    """Per image: class_labels int64 [n], boxes float32 [n, 4] cxcywh in [0, 1] of the unpadded
-    image, image_id, index, orig_size (height, width), missing"""
+    objects: Objects
+    """Those of all images, one after the other, as tensors; boxes float32 cxcywh in [0, 1] of the
+    unpadded image, `image` the row of the batch"""
+    num_objects: list[int]
+    """Of each image"""
+    image_ids: list[int | str] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    """Place of each image in its split"""
+    orig_sizes: list[tuple[int, int]] = field(default_factory=list)
+    """(height, width) of each decoded image, px"""
+    missing: list[bool] = field(default_factory=list)
+    """Whether an image's pixels cannot be had"""
     bad: list[str] = field(default_factory=list)
     """Images that could not be decoded, and why; another one is in the place of each"""
 
     def __getstate__(self) -> dict[str, Any]:
         """For the way from a worker: small tensors as arrays, since each tensor costs a handshake."""
-        labels = [
-            {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in label.items()}
-            for label in self.labels
-        ]
-        return {**self.__dict__, "labels": labels}
+        return {**self.__dict__, "objects": self.objects.each(torch.Tensor.numpy)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.labels = [
-            {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in label.items()}
-            for label in self.labels
-        ]
+        self.objects = self.objects.each(torch.from_numpy)
 
     def pin_memory(self) -> "Batch":
         """Called by the DataLoader's pinning thread."""
-        return Batch(
-            self.pixel_values.pin_memory(),
-            self.pixel_mask.pin_memory(),
-            [_each_tensor(label, torch.Tensor.pin_memory) for label in self.labels],
-            self.bad,
-        )
+        return self._each(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`; copies from pinned memory do not block."""
-        return Batch(
-            self.pixel_values.to(device, non_blocking=True),
-            self.pixel_mask.to(device, non_blocking=True),
-            [
-                _each_tensor(label, lambda t: t.to(device, non_blocking=True))
-                for label in self.labels
-            ],
-            self.bad,
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    @property
-    def num_boxes(self) -> list[int]:
-        """Number of boxes of each image."""
-        return [len(label["class_labels"]) for label in self.labels]
-
-    @property
-    def image_ids(self) -> list[int | str]:
-        return [label["image_id"] for label in self.labels]
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        pixels, mask = change(self.pixel_values), change(self.pixel_mask)
+        objects = self.objects.each(change)
+        return replace(self, pixel_values=pixels, pixel_mask=mask, objects=objects)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -102,29 +91,31 @@ def collate(samples: Sequence[Sample]) -> Batch:
         h, w = sample.image.shape[:2]
         cv2.split(sample.image, [plane[:h, :w] for plane in pixels[row]])  # writes into `pixels`
         mask[row, :h, :w] = True
-    labels = [_label(sample) for sample in samples]
-    bad = [text for sample in samples for text in sample.bad]
-    return Batch(torch.from_numpy(pixels), mask, labels, bad)
+    objects = Objects.of_images([sample.objects for sample in samples])
+    sides = np.array([sample.image.shape[1::-1] * 2 for sample in samples])[objects.image]
+    boxes = relative(objects.boxes, sides)
+    return Batch(
+        pixel_values=torch.from_numpy(pixels),
+        pixel_mask=mask,
+        objects=replace(objects, boxes=boxes, **dict.fromkeys(UNUSED)).each(torch.from_numpy),
+        num_objects=[len(sample.objects) for sample in samples],
+        image_ids=[sample.image_id for sample in samples],
+        indices=[sample.index for sample in samples],
+        orig_sizes=[sample.orig_size for sample in samples],
+        missing=[sample.missing for sample in samples],
+        bad=[text for sample in samples for text in sample.bad],
+    )
 
 
-def relative_cxcywh(boxes: np.ndarray, height: int, width: int) -> torch.Tensor:
-    """float32 [n, 4] cxcywh in [0, 1] of xywh pixel boxes, float64 [n, 4], in an image."""
-    centres = boxes[:, :2] + boxes[:, 2:] / 2
-    relative = np.concatenate([centres, boxes[:, 2:]], axis=1) / [width, height, width, height]
-    return torch.from_numpy(relative.astype(np.float32))
+def relative(boxes: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """float32 cxcywh in [0, 1] of xywh boxes in pixels, float64 [n, 4].
+
+    Args:
+        sides: (width, height, width, height) of each box's image, px, [n, 4].
+    """
+    return (to_centres(boxes) / sides).astype(np.float32)
 
 
-def _label(sample: Sample) -> dict[str, Any]:
-    height, width = sample.image.shape[:2]
-    return {
-        "class_labels": torch.from_numpy(sample.classes.astype(np.int64)),
-        "boxes": relative_cxcywh(sample.boxes, height, width),
-        "image_id": sample.image_id,
-        "index": sample.index,
-        "orig_size": sample.orig_size,
-        "missing": sample.missing,
-    }
-
-
-def _each_tensor(label: dict[str, Any], change: Any) -> dict[str, Any]:
-    return {k: change(v) if isinstance(v, torch.Tensor) else v for k, v in label.items()}
+def absolute(boxes: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """float64 xywh in pixels of cxcywh in [0, 1]; the way back of `relative`."""
+    return from_centres(boxes.astype(np.float64) * sides)

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from data.canvas import CanvasRule, resized_size
 from data.feed.collate import Batch, Sample, collate
 from data.feed.sampler import SampleRef, StepSampler, evaluation_batches
-from data.feed.transforms import Augment, full_canvas, resize, resized_size
+from data.feed.transforms import Augment, resize
 from data.images.decode import decode
+from data.objects import Objects
 from data.schema import Split
 from errors import UserError
 from settings.keys import DataConfig, ImageSizeConfig
@@ -58,18 +60,16 @@ class TrainDataset(Dataset):
         raise UserError("too many images in a row cannot be used: " + "; ".join(bad))
 
     def _sample(self, index: int, ref: SampleRef) -> Sample:
-        size = self.cfg.image_size
-        sample = load_sample(self.split, index, size, crowd=False, draft=True)
+        sample = load_sample(self.split, index, self.cfg.image_size, draft=True)
         planned = sample.canvas
+        objects = sample.objects.take(~sample.objects.iscrowd)
         seed = (self.seed, ref.epoch, index)
-        image, boxes, kept = self.augment(sample.image, sample.boxes, seed, planned)
+        image, objects = self.augment(sample.image, objects, seed, planned)
         # A transform that crops or rotates by 90 degrees, or another image than the step was cut for
         room = (min(planned[0], ref.canvas[0]), min(planned[1], ref.canvas[1]))
         if image.shape[:2] != room:
-            image, boxes = fit_into(image, boxes, room)
-        return replace(
-            sample, image=image, boxes=boxes, classes=sample.classes[kept], canvas=ref.canvas
-        )
+            image, objects = fit_into(image, objects, room)
+        return replace(sample, image=image, objects=objects, canvas=ref.canvas)
 
 
 class EvalDataset(Dataset):
@@ -78,35 +78,32 @@ class EvalDataset(Dataset):
     An image whose pixels cannot be had is blank, and says so.
     """
 
-    def __init__(self, split: Split, image_size: ImageSizeConfig):
+    def __init__(self, split: Split, rule: CanvasRule):
         self.split = split
-        self.image_size = image_size
+        self.rule = rule
+
+    def __len__(self) -> int:
+        return len(self.split)
 
     def __getitem__(self, index: int) -> Sample:
-        canvas = full_canvas(self.image_size)
+        canvas = self.rule.full
         try:
-            sample = load_sample(self.split, index, self.image_size, crowd=True)
+            sample = load_sample(self.split, index, self.rule.size)
         except UserError:
             record = self.split.records[index]
-            planned = resized_size(record.height, record.width, self.image_size)
-            blank, nothing = np.zeros((*planned, 3), np.uint8), np.zeros((0, 4))
-            classes, size = np.zeros(0, np.int64), (record.height, record.width)
-            return Sample(
-                blank, nothing, classes, record.image_id, index, size, canvas, missing=True
-            )
+            size = (record.height, record.width)
+            blank = np.zeros((*self.rule.resized(*size), 3), np.uint8)
+            return Sample(blank, Objects.none(), record.image_id, index, size, canvas, missing=True)
         return replace(sample, image=resize(sample.image, sample.canvas), canvas=canvas)
 
 
-def load_sample(
-    split: Split, index: int, size: ImageSizeConfig, crowd: bool, draft: bool = False
-) -> Sample:
+def load_sample(split: Split, index: int, size: ImageSizeConfig, draft: bool = False) -> Sample:
     """Decode one image, made smaller where it is larger than wanted.
 
     Args:
-        crowd: keep the boxes of groups (iscrowd).
         draft: as `decode` has it.
 
-    Returns: the sample with its boxes, and its canvas, as the whole resize will have them.
+    Returns: the sample with its objects, and its canvas, as the whole resize will have them.
 
     Raises:
         UserError: naming the file or row of an image that cannot be decoded.
@@ -115,20 +112,18 @@ def load_sample(
     planned = resized_size(record.height, record.width, size)
     own_size = (record.height, record.width)
     image = decode(split.images[index], record.where, planned, draft, own_size)
-    wanted = np.ones(len(record.boxes), bool) if crowd else ~record.iscrowd
-    scale = np.array([planned[1] / record.width, planned[0] / record.height] * 2)
-    boxes, classes = record.boxes[wanted] * scale, record.categories[wanted]
-    return Sample(image, boxes, classes, record.image_id, index, own_size, planned)
+    objects = record.objects.scaled(planned[1] / record.width, planned[0] / record.height)
+    return Sample(image, objects, record.image_id, index, own_size, planned)
 
 
 def fit_into(
-    image: np.ndarray, boxes: np.ndarray, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scale image and xywh boxes to fit into `size` (height, width), keeping the aspect ratio."""
+    image: np.ndarray, objects: Objects, size: tuple[int, int]
+) -> tuple[np.ndarray, Objects]:
+    """Scale an image and its objects to fit into `size` (height, width), keeping the aspect ratio."""
     height, width = image.shape[:2]
     scale = min(size[0] / height, size[1] / width)
     new = (max(1, int(height * scale)), max(1, int(width * scale)))
-    return resize(image, new), boxes * np.array([new[1] / width, new[0] / height] * 2)
+    return resize(image, new), objects.scaled(new[1] / width, new[0] / height)
 
 
 def train_loader(dataset: TrainDataset, sampler: StepSampler, pin: bool) -> DataLoader[Batch]:
@@ -138,16 +133,16 @@ def train_loader(dataset: TrainDataset, sampler: StepSampler, pin: bool) -> Data
 
 def eval_loader(
     split: Split,
-    cfg: DataConfig,
+    rule: CanvasRule,
     batch_size: int,
+    num_workers: int,
     pin: bool,
     rank: int = 0,
     world: int = 1,
 ) -> DataLoader[Batch]:
     """Every world-th batch of the validation split, beginning with batch `rank`."""
     batches = evaluation_batches(len(split), batch_size)
-    dataset = EvalDataset(split, cfg.image_size)
-    return _loader(dataset, batches[rank::world], cfg.num_workers, pin)
+    return _loader(EvalDataset(split, rule), batches[rank::world], num_workers, pin)
 
 
 def _loader(dataset: Dataset, batches: object, num_workers: int, pin: bool) -> DataLoader[Batch]:

@@ -11,12 +11,10 @@ from itertools import count
 
 import numpy as np
 
+from data.canvas import COMMON_MULTIPLE_PX, step_canvas
+
 WINDOW_STEPS = 16
 """Steps whose images are grouped by aspect ratio; more pads less, but mixes less"""
-CANVAS_MULTIPLE_PX = 32
-"""Sides of a canvas are multiples of the coarsest common stride. Otherwise the feature map ends
-somewhere inside the image, elsewhere for every size, and boxes near its right and bottom shift."""
-
 
 SPARES = 4
 """Images that can stand in for one that cannot be decoded"""
@@ -60,17 +58,6 @@ def epoch_order(sizes: np.ndarray, global_batch_size: int, seed: int, epoch: int
     return np.concatenate(parts)
 
 
-def step_canvas(sizes: np.ndarray) -> tuple[int, int]:
-    """Smallest (height, width), in multiples of 32 px, that holds all (height, width) rows."""
-    height, width = sizes.max(axis=0).tolist()
-    return round_up(height), round_up(width)
-
-
-def round_up(side_px: int) -> int:
-    """The next multiple of 32."""
-    return -(-side_px // CANVAS_MULTIPLE_PX) * CANVAS_MULTIPLE_PX
-
-
 class StepSampler:
     """Micro-batches of one rank, in order, from step `start_step` on, without end.
 
@@ -87,10 +74,12 @@ class StepSampler:
         start_step: int = 0,
         rank: int = 0,
         world: int = 1,
+        multiple: int = COMMON_MULTIPLE_PX,
     ):
         """
         Args:
             sizes: int64 [N, 2], (height, width) of every training image after resizing.
+            multiple: of which the sides of a canvas are multiples, px.
         """
         assert global_batch_size % (micro_batch_size * world) == 0
         self.sizes = sizes
@@ -100,6 +89,7 @@ class StepSampler:
         self.start_step = start_step
         self.rank = rank
         self.world = world
+        self.multiple = multiple
         self._orders: dict[int, np.ndarray] = {}
 
     @property
@@ -119,7 +109,7 @@ class StepSampler:
         size = self.global_batch_size
         first = step * size
         picks = [self._image(i) for i in range(first, first + size * (1 + SPARES))]
-        canvas = step_canvas(self.sizes[picks[:size]])
+        canvas = step_canvas(self.sizes[picks[:size]], self.multiple)
         return [
             SampleRef(
                 picks[place],

@@ -8,19 +8,17 @@ import itertools
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
-from transformers.image_transforms import get_size_with_aspect_ratio
-from transformers.image_utils import get_image_size_for_max_height_width
 
-from data.feed.sampler import round_up
+from data.boxes import from_corners, to_corners
 from data.images.decode import MILD_SHRINK
+from data.objects import Objects
 from errors import UserError
-from settings.keys import ImageSizeConfig
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no version check over the network
 import albumentations as A  # noqa: E402
@@ -32,31 +30,6 @@ TRIAL_PX = 1024
 """Side of the image on which each transform is tried at the start"""
 MIN_VISIBILITY = 0.25
 """A box that augmentation pushed out of the image for more than 75 % is dropped"""
-
-
-def processor_size(cfg: ImageSizeConfig) -> dict[str, int]:
-    """The `size` of a transformers image processor that resizes as `resized_size` does."""
-    if cfg.shortest is None:
-        return {"max_height": cfg.longest, "max_width": cfg.longest}
-    return {"shortest_edge": cfg.shortest, "longest_edge": cfg.longest}
-
-
-def full_canvas(cfg: ImageSizeConfig) -> tuple[int, int]:
-    """(height, width), px, that evaluation and the exported processor pad every image to.
-
-    As in training, sides are multiples of 32, so that features lie where training had them.
-    """
-    side = round_up(cfg.longest)
-    return side, side
-
-
-def resized_size(height: int, width: int, cfg: ImageSizeConfig) -> tuple[int, int]:
-    """(height, width) after the one resize; known before the image is decoded."""
-    if cfg.shortest is None:
-        size = get_image_size_for_max_height_width((height, width), cfg.longest, cfg.longest)
-    else:
-        size = get_size_with_aspect_ratio((height, width), cfg.shortest, cfg.longest)
-    return max(1, int(size[0])), max(1, int(size[1]))
 
 
 def resize(image: np.ndarray, size: tuple[int, int], fast: bool = False) -> np.ndarray:
@@ -99,42 +72,41 @@ class Augment:
     def __call__(
         self,
         image: np.ndarray,
-        boxes: np.ndarray,
+        objects: Objects,
         seed: Sequence[int],
         size: tuple[int, int] | None = None,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, Objects]:
         """Resize and augment one image.
 
         Args:
             image: uint8 [H, W, 3].
-            boxes: float64 [n, 4] xywh, inside the image, in px of the resized one.
+            objects: inside the image, with boxes in px of the resized one.
             seed: equal seeds give equal draws.
             size: (height, width) to resize to before everything else; default: as it is.
 
         Returns:
-            The image, the m boxes left in it, and int64 [m]: which of the given boxes they are.
-            A transform under which the image would lose all its boxes is left out.
+            The image and the objects left in it. A transform under which the image would lose all its
+            objects is left out.
         """
         size = size or (image.shape[0], image.shape[1])
         num = len(self.warps) + len(self.others)
         states = np.random.SeedSequence(list(seed)).generate_state(1 + num)
-        kept = np.arange(len(boxes))
         warp = _Warp.drawn(self.warps, [int(s) for s in states[1 : 1 + len(self.warps)]], size)
         if warp is not None:
-            moved, left = warp.boxes(boxes, size)
-            if len(boxes) and not len(left):
+            moved = warp.objects(objects, size)
+            if len(objects) and not len(moved):
                 warp = None
             else:
-                boxes, kept = moved, left
+                objects = moved
         image = resize(image, size, fast=True) if warp is None else warp.image(image, size)
         if not self.compose:
-            return image, boxes, kept
+            return image, objects
         self.compose.set_random_seed(int(states[0]))
         # Compose gives all transforms one seed, and with it the same draws.
         for transform, state in zip(self.others, states[1 + len(self.warps) :], strict=True):
             transform.set_random_seed(int(state))
         try:
-            out = self.compose(image=image, bboxes=boxes, kept=np.arange(len(boxes)))
+            out = self.compose(image=image, bboxes=objects.boxes, kept=np.arange(len(objects)))
         except Exception as error:
             text = " ".join(str(error).split())
             raise UserError(
@@ -142,9 +114,10 @@ class Augment:
                 f"{type(error).__name__}: {text}"
             ) from error
         left = np.asarray(out["kept"], dtype=np.int64).reshape(-1)
-        if len(boxes) and not len(left):
-            return image, boxes, kept
-        return out["image"], np.asarray(out["bboxes"], dtype=np.float64).reshape(-1, 4), kept[left]
+        if len(objects) and not len(left):
+            return image, objects
+        boxes = np.asarray(out["bboxes"], dtype=np.float64).reshape(-1, 4)
+        return out["image"], replace(objects.take(left), boxes=boxes)
 
 
 @dataclass(frozen=True)
@@ -205,21 +178,17 @@ class _Warp:
         )
         return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
 
-    def boxes(self, boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """xywh boxes, float64 [m, 4], around the warped ones of [n, 4], and which of the n they are."""
-        low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-        corners = np.stack(
-            [low, high, np.stack([low[:, 0], high[:, 1]], 1), np.stack([high[:, 0], low[:, 1]], 1)],
-            1,
-        )
+    def objects(self, objects: Objects, size: tuple[int, int]) -> Objects:
+        """The objects that are left, with boxes around their warped ones."""
+        x1, y1, x2, y2 = to_corners(objects.boxes).T
+        quads = np.stack([x1, y1, x2, y2, x1, y2, x2, y1], axis=1).reshape(-1, 4, 2)
         # Box coordinates have 0 at the edge of the first pixel, half a pixel before its centre.
-        moved = (corners - 0.5) @ self.matrix[:2, :2].T + self.matrix[:2, 2] + 0.5
-        low, high = moved.min(axis=1), moved.max(axis=1)
-        limits = np.array(size[::-1], dtype=np.float64)
-        area = (high - low).prod(axis=1)
-        low, high = low.clip(0, limits), high.clip(0, limits)
-        left = np.flatnonzero((high - low).prod(axis=1) >= MIN_VISIBILITY * area)
-        return np.concatenate([low, high - low], axis=1)[left], left
+        moved = (quads - 0.5) @ self.matrix[:2, :2].T + self.matrix[:2, 2] + 0.5
+        whole = np.concatenate([moved.min(axis=1), moved.max(axis=1)], axis=1)
+        boxes = from_corners(whole.clip(0, np.array([*size[::-1], *size[::-1]], dtype=np.float64)))
+        area = from_corners(whole)[:, 2:].prod(axis=1)
+        left = np.flatnonzero(boxes[:, 2:].prod(axis=1) >= MIN_VISIBILITY * area)
+        return replace(objects.take(left), boxes=boxes[left])
 
 
 def _compose(transforms: Sequence[A.BasicTransform]) -> A.Compose:

@@ -7,14 +7,13 @@ whose size and times are those of the last run has the header it had then.
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import astuple
 from pathlib import Path
 
 from data.images import headers
 from data.images.headers import BadHeader, Header
+from disk import cache_root, write_whole
 
 FORMAT = 2
 """Raise it when Header changes, so that old caches are not read"""
@@ -37,9 +36,8 @@ def cached_headers(dataset: str | None) -> Iterator[None]:
 
 def cache_file(dataset: Path) -> Path:
     """Where the headers of a dataset's folder are kept."""
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "permafrost"
     name = hashlib.sha256(str(dataset.resolve()).encode()).hexdigest()[:16]
-    return root / f"headers-v{FORMAT}-{name}.json"
+    return cache_root() / f"headers-v{FORMAT}-{name}.json"
 
 
 class _Cache:
@@ -76,7 +74,4 @@ class _Cache:
             return
         with contextlib.suppress(OSError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.file.parent, prefix=".writing-")
-            with os.fdopen(handle, "w") as stream:
-                json.dump(self.known, stream)
-            Path(name).replace(self.file)
+            write_whole(self.file, json.dumps(self.known))

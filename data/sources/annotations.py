@@ -1,13 +1,16 @@
 """From the values of an annotation file to a record: every reader checks and converts here."""
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data.boxes import from_centres, from_corners
 from data.findings import Findings
 from data.images.headers import MAX_PIXELS, read_header
+from data.objects import Objects
 from data.schema import Record, number_text
 
 MAX_INT = 2**62
@@ -73,28 +76,20 @@ class Boxes:
             box_format: one of data.box_format, or voc: 1-based corners, both inclusive.
         """
         width, height, unreadable = self._size(source, annotated)
-        boxes = np.array(self.boxes, dtype=np.float64).reshape(-1, 4)
-        areas = np.array(self.areas, dtype=np.float64)
-        if self.boxes:
-            boxes = self._xywh(boxes, box_format, width, height)
+        objects = Objects(
+            boxes=np.array(self.boxes, dtype=np.float64).reshape(-1, 4),
+            classes=np.array(self.categories, dtype=np.int64),
+            areas=np.array(self.areas, dtype=np.float64),
+            iscrowd=np.array(self.iscrowd, dtype=bool),
+            numbers=np.array(self.numbers, dtype=np.int64),
+        )
+        if len(objects):
+            objects = replace(objects, boxes=self._xywh(objects.boxes, box_format, width, height))
             in_px = box_format not in ("albumentations", "yolo")
             if annotated and in_px and not unreadable and _same_shape(annotated, (width, height)):
                 # Annotated on the same picture in another size, if it is another size.
-                x, y = width / annotated[0], height / annotated[1]
-                boxes, areas = boxes * np.array([x, y, x, y]), areas * x * y
-        return Record(
-            image_id=image_id,
-            where=self.where,
-            width=width,
-            height=height,
-            boxes=boxes,
-            categories=np.array(self.categories, dtype=np.int64),
-            areas=areas,
-            iscrowd=np.array(self.iscrowd, dtype=bool),
-            numbers=np.array(self.numbers, dtype=np.int64),
-            unit=self.unit,
-            unreadable=unreadable,
-        )
+                objects = objects.scaled(width / annotated[0], height / annotated[1])
+        return Record(image_id, self.where, width, height, objects, self.unit, unreadable)
 
     def _size(
         self, source: Path | bytes | None, annotated: tuple[int, int] | None
@@ -127,7 +122,7 @@ class Boxes:
             if box_format in ("albumentations", "yolo"):
                 boxes = boxes * np.array([width, height, width, height], dtype=np.float64)
             if box_format == "yolo":
-                return np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], axis=1)
+                return from_centres(boxes)
             if box_format == "coco":
                 return boxes
             low, high = boxes[:, :2], boxes[:, 2:]
@@ -141,7 +136,7 @@ class Boxes:
             low, high = np.minimum(low, high), np.maximum(low, high)
             if box_format == "voc":  # from 1-based inclusive pixels to pixel edges
                 low = low - 1.0
-            return np.concatenate([low, high - low], axis=1)
+            return from_corners(np.concatenate([low, high], axis=1))
 
 
 def as_int(value: Any) -> int | None:

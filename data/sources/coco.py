@@ -5,7 +5,6 @@
 its `segmentation`.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from data.findings import Findings
 from data.schema import Split, number_text
 from data.sources.annotations import Boxes, Unique, as_id, as_int, as_size, short
-from data.sources.files import ImageFiles, Inside, existing_folder, note_unlisted
+from data.sources.files import ImageFiles, Inside, existing_folder, load_json, note_unlisted
 from data.sources.segmentations import box_of_segmentation
 from errors import UserError
 from settings.keys import DataConfig
@@ -56,20 +55,6 @@ def read_split(cfg: DataConfig, which: str, findings: Findings) -> Split:
     if which == "train" or not others:  # a folder that both share is looked at once
         note_unlisted(folder, [*paths, *others], findings)
     return Split(records, ImageFiles(paths), names)
-
-
-def load_json(file: Path) -> Any:
-    """Content of a JSON file.
-
-    Raises:
-        UserError: if it cannot be read, or is not JSON.
-    """
-    try:
-        return json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not a JSON file: {error}") from error
-    except RecursionError as error:
-        raise UserError(f"{file}: not a JSON file of data: nested too deeply") from error
 
 
 def _places(cfg: DataConfig, which: str, root: Path) -> tuple[Path, Path]:

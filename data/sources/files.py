@@ -1,9 +1,11 @@
 """Files of a dataset: its folder, paths that stay inside it, the images in it."""
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data.findings import Findings
 from data.images.headers import EXTENSIONS
@@ -101,3 +103,17 @@ def read_lines(file: Path) -> list[bytes]:
         return file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def load_json(file: Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        UserError: if it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not a JSON file: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{file}: not a JSON file of data: nested too deeply") from error

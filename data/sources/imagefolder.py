@@ -7,19 +7,22 @@ names by id); a category may be its name.
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from data.findings import Findings
 from data.schema import Record, Split
-from data.sources.annotations import Boxes, Unique, as_id, as_size, short
-from data.sources.coco import load_json
-from data.sources.files import ImageFiles, Inside, existing_folder, note_unlisted, read_lines
+from data.sources.files import (
+    ImageFiles,
+    Inside,
+    existing_folder,
+    load_json,
+    note_unlisted,
+    read_lines,
+)
+from data.sources.rows import Rows
 from errors import UserError
 from settings.keys import DataConfig
-
-CATEGORY_KEYS = ("category", "category_id")
 
 
 def read_split(cfg: DataConfig, which: str, findings: Findings) -> Split:
@@ -67,51 +70,6 @@ def read_folder(cfg: DataConfig, which: str, root: Path, folder: Path, findings:
     return Split(records, ImageFiles(paths), names)
 
 
-class Rows:
-    """Turns rows with `objects` {bbox, category or category_id, area?, iscrowd?} into records."""
-
-    def __init__(self, cfg: DataConfig, names: Mapping[int, str], findings: Findings):
-        self.box_format = cfg.box_format
-        self.findings = findings
-        self.image_ids = Unique("duplicate image id", findings)
-        self.ids = {name: category for category, name in names.items()}
-        if not names and cfg.labels is not None:
-            self.ids = {name: index for index, name in enumerate(cfg.labels)}
-
-    def record(
-        self, row: Mapping[str, Any], index: int, where: str, source: Path | bytes | None
-    ) -> Record | None:
-        """The record of a row; None, and a finding, if it is broken or its image id repeats.
-
-        Args:
-            index: the image id of a row that has none.
-        """
-        given = row.get("image_id")
-        image_id = index if given is None else as_id(given)
-        columns = _columns(row.get("objects"))
-        if image_id is None:
-            self.findings.add("broken row", where, f"its image_id is {short(given)}")
-            return None
-        if isinstance(columns, str):
-            self.findings.add("broken row", where, columns)
-            return None
-        if not self.image_ids.is_new(image_id, where):
-            return None
-        boxes = Boxes(where, "object", self.findings)
-        for place, (box, category, area, iscrowd) in enumerate(zip(*columns, strict=True)):
-            known = self.ids.get(category, category) if isinstance(category, str) else category
-            if isinstance(known, str) and not known.strip().isdecimal():
-                self.findings.add(
-                    "unknown category",
-                    f"{where}, object at place {place}",
-                    f"{known!r}, not among {short(list(self.ids))} names; set data.labels",
-                )
-            else:
-                boxes.add(~place, box, known, area, iscrowd)
-        size = as_size(row.get("width"), row.get("height"))
-        return boxes.record(image_id, source, size, self.box_format)
-
-
 def _row(line: bytes, where: str, findings: Findings) -> dict[str, Any] | None:
     try:
         row = json.loads(line.decode())
@@ -123,36 +81,6 @@ def _row(line: bytes, where: str, findings: Findings) -> dict[str, Any] | None:
         findings.add("broken row", where, "not an object with a file_name")
         return None
     return row
-
-
-def _columns(objects: Any) -> tuple[list[Any], list[Any], list[Any], list[Any]] | str:
-    """(boxes, categories, areas, iscrowd), equally long, or what is wrong with `objects`."""
-    if objects is None or objects == {} or objects == []:
-        return [], [], [], []
-    if isinstance(objects, list):  # one object a box instead of one list a column
-        if not all(isinstance(item, dict) for item in objects):
-            return f"objects must hold columns bbox and category, not {short(objects)}"
-        keys = {key for item in objects for key in item}
-        objects = {key: [item.get(key) for item in objects] for key in keys}
-    if not isinstance(objects, dict):
-        return f"objects must hold columns bbox and category, not {short(objects)}"
-    key = next((key for key in CATEGORY_KEYS if key in objects), None)
-    if "bbox" not in objects or key is None:
-        return f"objects needs bbox and category, has {short(', '.join(sorted(map(str, objects))))}"
-    boxes, categories = objects["bbox"], objects[key]
-    if not isinstance(boxes, list) or not isinstance(categories, list):
-        return f"bbox is {short(boxes)} and {key} is {short(categories)}: expected two lists"
-    nothing = [None] * len(boxes)
-    areas = nothing if objects.get("area") is None else objects["area"]
-    iscrowd = nothing if objects.get("iscrowd") is None else objects["iscrowd"]
-    if not isinstance(areas, list) or not isinstance(iscrowd, list):
-        return f"area is {short(areas)} and iscrowd is {short(iscrowd)}: expected lists"
-    if len({len(boxes), len(categories), len(areas), len(iscrowd)}) > 1:
-        return (
-            f"{len(boxes)} boxes, {len(categories)} categories, {len(areas)} areas, "
-            f"{len(iscrowd)} iscrowd: these must be equally many"
-        )
-    return boxes, categories, areas, iscrowd
 
 
 def _category_names(root: Path) -> dict[int, str]:

@@ -3,9 +3,7 @@
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,8 @@ import huggingface_hub
 from tqdm import tqdm
 
 from data.images.headers import EXTENSIONS, Header, inspect
-from data.sources.hub import encoded, guarded
+from data.sources.hub_rows import encoded, guarded, open_rows
+from disk import cache_root, whole_folder
 from errors import UserError
 from settings.keys import DataConfig
 
@@ -23,9 +22,7 @@ FORMAT = 1
 KEPT_COLUMNS = ("image_id", "width", "height", "objects")
 
 
-def ensure_stored(
-    cfg: DataConfig, split: str, open_rows: Callable[[], tuple[Any, dict[int, str]]]
-) -> Path:
+def ensure_stored(cfg: DataConfig, split: str) -> Path:
     """Write the split's rows unless they are there, and return the folder.
 
     Raises:
@@ -35,25 +32,17 @@ def ensure_stored(
     if folder.is_dir():
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".writing-"))
+        with whole_folder(folder, shared=True) as temporary:
+            rows, names = open_rows(cfg, split, streaming=True)
+            guarded(cfg, split, lambda: _write(temporary, rows, names, cfg, split))
     except OSError as error:
         raise UserError(f"{folder.parent}: cannot be written: {error.strerror}") from error
-    try:
-        rows, names = open_rows()
-        guarded(cfg, split, lambda: _write(temporary, rows, names, cfg, split))
-        temporary.rename(folder)
-    except OSError:  # another process was faster
-        if not folder.is_dir():
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
 def store_folder(cfg: DataConfig, split: str) -> Path:
     """Folder of this dataset, revision and split; another one after the dataset has changed."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "permafrost"
+    cache = cache_root()
     name = hashlib.sha256(f"{cfg.path}\0{cfg.revision}\0{split}".encode()).hexdigest()[:16]
     state = _state(cfg)
     if state is None:  # offline: the newest that is there

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
+from data.boxes import to_centres
 from data.findings import Findings
 from data.schema import Record, Split
 from data.sources.annotations import Boxes, Unique, as_int, short
@@ -186,8 +188,7 @@ def _take(boxes: Boxes, number: int, values: list[bytes]) -> None:
     elif len(floats) == 5:
         boxes.add(number, floats[1:], category)
     elif (box := box_of_polygon(floats[1:])) is not None:
-        x, y, w, h = box
-        boxes.add(number, [x + w / 2, y + h / 2, w, h], category)
+        boxes.add(number, to_centres(np.array([box]))[0].tolist(), category)
     else:
         boxes.broken(number, f"{len(floats)} numbers: neither class and box nor class and polygon")
 

@@ -1,13 +1,17 @@
 """DETR (Carion et al. 2020, https://arxiv.org/abs/2005.12872)."""
 
+from typing import Any
+
+import torch
 from torch import nn
-from transformers import DetrConfig, DetrForObjectDetection, PreTrainedModel
+from transformers import DetrConfig, DetrForObjectDetection
 from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 
-from model.heads.family import Head
+from model.heads.family import HeadFamily
+from model.losses.set_criterion import SetCriterion, SetOutputs
 
 
-def initialise(model: PreTrainedModel) -> None:
+def initialise(model: Any) -> None:
     """The paper's starting weights: Xavier in the transformer, N(0, 1) queries.
 
     transformers draws everything from N(0, 0.02), which makes all queries nearly equal at the start
@@ -23,15 +27,31 @@ def initialise(model: PreTrainedModel) -> None:
         layer.reset_parameters()
 
 
-HEAD = Head(
+def outputs(model: Any, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> SetOutputs:
+    """Classes and boxes of every decoder layer; of the last alone without auxiliary losses."""
+    base = model.model(pixel_values, pixel_mask=pixel_mask)
+    states = decoder_states(model.config, base)
+    return SetOutputs(model.class_labels_classifier(states), model.bbox_predictor(states).sigmoid())
+
+
+def decoder_states(config: Any, base: Any) -> torch.Tensor:
+    """[L, B, Q, d] of the layers that get a loss."""
+    return (
+        base.intermediate_hidden_states if config.auxiliary_loss else base.last_hidden_state[None]
+    )
+
+
+FAMILY = HeadFamily(
     config_class=DetrConfig,
     model_class=DetrForObjectDetection,
     processor_class=DetrImageProcessorPil,
     defaults={"auxiliary_loss": True},
-    focal=False,
     num_maps=lambda args: 1,
     initialise=initialise,
     backbone_of=lambda model: model.model.backbone.model,
+    num_queries=lambda config: config.num_queries,
+    outputs=outputs,
+    criterion=lambda config: SetCriterion(config, focal=False, num_queries=config.num_queries),
     few_steps=30_000,
     few_steps_source="about 300,000 steps at lr 1e-4 on COCO, facebookresearch/detr#22",
 )

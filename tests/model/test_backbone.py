@@ -6,7 +6,7 @@ from builders import SHARED, TINY_HEAD, save_backbone
 from safetensors.torch import load_file, save_file
 from transformers import AutoBackbone, DetrConfig, DetrForObjectDetection
 
-from data.schema import Taxonomy
+from data.taxonomy import Taxonomy
 from disk import ROOT
 from errors import UserError
 from model.backbone import load_backbone, tensor_digests, verify

@@ -6,7 +6,8 @@ import yaml
 
 from errors import UserError
 from settings.checks import check_config
-from settings.keys import Config, TrainConfig, config_to_dict, leaf_keys, load_config
+from settings.keys import Config, TrainConfig, config_to_dict, leaf_keys
+from settings.load import load_config
 
 
 def write(tmp_path, text):

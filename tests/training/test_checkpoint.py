@@ -10,7 +10,7 @@ import pytest
 import torch
 from builders import TINY_HEAD, save_backbone
 
-from data.schema import Taxonomy
+from data.taxonomy import Taxonomy
 from errors import UserError
 from model.build import build_model
 from settings.keys import Config, ModelConfig, OptimConfig

@@ -4,7 +4,7 @@ import pytest
 import torch
 from builders import TINY_HEAD, save_backbone
 
-from data.schema import Taxonomy
+from data.taxonomy import Taxonomy
 from model.build import build_model
 from settings.keys import ModelConfig, OptimConfig
 from training.optim import build_optimizer, lr_factor, set_lr

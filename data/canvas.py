@@ -1,0 +1,90 @@
+"""Sizes of images and of what they are padded to: one rule for training, evaluation and export."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.image_utils import get_image_size_for_max_height_width
+
+from settings.keys import ImageSizeConfig
+
+COMMON_MULTIPLE_PX = 32
+"""What fits the strides 4 to 32 of most backbones"""
+
+
+def side_multiple(strides: Iterable[int]) -> int:
+    """What the sides of a canvas must be multiples of, px, for feature maps of these strides.
+
+    On other sides a feature map ends somewhere inside the image, elsewhere for every size, and boxes
+    near its right and bottom shift. Strides that divide 32 all share canvases in multiples of 32.
+    """
+    needed = math.lcm(*strides)
+    return COMMON_MULTIPLE_PX if COMMON_MULTIPLE_PX % needed == 0 else needed
+
+
+def resized_size(height: int, width: int, cfg: ImageSizeConfig) -> tuple[int, int]:
+    """(height, width) after the one resize; known before the image is decoded."""
+    if cfg.shortest is None:
+        size = get_image_size_for_max_height_width((height, width), cfg.longest, cfg.longest)
+    else:
+        size = get_size_with_aspect_ratio((height, width), cfg.shortest, cfg.longest)
+    return max(1, int(size[0])), max(1, int(size[1]))
+
+
+def step_canvas(sizes: np.ndarray, multiple: int = COMMON_MULTIPLE_PX) -> tuple[int, int]:
+    """Smallest (height, width) with such sides that holds all (height, width) rows, int64 [n, 2]."""
+    height, width = sizes.max(axis=0).tolist()
+    return round_up(height, multiple), round_up(width, multiple)
+
+
+def round_up(side_px: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-side_px // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class CanvasRule:
+    """What images are resized to, and what they are padded to at the right and bottom."""
+
+    size: ImageSizeConfig
+    multiple: int = COMMON_MULTIPLE_PX
+    """Sides are multiples of it, px"""
+
+    @staticmethod
+    def of_processor(settings: Mapping[str, Any]) -> "CanvasRule":
+        """That of a transformers image processor, by its settings (`to_dict()`).
+
+        Raises:
+            ValueError: if it resizes in a way not known here.
+        """
+        size, padded = settings["size"], settings.get("pad_size")
+        multiple = max(padded.values()) if padded else COMMON_MULTIPLE_PX
+        if "max_height" in size:
+            return CanvasRule(ImageSizeConfig(longest=size["max_height"]), multiple)
+        if "shortest_edge" in size and "longest_edge" in size:
+            limits = ImageSizeConfig(longest=size["longest_edge"], shortest=size["shortest_edge"])
+            return CanvasRule(limits, multiple)
+        raise ValueError(f"its image processor resizes to {size}, not supported here")
+
+    def processor_settings(self) -> dict[str, dict[str, int]]:
+        """The settings by which a transformers image processor does the same."""
+        limits = self.size
+        if limits.shortest is None:
+            size = {"max_height": limits.longest, "max_width": limits.longest}
+        else:
+            size = {"shortest_edge": limits.shortest, "longest_edge": limits.longest}
+        height, width = self.full
+        return {"size": size, "pad_size": {"height": height, "width": width}}
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of an image after the one resize; known before it is decoded."""
+        return resized_size(height, width, self.size)
+
+    @property
+    def full(self) -> tuple[int, int]:
+        """(height, width) that evaluation and the exported processor pad every image to."""
+        side = round_up(self.size.longest, self.multiple)
+        return side, side

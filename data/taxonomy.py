@@ -1,0 +1,71 @@
+"""The one mapping between a dataset's category ids and class indices."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.schema import Split
+from errors import UserError
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """The one mapping between a dataset's category ids and the class indices 0..C-1."""
+
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    """category_ids[c] is the dataset's id of class c"""
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        return dict(enumerate(self.names))
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.names)}
+
+    def class_indices(self, categories: np.ndarray) -> np.ndarray:
+        """Class indices, int64 [n], of the dataset's category ids; -1 for an id that is none."""
+        ids = np.array(self.category_ids, dtype=np.int64)
+        order = np.argsort(ids)
+        places = np.searchsorted(ids[order], categories).clip(max=len(ids) - 1)
+        indices = order[places]
+        return np.where(ids[indices] == categories, indices, -1).astype(np.int64)
+
+
+def build_taxonomy(splits: Sequence[Split], labels: Sequence[str] | None) -> Taxonomy:
+    """Taxonomy of the categories that the splits declare or, where they declare none, use.
+
+    Raises:
+        UserError: where `labels` does not fit the number of categories, or a name is used twice.
+    """
+    names: dict[int, str] = {}
+    for split in splits:
+        for category, name in split.category_names.items():
+            if names.setdefault(category, name) != name:
+                raise UserError(
+                    f"category id {category} is {names[category]!r} in one split and {name!r} in the "
+                    "other; their annotation files must agree"
+                )
+    used = {int(c) for split in splits for record in split.records for c in record.objects.classes}
+    ids = sorted(names) if names else sorted(used)
+    if labels is not None:
+        if not names and len(ids) < len(labels) and 0 not in ids and ids:
+            raise UserError(
+                f"data.labels has {len(labels)} names, and the category ids in use are {ids}: whether "
+                "ids begin at 0 or 1 cannot be told; give the names in the dataset (categories.json, "
+                "ClassLabel)"
+            )
+        if not names and max(ids, default=0) < len(labels):
+            ids = list(range(len(labels)))  # plain indices, some of which may be unused
+        if len(labels) != len(ids):
+            raise UserError(f"data.labels has {len(labels)} names for the category ids {ids}")
+        names = dict(zip(ids, labels, strict=True))
+    if not ids:
+        raise UserError("the dataset has no categories and no boxes: nothing to train on")
+    ordered = tuple(names.get(i, str(i)) for i in ids)
+    repeated = sorted({name for name in ordered if ordered.count(name) > 1})
+    if repeated:
+        raise UserError(f"two categories are named {repeated[0]!r}; set data.labels")
+    return Taxonomy(ordered, tuple(ids))

@@ -1,0 +1,22 @@
+"""Boxes inside of the model: cxcywh in [0, 1], as tensors whose last dimension is 4."""
+
+import torch
+
+
+def corners(boxes: torch.Tensor) -> torch.Tensor:
+    """[..., 4] x1 y1 x2 y2 of cxcywh boxes."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def box_giou(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Generalised IoU of cxcywh boxes whose leading dimensions broadcast, [...].
+
+    Source: https://arxiv.org/abs/1902.09630.
+    """
+    a, b = corners(first), corners(second)
+    overlap = (torch.min(a[..., 2:], b[..., 2:]) - torch.max(a[..., :2], b[..., :2])).clamp(min=0)
+    intersection = overlap.prod(-1)
+    union = first[..., 2:].prod(-1) + second[..., 2:].prod(-1) - intersection
+    hull = (torch.max(a[..., 2:], b[..., 2:]) - torch.min(a[..., :2], b[..., :2])).prod(-1)
+    return intersection / union - (hull - union) / hull

@@ -1,0 +1,43 @@
+"""Hungarian matching of queries and objects (DETR, https://arxiv.org/abs/2005.12872)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+
+
+def match(cost: torch.Tensor, num_targets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cheapest one-to-one assignment for every decoder layer and image, with one copy to the host.
+
+    Args:
+        cost: [L, B, Q, T]; only the first num_targets[b] columns of image b count.
+
+    Returns:
+        int64 [3, L K]: layer, image and query of the matches, layer by layer, and int64 [L K]: the
+        target of each, numbered through the batch. K is the same in every layer.
+    """
+    largest = torch.finfo(cost.dtype).max
+    host = torch.nan_to_num(cost, nan=largest, posinf=largest, neginf=largest).cpu().numpy()
+    first = np.cumsum([0, *num_targets])
+    queries, targets = [np.zeros((3, 0), np.int64)], [np.zeros(0, np.int64)]
+    for layer in range(host.shape[0]):
+        for image, num in enumerate(num_targets):
+            rows, columns = linear_sum_assignment(host[layer, image, :, :num])
+            queries.append(np.stack([np.full_like(rows, layer), np.full_like(rows, image), rows]))
+            targets.append(first[image] + columns)
+    return (
+        torch.from_numpy(np.concatenate(queries, axis=1)),
+        torch.from_numpy(np.concatenate(targets)),
+    )
+
+
+def per_image(column: torch.Tensor, num_targets: Sequence[int], fill: float) -> torch.Tensor:
+    """[B, T, ...] of a column [n, ...] of a batch's objects; T is the most of an image.
+
+    Places beyond an image's own objects hold `fill`.
+    """
+    padded = column.new_full((len(num_targets), max(num_targets), *column.shape[1:]), fill)
+    for row, own in enumerate(column.split(list(num_targets))):
+        padded[row, : len(own)] = own
+    return padded

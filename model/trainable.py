@@ -1,0 +1,98 @@
+"""The module that is trained: an untouched transformers model with its losses and predictions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from data.boxes import from_corners
+from data.feed.collate import Batch
+from data.objects import Objects
+from model.heads.family import HeadFamily, call_with_mask
+from model.losses.terms import Counts, Losses
+from model.normalization import Normalization
+
+NO_THRESHOLD = -1.0
+
+
+class Trainable(nn.Module):
+    """What training, evaluation, prediction and the check of an export use of a detector.
+
+    `forward` is what DDP and autocast wrap; `predict` is not, and runs in the weights' precision.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        normalization: Normalization,
+        family: HeadFamily | None,
+    ):
+        """
+        Args:
+            model: a transformers model. processor: its image processor.
+            family: of its head; without one it predicts, and cannot be trained.
+        """
+        super().__init__()
+        self.model = model
+        self.processor = processor
+        self.normalization = normalization
+        self.family = family
+        self.criterion = None if family is None else family.criterion(model.config)
+
+    def counts(self, batch: Batch) -> Counts:
+        """What the step needs from this micro-batch before `forward`."""
+        assert self.criterion is not None
+        return self.criterion.counts(batch)
+
+    def forward(self, batch: Batch, step_counts: Mapping[str, float]) -> Losses:
+        """The micro-batch's share of the step's losses.
+
+        Args:
+            step_counts: those of `counts`, over all micro-batches and ranks.
+        """
+        assert self.family is not None
+        assert self.criterion is not None
+        outputs = self.family.outputs(self.model, self._pixels(batch), batch.pixel_mask)
+        return self.criterion(outputs, batch, step_counts)
+
+    @torch.no_grad()
+    def predict(
+        self, batch: Batch, max_detections: int | None = None, threshold: float = NO_THRESHOLD
+    ) -> Objects:
+        """What is found on a batch: boxes xywh in px of the decoded images, classes, scores.
+
+        Args:
+            max_detections: the highest-scored of each image; default: all.
+            threshold: only scores above it.
+
+        Returns: numpy columns, image by image, by falling score.
+        """
+        call = call_with_mask if self.family is None else self.family.call
+        outputs = call(self.model, self._pixels(batch), batch.pixel_mask)
+        sizes = torch.tensor(batch.orig_sizes, device=batch.pixel_mask.device)
+        found = self.processor.post_process_object_detection(
+            outputs, threshold=threshold, target_sizes=sizes
+        )
+        rows = []
+        for row, result in enumerate(found):
+            top = result["scores"].argsort(descending=True, stable=True)[:max_detections]
+            columns = [
+                torch.full_like(result["scores"], row)[top, None],
+                result["boxes"][top],
+                result["scores"][top, None],
+                result["labels"][top, None].to(result["scores"]),
+            ]
+            rows.append(torch.cat(columns, dim=1))
+        table = torch.cat(rows).cpu().numpy().astype(np.float64)  # one copy to the host
+        return Objects(
+            image=table[:, 0].astype(np.int64),
+            boxes=from_corners(table[:, 1:5]),
+            scores=table[:, 5],
+            classes=table[:, 6].astype(np.int64),
+        )
+
+    def _pixels(self, batch: Batch) -> torch.Tensor:
+        return self.normalization(batch.pixel_values, batch.pixel_mask).to(self.model.dtype)

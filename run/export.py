@@ -1,0 +1,41 @@
+"""The end of a run: its best weights as others use them."""
+
+import json
+
+from data.feed.collate import collate
+from data.feed.loader import EvalDataset
+from errors import UserError
+from export.card import model_card, public_name
+from export.folder import export_model
+from export.hub import push
+from run.build import Run
+from run.evaluate import evaluation_folder
+from training.manifest import find_defect
+from training.state import load_model, load_state
+
+CHECKED_IMAGES = 2
+"""Validation images on which the export has to predict what the run does"""
+
+
+def export(run: Run, repo_id: str | None) -> None:
+    """Write the best weights into export/, and push them if asked. On rank 0 alone."""
+    best = run.checkpoints.best_folder() or run.checkpoints.folder / "last"
+    if defect := find_defect(best):
+        raise UserError(f"{best}: {defect}; nothing was exported")
+    load_model(best, run.detector.model, averaged=run.cfg.train.ema_decay is not None)
+    step = load_state(best).step
+    report = evaluation_folder(run.folder, step) / "metrics.json"
+    if not report.is_file():
+        raise UserError(f"{report}: is missing, so {best} cannot be exported with its metrics")
+    metrics = json.loads(report.read_text())
+    card = model_card(run.cfg, metrics, run.facts, step)
+    folder = run.folder / "export"
+    shown = EvalDataset(run.data.val, run.detector.rule)
+    batch = collate([shown[index] for index in range(min(CHECKED_IMAGES, len(shown)))])
+    backbone = public_name(run.cfg.model.backbone)
+    export_model(run.detector.trainable, card, folder, backbone, batch.to(run.accelerator.device))
+    name = run.cfg.eval.metric
+    value = "-" if metrics[name] is None else f"{metrics[name]:.3f}"
+    run.log.say(f"best step {step}: {name} {value}, exported to {folder}")
+    if repo_id:
+        run.log.say(f"uploaded to {push(folder, repo_id, run.cfg.hub.private)}")
