@@ -18,7 +18,7 @@ test-slow: .venv/.requirements-dev
 check: .venv/.requirements-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy errors.py disk.py settings data model training evaluation report export run street
+	$(BIN)/mypy --exclude tests/ --exclude runs/ .
 
 format: .venv/.requirements-dev
 	$(BIN)/ruff format .

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers.utils import logging as transformers_logging
 
-from data.feed.collate import Batch
+from data.batch import Batch
 from data.feed.loader import batches_of
 from errors import UserError, fail, process_rank
 from export.hub import resolve_repo_id

@@ -9,10 +9,15 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from transformers import DINOv3ConvNextBackbone, DINOv3ConvNextConfig
 
+from data.batch import Sample
+from data.feed.collate import collate
+from data.objects import Objects
 from data.taxonomy import Taxonomy
 from model.build import Detector, build_model
 from settings.keys import Config, ModelConfig, OptimConfig
@@ -23,8 +28,9 @@ from training.state import TrainState, checkpoint_tensors
 ROUNDS = 7
 STEPS = 6
 """Training steps after each save, longer than it takes to write"""
-IMAGE_PX = 128
-LARGE = {"hidden_sizes": [192, 384, 768, 1536], "depths": [3, 3, 27, 3]}
+IMAGE = np.full((128, 128, 3), 200, np.uint8)
+BOX = Objects(np.array([[50.0, 50, 25, 25]]), np.zeros(1, np.int64))
+LARGE: dict[str, Any] = {"hidden_sizes": [192, 384, 768, 1536], "depths": [3, 3, 27, 3]}
 
 
 def recipe_detector(folder: Path) -> Detector:
@@ -37,9 +43,9 @@ def train_step(
     detector: Detector, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints
 ) -> float:
     """One step on one image with one box; seconds for which it waited for a copy."""
-    labels = [{"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}]
-    images = torch.ones(1, 3, IMAGE_PX, IMAGE_PX)
-    detector.model(pixel_values=images, labels=labels).loss.backward()
+    batch = collate([Sample(IMAGE, BOX, 0, 0, IMAGE.shape[:2], IMAGE.shape[:2])])
+    trainable = detector.trainable
+    trainable(batch, trainable.counts(batch).alone).total.backward()
     start = time.perf_counter()
     checkpoints.wait_for_copy()
     waited = time.perf_counter() - start

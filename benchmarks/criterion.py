@@ -13,9 +13,12 @@ from typing import Any
 
 import torch
 from transformers import DeformableDetrConfig, DetrConfig
-from transformers.loss.loss_utils import LOSS_MAPPING
 
-from model.losses.set_criterion import SetCriterion
+from benchmarks.default_criterion import their_losses
+from data.batch import Batch
+from data.objects import Objects
+from model.losses.set_criterion import SetCriterion, SetOutputs
+from model.losses.terms import Losses
 
 LAYERS = 6
 CLASSES = 20
@@ -40,24 +43,28 @@ def make_case(
     width = CLASSES if focal else CLASSES + 1
     logits = torch.randn(LAYERS, batch, queries, width, device=device, requires_grad=True)
     raw = torch.randn(LAYERS, batch, queries, 4, device=device, requires_grad=True)
-    labels = []
+    tables = []
     for row in range(batch):
         num = BOXES[row % len(BOXES)]
         centres, sides = torch.rand(num, 2) * 0.6 + 0.2, torch.rand(num, 2) * 0.3 + 0.02
-        boxes = torch.cat([centres, sides], 1).to(device)
-        classes = torch.randint(0, CLASSES, (num,)).to(device)
-        labels.append({"class_labels": classes, "boxes": boxes})
-    theirs = LOSS_MAPPING["DeformableDetrForObjectDetection" if focal else "ForObjectDetection"]
-    ours = SetCriterion(config, focal)
+        boxes = torch.cat([centres, sides], 1).numpy()
+        tables.append(Objects(boxes, torch.randint(0, CLASSES, (num,)).numpy()))
+    images = torch.zeros(batch, 1, 1, 1)
+    objects = Objects.of_images(tables).each(torch.from_numpy)
+    num_objects = [len(table) for table in tables]
+    targets = Batch(images, images, objects, num_objects).to(device)
+    ours = SetCriterion(config, focal, queries)
 
-    def step(loss_function: Any) -> None:
-        boxes = raw.sigmoid()
-        loss, _, _ = loss_function(logits[-1], labels, device, boxes[-1], config, logits, boxes)
-        loss.backward()
+    def step(criterion: Callable[[SetOutputs], Losses]) -> None:
+        criterion(SetOutputs(logits, raw.sigmoid())).total.backward()
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    return lambda: step(ours), lambda: step(theirs)
+    counts = ours.counts(targets).alone
+    return (
+        lambda: step(lambda outputs: ours(outputs, targets, counts)),
+        lambda: step(lambda outputs: their_losses(outputs, targets, config, focal)),
+    )
 
 
 def median_ms(functions: tuple[Callable[[], None], ...], repeats: int) -> list[float]:

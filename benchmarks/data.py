@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import albumentations as A
 import numpy as np
@@ -19,9 +20,10 @@ from PIL import Image
 from transformers import DetrImageProcessor
 
 from data.build import build_data
+from data.canvas import step_canvas
 from data.feed.collate import collate
 from data.feed.loader import TrainDataset, batches_of, resized_sizes, train_loader
-from data.feed.sampler import SampleRef, StepSampler, step_canvas
+from data.feed.sampler import SampleRef, StepSampler
 from data.schema import Split
 from disk import ROOT
 from settings.keys import DataConfig, ImageSizeConfig
@@ -46,7 +48,7 @@ def recipe_path(shortest: int, longest: int) -> Callable[[Path, np.ndarray, np.n
         [A.HorizontalFlip(p=0.5), A.Affine(**{k: _tuples(v) for k, v in AFFINE.items()})],
         bbox_params=A.BboxParams(format="coco", label_fields=["category"], clip=True),
     )
-    processor = DetrImageProcessor(size={"shortest_edge": shortest, "longest_edge": longest})
+    processor: Any = DetrImageProcessor(size={"shortest_edge": shortest, "longest_edge": longest})
 
     def transform(path: Path, boxes: np.ndarray, classes: np.ndarray) -> object:
         with Image.open(path) as opened:
@@ -120,7 +122,7 @@ def compare(folder: Path, shortest: int, longest: int) -> dict[str, float]:
         assert isinstance(path, Path)
         path.read_bytes()  # both find it in the page cache
         start = time.thread_time()
-        theirs(path, record.boxes, record.categories)
+        theirs(path, record.objects.boxes, record.objects.classes)
         between = time.thread_time()
         ref = SampleRef(index, 0, step_canvas(sizes[index : index + 1]))
         batch = collate([dataset[ref]])

@@ -6,16 +6,42 @@ averaged over micro-batches and, by DDP, over ranks. Data, schedule and everythi
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 import train_accelerate
-from errors import fail
-from model.losses.set_criterion import SetCriterion
+from data.batch import Batch
+from errors import UserError, fail
+from model.losses.set_criterion import SetCriterion, SetOutputs
+from model.losses.terms import Losses
 from settings.checks import micro_batch_size, world_size
 from settings.load import load_config
+
+
+def labels_of(batch: Batch) -> list[dict[str, torch.Tensor]]:
+    """The batch's objects as transformers wants them: class_labels and boxes of each image."""
+    parts = [batch.objects.of_image(row) for row in range(len(batch.num_objects))]
+    return [{"class_labels": part.classes, "boxes": part.boxes} for part in parts]
+
+
+def their_losses(outputs: SetOutputs, batch: Batch, config: Any, focal: bool) -> Losses:
+    """Loss and terms of transformers' criterion for a batch alone."""
+    criterion: Any = LOSS_MAPPING[
+        "DeformableDetrForObjectDetection" if focal else "ForObjectDetection"
+    ]
+    loss, terms, _ = criterion(
+        outputs.logits[-1],
+        labels_of(batch),
+        outputs.logits.device,
+        outputs.boxes[-1],
+        config,
+        outputs.logits,
+        outputs.boxes,
+    )
+    return Losses(loss, terms)
 
 
 def main(argv: list[str]) -> None:
@@ -26,13 +52,12 @@ def main(argv: list[str]) -> None:
     ours = SetCriterion.__call__
 
     def default_loss(
-        self: SetCriterion, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], None]:
-        if self.step_counts is None:  # the probe before the run, on one rank after the other
-            return ours(self, *args, **kwargs)
-        kind = "DeformableDetrForObjectDetection" if self.focal else "ForObjectDetection"
-        loss, terms, _ = LOSS_MAPPING[kind](*args, **kwargs)
-        return loss * share, {name: term * share for name, term in terms.items()}, None
+        self: SetCriterion, outputs: SetOutputs, batch: Batch, step_counts: Mapping[str, float]
+    ) -> Losses:
+        if not batch.image_ids:  # the probe before the run, on one rank after the other
+            return ours(self, outputs, batch, step_counts)
+        theirs = their_losses(outputs, batch, self.config, self.focal)
+        return Losses(theirs.total * share, {n: term * share for n, term in theirs.terms.items()})
 
     SetCriterion.__call__ = default_loss  # type: ignore[method-assign, assignment]
     train_accelerate.main(argv)
@@ -42,5 +67,5 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         main(sys.argv[1:])
-    except train_accelerate.UserError as error:
+    except UserError as error:
         fail(error)

@@ -5,8 +5,8 @@
 
 import numpy as np
 
-from data.feed.sampler import StepSampler, step_canvas
-from data.feed.transforms import resized_size
+from data.canvas import resized_size, step_canvas
+from data.feed.sampler import StepSampler
 from settings.keys import ImageSizeConfig
 
 SHAPES = {(480, 640): 0.4, (427, 640): 0.3, (640, 480): 0.12, (360, 640): 0.08, (640, 427): 0.08}
@@ -28,7 +28,7 @@ def main() -> None:
     print("| Longest side | Batch | Grouped | Random | Ratio |\n|---|---|---|---|---|")
     for longest in (640, 1024, 1333):
         size = ImageSizeConfig(longest)
-        sizes = np.array([resized_size(*shapes[pick], size) for pick in picks])
+        sizes = np.array([resized_size(shapes[pick][0], shapes[pick][1], size) for pick in picks])
         for batch_size in (4, 16):
             sampler = StepSampler(sizes, batch_size, batch_size, seed=0)
             steps = range(2 * NUM_IMAGES // batch_size)

@@ -21,15 +21,15 @@ class Objects:
     """float64 [n, 4] xywh in pixels; in a batch float32 cxcywh in [0, 1] of the unpadded image"""
     classes: Column
     """int64 [n]: class indices; before a taxonomy is applied the dataset's own category ids"""
-    image: Column | None = None
+    image: Column = None
     """int64 [n]: place of the image in its split or batch; None where all lie on one image"""
-    areas: Column | None = None
+    areas: Column = None
     """float64 [n], px^2, as annotated"""
-    iscrowd: Column | None = None
+    iscrowd: Column = None
     """bool [n]: a group that is no single object"""
-    numbers: Column | None = None
+    numbers: Column = None
     """int64 [n]: what each annotation is called in its file: its id or line, or ~place without one"""
-    scores: Column | None = None
+    scores: Column = None
     """float64 [n], of predictions"""
 
     def __len__(self) -> int:

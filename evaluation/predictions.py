@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from data.feed.collate import Batch
+from data.batch import Batch
 from data.feed.loader import batches_of
 from data.objects import Objects
 from model.trainable import Trainable

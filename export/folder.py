@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.feed.collate import Batch
+from data.batch import Batch
 from disk import whole_folder
 from export.detector import load_detector
 from model.trainable import Trainable

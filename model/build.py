@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from data.batch import Batch
 from data.canvas import CanvasRule, side_multiple
-from data.feed.collate import Batch
 from data.objects import Objects
 from data.taxonomy import Taxonomy
 from errors import UserError

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from data.batch import Batch
 from data.boxes import from_corners
-from data.feed.collate import Batch
 from data.objects import Objects
 from model.heads.family import HeadFamily, call_with_mask
 from model.losses.terms import Counts, Losses

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from data.batch import Batch
 from data.boxes import to_corners
-from data.feed.collate import Batch, absolute
+from data.feed.collate import absolute
 from data.objects import Objects
 
 TRUTH = (60, 220, 60)

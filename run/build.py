@@ -19,9 +19,9 @@ from accelerate import (
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
+from data.batch import Batch
 from data.build import Data, build_data, check_findings
 from data.check.doctor import check_images
-from data.feed.collate import Batch
 from data.feed.loader import TrainDataset, eval_loader, resized_sizes, train_loader
 from data.feed.sampler import StepSampler
 from data.feed.transforms import Augment

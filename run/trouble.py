@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from data.feed.collate import Batch
+from data.batch import Batch
 from errors import UserError
 from run.log import RunLog
 from training.checkpoint import Checkpoints

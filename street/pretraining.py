@@ -16,6 +16,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -164,7 +165,8 @@ class DenseReaders(nn.Module):
             for stage, channels in enumerate([*hidden_sizes[:2], width])
         )
         self.boxes = nn.Conv2d(width, 2 * (1 + 4 + 2), 1)
-        self.boxes.bias.data[::7] = -3.0  # most cells hold no box centre
+        with torch.no_grad():
+            self.boxes.bias[::7] = -3.0  # type: ignore[index]  # most cells hold no box centre
 
     def forward(self, maps: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         """Parts of each stage [B, parts, H/4, W/4]; heat [B, 2, h, w]; edges [B, 2, 4, h, w] >= 0;
@@ -241,7 +243,7 @@ def build_backbone() -> DINOv3ConvNextBackbone:
         depths=[1, 1, 4],
         layer_scale_init_value=0.5,
         image_size=192,
-        out_features=["stage1", "stage2", "stage3"],
+        out_features=["stage1", "stage2", "stage3"],  # type: ignore[call-arg]
     )
     backbone = DINOv3ConvNextBackbone(config)
     for module in backbone.modules():
@@ -254,11 +256,14 @@ def pretrain(args: argparse.Namespace, checkpoint: Path) -> tuple[DINOv3ConvNext
     """Train for `args.steps`, from the checkpoint if there is one; returns backbone and report."""
     torch.manual_seed(args.seed)
     backbone = build_backbone()
-    readers = DenseReaders(backbone.config.hidden_sizes)
+    readers = DenseReaders(list(backbone.config.hidden_sizes or ()))
     trained = nn.ModuleDict({"backbone": backbone, "readers": readers})
     matrices = [p for p in trained.parameters() if p.ndim > 1]
     vectors = [p for p in trained.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=0.02)
     step, cpu_s = 0, 0.0
     if checkpoint.exists():
@@ -302,7 +307,7 @@ def _step(trained: nn.ModuleDict, optimizer, batch: dict[str, Tensor], step: int
     outputs = trained["readers"](trained["backbone"](images).feature_maps)
     terms = pretraining_loss(outputs, batch, parts_weight=1.0 if progress < 0.35 else 0.4)
     optimizer.zero_grad()
-    sum(terms.values()).backward()
+    torch.stack(list(terms.values())).sum().backward()
     nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
     optimizer.step()
     return terms

@@ -1,5 +1,6 @@
 """Small datasets, backbones and runs for tests, built on disk."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -148,25 +149,55 @@ def tiny_detector(folder: Path, variant: str):
     return build_model(cfg, Taxonomy(("a", "b", "c"), (0, 1, 2)))
 
 
-def make_batch(numbers: Sequence[int], dtype: torch.dtype = torch.float32, seed: int = 1) -> dict:
+def make_batch(numbers: Sequence[int], seed: int = 1, num_classes: int = 3):
     """Random images with `numbers` random boxes each, half of them padded."""
+    from data.batch import Batch
+    from data.objects import Objects
+
     generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randn(len(numbers), 3, 64, 96, generator=generator).to(dtype)
+    pixels = torch.randint(0, 256, (len(numbers), 3, 64, 96), generator=generator)
     mask = torch.ones(len(numbers), 64, 96, dtype=torch.bool)
     mask[::2, 48:] = False
     mask[3:, :, 64:] = False
-    labels = []
+    tables = []
     for num in numbers:
         centres = torch.rand(num, 2, generator=generator) * 0.6 + 0.2
         sides = torch.rand(num, 2, generator=generator) * 0.3 + 0.05
-        classes = torch.randint(0, 3, (num,), generator=generator)
-        labels.append({"class_labels": classes, "boxes": torch.cat([centres, sides], 1)})
-    return {"pixel_values": pixels, "pixel_mask": mask, "labels": labels}
+        classes = torch.randint(0, num_classes, (num,), generator=generator)
+        tables.append(Objects(torch.cat([centres, sides], 1).numpy(), classes.numpy()))
+    objects = Objects.of_images(tables).each(torch.from_numpy)
+    objects = dataclasses.replace(objects, boxes=objects.boxes.float())
+    names = list(range(len(numbers)))
+    sizes = [(64, 96)] * len(numbers)
+    return Batch(pixels.byte(), mask, objects, list(numbers), names, names, sizes)
 
 
-def four_images(case: str, dtype: torch.dtype) -> dict:
+def part_of(batch, rows: slice):
+    """The micro-batch of some of a batch's images."""
+    from data.batch import Batch
+    from data.objects import Objects
+
+    chosen = range(len(batch.num_objects))[rows]
+    objects = Objects.of_images(
+        [batch.objects.of_image(r).each(torch.Tensor.numpy) for r in chosen]
+    )
+    lists = ("num_objects", "image_ids", "indices", "orig_sizes")
+    return Batch(
+        batch.pixel_values[rows],
+        batch.pixel_mask[rows],
+        objects.each(torch.from_numpy),
+        *(getattr(batch, name)[rows] for name in lists),
+    )
+
+
+def losses_of(trainable, batch, step_counts=None):
+    """Losses of a batch; without counts as if it were the whole step."""
+    return trainable(batch, trainable.counts(batch).alone if step_counts is None else step_counts)
+
+
+def four_images(case: str):
     """The batch of a case of FOUR_IMAGES."""
-    return make_batch(FOUR_IMAGES[case], dtype)
+    return make_batch(FOUR_IMAGES[case])
 
 
 def tiny_run(tmp_path: Path, variant: str = "deformable_detr", **keys: object) -> list[str]:

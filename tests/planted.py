@@ -18,7 +18,7 @@ NUM_PLAIN, NUM_VAL = 8, 6
 PNG_KINDS = {"absurd size", "16-bit image", "palette image", "transparent image"}
 NOT_COCO = {"box inverted"}
 """Kinds that COCO files cannot have; `write_planted_rows` has them"""
-REFUSED = {kind for kind, remedy in KINDS.items() if remedy == "refused"}
+REFUSED = {name for name, kind in KINDS.items() if kind.remedy == "refused"}
 FIRST_PLANTED_ID = 9000
 """Planted annotations and images are numbered from here"""
 

@@ -14,7 +14,7 @@ from builders import launch
 from torch.utils.data import DataLoader, Dataset
 from transformers import DeformableDetrConfig, DetrConfig
 
-from model.heads.detr import HEAD
+from model.heads.detr import FAMILY
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def test_detr_processor_makes_box_targets_depend_on_batch_mates():
     }
     empty = {"image_id": 2, "annotations": []}
     wide, tall = np.zeros((100, 200, 3), np.uint8), np.zeros((200, 100, 3), np.uint8)
-    processor = HEAD.processor_class(do_resize=False)
+    processor = FAMILY.processor_class(do_resize=False)
     alone = processor([wide], [annotation], return_tensors="pt")["labels"][0]["boxes"]
     together = processor([wide, tall], [annotation, empty], return_tensors="pt")["labels"][0][
         "boxes"

@@ -1,5 +1,6 @@
 """Whole runs through the real command line."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -209,12 +210,12 @@ def test_saving_the_best_is_decided_alike_on_all_ranks(tmp_path):
     result = launch(tiny_run(tmp_path, **keys), processes=2)
     assert result.returncode == 0, result.stderr
     checkpoints = tmp_path / "run/checkpoints"
-    best = json.loads((checkpoints / "best/state/state.json").read_text())
+    best = json.loads((checkpoints / "best/state/best.json").read_text())
     metrics = {
         step: json.loads((tmp_path / f"run/eval/step-00000{step}/metrics.json").read_text())["AP"]
         for step in (1, 2, 3, 4)
     }
-    assert metrics[best["step"]] == max(metrics.values()) == pytest.approx(best["best_metric"])
+    assert metrics[best["step"]] == max(metrics.values()) == pytest.approx(best["metric"])
 
 
 def test_each_of_97_images_is_scored_once_on_1_2_and_3_processes(tmp_path):
@@ -323,12 +324,12 @@ def poison(monkeypatch, bad_id, times):
 
     original, left = SetCriterion.__call__, [times]
 
-    def call(self, logits, labels, *rest, **more):
-        loss, terms, none = original(self, logits, labels, *rest, **more)
-        if left[0] and bad_id in [label.get("image_id") for label in labels]:
+    def call(self, outputs, batch, step_counts):
+        losses = original(self, outputs, batch, step_counts)
+        if left[0] and bad_id in batch.image_ids:
             left[0] -= 1
-            loss = loss * float("nan")
-        return loss, terms, none
+            return dataclasses.replace(losses, total=losses.total * float("nan"))
+        return losses
 
     monkeypatch.setattr(SetCriterion, "__call__", call)
 

@@ -61,6 +61,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         len(data.val),
         cfg.eval.max_detections,
     )
+    assert predictions is not None, "nothing stops it"
     metrics = coco_metrics(data.val, predictions, data.taxonomy)
     metrics["seconds"] = round(time.perf_counter() - start, 2)
     if accelerator.is_main_process:

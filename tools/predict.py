@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.feed.collate import Sample, collate
+from data.batch import Sample
+from data.feed.collate import collate
 from data.feed.transforms import resize
 from data.images.decode import decode
 from data.objects import Objects

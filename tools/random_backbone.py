@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig
@@ -33,7 +34,8 @@ def main(argv: Sequence[str]) -> None:
     folder = local_folder(args.backbone, None, "--backbone")
     config = AutoConfig.from_pretrained(folder)
     torch.manual_seed(args.seed)
-    MODEL_FOR_BACKBONE_MAPPING[type(config)](config).save_pretrained(args.out)
+    kind: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    kind(config).save_pretrained(args.out)
     settings = folder / "preprocessor_config.json"
     if settings.is_file():
         shutil.copy(settings, args.out)

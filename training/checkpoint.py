@@ -88,7 +88,7 @@ class Checkpoints:
         own = folder is None or folder.parent.resolve() == self.folder.resolve()
         self._saved = (state.step, state.evaluated_step) if own else None
         if folder is not None and self._is_main:
-            for name, step in (("last", state.step), ("best", best and best.step)):
+            for name, step in (("last", state.step), ("best", best.step if best else None)):
                 if step is not None and (self.folder / step_name(step)).is_dir():
                     link(self.folder / name, step_name(step))
                 else:

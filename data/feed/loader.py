@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from data.batch import Batch, Sample
 from data.canvas import CanvasRule, resized_size
-from data.feed.collate import Batch, Sample, collate
+from data.feed.collate import collate
 from data.feed.sampler import SampleRef, StepSampler, evaluation_batches
 from data.feed.transforms import Augment, resize
 from data.images.decode import decode

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PretrainedConfig
 
-from data.feed.collate import Batch
+from data.batch import Batch
 from data.objects import Objects
 from model.losses.boxes import box_giou
 from model.losses.focal import focal_cost, sigmoid_focal_loss

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from data.feed.collate import Batch
+from data.batch import Batch
 
 
 @dataclass(frozen=True)

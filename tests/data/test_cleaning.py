@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from data.cleaning import MIN_SIDE_PX, clean_boxes, repeated_boxes
+from data.objects import Objects
 
 ANY = st.floats(width=64)
 NEAR = st.floats(-50, 700).map(lambda v: round(v, 1))
@@ -92,5 +93,6 @@ def test_repeated_boxes_are_those_of_one_image_and_class():
     boxes = np.array([[1.0, 2, 3, 4]] * 5 + [[1, 2, 3, 5]])
     classes = np.array([0, 0, 1, 0, 0, 0])
     images = np.array([0, 0, 0, 1, 0, 0])
-    assert repeated_boxes(boxes, classes, images).tolist() == [1, 4]
-    assert repeated_boxes(boxes[:0], classes[:0], images[:0]).tolist() == []
+    objects = Objects(boxes, classes, images)
+    assert repeated_boxes(objects).tolist() == [1, 4]
+    assert repeated_boxes(objects.take(slice(0))).tolist() == []

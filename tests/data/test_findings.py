@@ -105,9 +105,9 @@ def test_defects_of_an_image_are_found_in_its_header(tmp_path, monkeypatch, name
     assert kind in [k for k, _ in listed]
     assert {k for k, _ in listed} <= {kind, "wrong extension"}
     assert all(re.search("000|row 0|line 1", where) for _, where in listed)
-    left_out = KINDS[kind] == "left out"
+    left_out = KINDS[kind].remedy == "left out"
     assert len(data.train) == (7 if left_out else 8)
-    assert data.train.records[-1].boxes.tolist() == [pytest.approx([0, 0, 64, 48])]
+    assert data.train.records[-1].objects.boxes.tolist() == [pytest.approx([0, 0, 64, 48])]
     with pytest.raises(UserError, match=kind):
         build_data(cfg if left_out else replace(cfg, strict=True), 0, max_bad_images=0)
 
@@ -208,7 +208,7 @@ def test_coco_defects(tmp_path, case):
     assert any(k == kind and where in w for k, w in listed), listed
     assert all(text.isprintable() for pair in listed for text in pair)
     assert len(data.train) >= 7
-    if KINDS[kind] == "refused":
+    if KINDS[kind].remedy == "refused":
         with pytest.raises(UserError, match=kind):
             build_data(cfg, 0)
 
@@ -280,7 +280,7 @@ def test_names_as_categories_of_an_image_folder(tmp_path):
     jsonl(objects__category=["plate", "car"])(tmp_path)
     listed, data = found(cfg)
     assert not listed
-    assert data.train.records[2].categories.tolist() == [1, 0]
+    assert data.train.records[2].objects.classes.tolist() == [1, 0]
 
 
 def voc(old, new, count=1):
@@ -325,7 +325,7 @@ def test_voc_inverted_corners_are_swapped(tmp_path):
     text = file.read_text().replace("<xmin>11<", "<xmin>40<").replace("<xmax>40<", "<xmax>11<")
     file.write_text(text)
     _, data = found(cfg)
-    assert data.train.records[0].boxes.tolist() == [[10, 12, 30, 20]]
+    assert data.train.records[0].objects.boxes.tolist() == [[10, 12, 30, 20]]
 
 
 def test_voc_image_sets(tmp_path):
@@ -563,8 +563,8 @@ def test_boxes_annotated_in_another_size_are_scaled(tmp_path):
     file.write_text(json.dumps(content))
     write_coco(tmp_path, 4, "val", seed=1)
     data = build_data(DataConfig(source="coco", path=str(root), val_split="val"), 0)
-    assert data.train.records[0].boxes.tolist() == [[10, 12, 30, 20]]
-    assert data.train.records[0].areas.tolist() == [600]
+    assert data.train.records[0].objects.boxes.tolist() == [[10, 12, 30, 20]]
+    assert data.train.records[0].objects.areas.tolist() == [600]
     assert data.findings.counts()["size differs from annotation"] == 1
 
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from builders import four_images, tiny_detector
+from builders import four_images, part_of, tiny_detector
 from safetensors.torch import save_file
 
-from data.feed.collate import Batch
 from training.counts import agree
 from training.meter import StepMeter
 
@@ -39,27 +38,23 @@ def step(
 ) -> None:
     with accelerator.main_process_first():  # it writes the backbone
         detector = tiny_detector(folder / "backbone", head)
-    detector.model.to(dtype).train()
-    images = four_images(boxes, dtype)
+    trainable = detector.trainable.to(dtype).train()
+    images = four_images(boxes)
     world = accelerator.num_processes
     batches = []
     for turn in range(4 // (micro * world)):
         start = (turn * world + accelerator.process_index) * micro
-        rows = slice(start, start + micro)
-        batches.append(Batch(*(images[k][rows] for k in ("pixel_values", "pixel_mask", "labels"))))
+        batches.append(part_of(images, slice(start, start + micro)))
     assert world * len(batches) * micro == 4
-    model = accelerator.prepare(detector.model)
-    agreed = agree(accelerator, batches, detector.model.config.num_queries)
-    detector.criterion.step_counts = agreed.counts
+    model = accelerator.prepare(trainable)
+    agreed = agree(accelerator, [trainable.counts(batch) for batch in batches])
     meter = StepMeter(accelerator, 4)
     for turn, batch in enumerate(batches):
         last = turn == len(batches) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
-            outputs = model(
-                pixel_values=batch.pixel_values, pixel_mask=batch.pixel_mask, labels=batch.labels
-            )
-            accelerator.backward(outputs.loss * world)
-            meter.add(outputs.loss, outputs.loss_dict)
+            losses = model(batch, agreed.counts)
+            accelerator.backward(losses.total * world)
+            meter.add(losses.total, losses.terms)
     names = sorted(meter.losses)
     terms = accelerator.reduce(torch.stack([meter.losses[n] for n in names]), reduction="sum")
     if accelerator.is_main_process:

@@ -5,6 +5,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from data.build import build_data
+from data.objects import Objects
 from evaluation.coco import coco_metrics, ground_truth, result_list
 from evaluation.predictions import Predictions
 from settings.keys import DataConfig
@@ -16,38 +17,28 @@ def build(tmp_path, ids=(1, 3, 17), num=24):
 
 
 def perfect(split):
-    rows = [
-        (index, box, category)
-        for index, record in enumerate(split.records)
-        for box, category in zip(record.boxes, record.categories, strict=True)
-    ]
+    objects = split.objects
     return Predictions(
-        np.array([r[0] for r in rows]),
-        np.array([r[1] for r in rows], dtype=float),
-        np.ones(len(rows)),
-        np.array([r[2] for r in rows]),
+        Objects(objects.boxes, objects.classes, objects.image, scores=np.ones(len(objects)))
     )
 
 
 def noisy(split, seed=0):
     rng = np.random.default_rng(seed)
-    exact = perfect(split)
-    n = len(exact.index)
+    exact = perfect(split).objects
+    n = len(exact)
     boxes = np.concatenate([exact.boxes + rng.normal(0, 3, (n, 4)), rng.uniform(5, 40, (n, 4))])
     boxes[:, 2:] = boxes[:, 2:].clip(1)
-    return Predictions(
-        np.tile(exact.index, 2),
-        boxes,
-        rng.uniform(size=2 * n),
-        np.concatenate([exact.classes, rng.integers(0, 3, n)]),
-    )
+    scores = rng.uniform(size=2 * n)
+    classes = np.concatenate([exact.classes, rng.integers(0, 3, n)])
+    return Predictions(Objects(boxes, classes, np.tile(exact.image, 2), scores=scores))
 
 
 def test_perfect_predictions_score_one(tmp_path):
     data = build(tmp_path)
     metrics = coco_metrics(data.val, perfect(data.val), data.taxonomy)
     assert metrics["AP"] == metrics["AP50"] == metrics["AP75"] == metrics["AR_100"] == 1.0
-    present = {int(c) for r in data.val.records for c in r.categories}
+    present = set(data.val.objects.classes.tolist())
     for index, row in enumerate(metrics["per_class"].values()):
         assert row["AP"] == (1.0 if index in present else None)
 
@@ -59,7 +50,9 @@ def test_equals_pycocotools(tmp_path):
     truth = COCO()
     truth.dataset = ground_truth(data.val, data.taxonomy)
     truth.createIndex()
-    evaluator = COCOeval(truth, truth.loadRes(result_list(predictions)), "bbox")
+    evaluator = COCOeval(
+        truth, truth.loadRes(result_list(predictions, data.val, data.taxonomy)), "bbox"
+    )
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summarize()
@@ -87,17 +80,15 @@ def test_category_ids_do_not_change_the_metric(tmp_path, ids):
 
 def test_no_predictions_score_zero(tmp_path):
     data = build(tmp_path)
-    none = Predictions(np.zeros(0, int), np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
+    none = Predictions(perfect(data.val).objects.take(slice(0)))
     assert coco_metrics(data.val, none, data.taxonomy)["AP"] == 0.0
 
 
 def test_missed_image_counts_as_missed(tmp_path):
     data = build(tmp_path, ids=(1,))
-    exact = perfect(data.val)
-    kept = exact.index != exact.index[0]
-    some = Predictions(
-        exact.index[kept], exact.boxes[kept], exact.scores[kept], exact.classes[kept]
-    )
+    exact = perfect(data.val).objects
+    kept = exact.image != exact.image[0]
+    some = Predictions(exact.take(kept))
     assert coco_metrics(data.val, some, data.taxonomy)["AR_100"] == pytest.approx(
         kept.mean(), abs=1e-6
     )

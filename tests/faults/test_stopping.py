@@ -13,7 +13,7 @@ import pytest
 from builders import ROOT, TINY_HEAD, metrics_lines, tiny_run, write_coco
 from lives import Strike
 
-from training.checkpoint import find_defect
+from training.manifest import find_defect
 from training.stopping import EXIT_INTERRUPTED, EXIT_STOPPED
 
 SIGNALS = [(signal.SIGTERM, 1), (signal.SIGUSR1, 2), (signal.SIGINT, 1)]

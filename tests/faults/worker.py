@@ -16,15 +16,15 @@ MOMENTS = {
     "decode": "data.feed.loader.decode",
     "step": "train_accelerate.take_step",
     "log": "train_accelerate.log_step",
-    "evaluate": "evaluation.predictions._predict_batch",
-    "metrics": "train_accelerate.coco_metrics",
-    "report": "train_accelerate.write_report",
+    "evaluate": "evaluation.predictions._to_rows",
+    "metrics": "run.evaluate.coco_metrics",
+    "report": "run.evaluate.write_report",
     "write": "training.checkpoint.save_file",
     "manifest": "training.checkpoint.write_manifest",
-    "flush": "training.checkpoint._flush_one",
+    "flush": "disk.flush",
     "rename": "pathlib.Path.rename",
-    "link": "training.checkpoint._link",
-    "remove": "training.checkpoint.shutil.rmtree",
+    "link": "training.checkpoint.link",
+    "remove": "disk.shutil.rmtree",
 }
 """Functions before or after a call of which a process can be killed"""
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from builders import SHARED, TINY_HEAD, save_backbone
+from builders import SHARED, TINY_HEAD, losses_of, make_batch, save_backbone
 from safetensors.torch import load_file, save_file
 from transformers import AutoBackbone, DetrConfig, DetrForObjectDetection
 
@@ -168,24 +168,21 @@ def test_frozen_backbone_stays_frozen(tmp_path):
     detector = build_model(tiny(save_backbone(tmp_path), "deformable_detr"), TAXONOMY)
     module = detector.backbone_module
     before = tensor_digests(module)
-    detector.model.train()
+    detector.trainable.train()
     assert detector.model.training
     assert not any(m.training for m in module.modules())
     assert not any(p.requires_grad for p in module.parameters())
     features = module(torch.randn(1, 3, 64, 64, requires_grad=True)).feature_maps
     assert not features[0].requires_grad
     optimizer = torch.optim.SGD([p for p in detector.model.parameters() if p.requires_grad], lr=1.0)
-    labels = [{"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}]
-    detector.model(pixel_values=torch.randn(1, 3, 64, 64), labels=labels).loss.backward()
+    losses_of(detector.trainable, make_batch([1], num_classes=1)).total.backward()
     optimizer.step()
     assert tensor_digests(module) == before
 
 
 def test_unfrozen_backbone_trains(tmp_path):
     detector = build_model(tiny(save_backbone(tmp_path), freeze="none"), TAXONOMY)
-    labels = [{"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}]
-    detector.model.train()
-    detector.model(pixel_values=torch.randn(1, 3, 64, 64), labels=labels).loss.backward()
+    losses_of(detector.trainable.train(), make_batch([1], num_classes=1)).total.backward()
     assert all(p.grad is not None for p in detector.backbone_module.parameters())
 
 
@@ -252,8 +249,7 @@ def test_parameters_that_nothing_uses_are_not_trained(tmp_path):
     detector = build_model(cfg, TAXONOMY)
     assert "model.level_embed" in detector.unused
     assert any("stages.2" in name for name in detector.unused)
-    labels = [{"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}]
-    detector.model(pixel_values=torch.randn(1, 3, 64, 64), labels=labels).loss.backward()
+    losses_of(detector.trainable, make_batch([1], num_classes=1)).total.backward()
     trained = [p for p in detector.model.parameters() if p.requires_grad]
     assert trained
     assert all(p.grad is not None for p in trained)
@@ -267,7 +263,7 @@ def test_maps_that_do_not_fit_the_head_are_refused(tmp_path):
 
 
 def test_canary_two_stage_proposals_get_no_loss_from_transformers(tmp_path):
-    """Why the criterion takes them from a hook."""
+    """Why the head file hands them to the criterion."""
     from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection
 
     config = load_backbone(tiny(save_backbone(tmp_path)), 1).module.config

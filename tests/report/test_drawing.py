@@ -1,12 +1,16 @@
 import numpy as np
 
-from data.feed.collate import Sample, collate
-from report.drawing import COLOURS, draw_batch, draw_boxes
+from data.batch import Sample
+from data.feed.collate import collate
+from data.objects import Objects
+from report.drawing import COLOURS, draw_batch, draw_objects
 
 
 def test_box_is_drawn_where_it_is():
     image = np.zeros((400, 600, 3), np.uint8)
-    drawn = np.asarray(draw_boxes(image, np.array([[100.0, 200.0, 150.0, 80.0]]), [""], [0]))
+    drawn = np.asarray(
+        draw_objects(image, Objects(np.array([[100.0, 200.0, 150.0, 80.0]]), np.array([0])), [""])
+    )
     assert drawn.shape == image.shape
     rows, columns = np.nonzero((drawn == COLOURS[0]).all(-1))
     assert abs(columns.min() - 100) <= 1
@@ -18,7 +22,7 @@ def test_box_is_drawn_where_it_is():
 def test_batch_drawing_shows_the_targets_on_the_models_pixels(tmp_path):
     image = np.full((320, 400, 3), 128, np.uint8)
     box = np.array([[40.0, 60.0, 100.0, 50.0]])
-    batch = collate([Sample(image, box, np.array([0]), 1, 0, (320, 400), (352, 416))])
+    batch = collate([Sample(image, Objects(box, np.array([0])), 1, 0, (320, 400), (352, 416))])
     draw_batch(batch, ["plate"], tmp_path / "x.png")
     from PIL import Image
 

@@ -7,11 +7,9 @@ from formats import write_parquet
 from PIL import Image
 from planted import NOT_COCO, write_clean, write_planted, write_planted_rows
 
-from data.check.repair import DONE
-from data.findings import KINDS
+from data.findings import KINDS, REMEDIES
 from data.images.decode import decode
 from errors import UserError
-from report.dataset_text import ADVICE, REMEDIES
 from tools import check_data
 
 
@@ -62,7 +60,7 @@ def test_every_planted_defect_is_found_at_its_place_and_nowhere_else(planted, ki
         assert len(found) == (kind in expected)
         if kind in expected:
             assert found[0].endswith(expected[kind]) or f"{expected[kind]}," in found[0]
-            assert f"\n{kind}: 1  [{REMEDIES[KINDS[kind]]}]" in text
+            assert f"\n{kind}: 1  [{REMEDIES[KINDS[kind].remedy]}]" in text
             assert expected[kind] in text
 
 
@@ -71,9 +69,8 @@ def test_planted_set_has_defects_enough(planted):
 
 
 def test_every_kind_is_explained():
-    assert set(ADVICE) == set(KINDS)
-    assert set(DONE) <= set(KINDS)
-    assert {kind for kind, remedy in KINDS.items() if remedy != "noted"} <= set(DONE)
+    assert all(kind.advice for kind in KINDS.values())
+    assert all(kind.repaired or kind.remedy == "noted" for kind in KINDS.values())
 
 
 def test_clean_twin_has_no_finding(tmp_path, capsys):
@@ -122,8 +119,10 @@ def test_repair_round_trip(tmp_path):
     assert not list(copy.parent.glob(".copy-*"))
 
     lines = [json.loads(line) for line in (copy / "repairs.jsonl").read_text().splitlines()]
-    assert sorted(line["kind"] for line in lines) == sorted(set(expected) & set(DONE))
-    assert all(line["what"] == DONE[line["kind"]] for line in lines)
+    assert sorted(line["kind"] for line in lines) == sorted(
+        kind for kind in set(expected) if KINDS[kind].repaired
+    )
+    assert all(line["what"] == KINDS[line["kind"]].repaired for line in lines)
     places = {line["kind"]: line["where"] for line in lines}
     assert all(expected[kind] in where for kind, where in places.items())
 
@@ -270,7 +269,7 @@ def test_images_without_files_are_checked_and_copied(tmp_path, monkeypatch):
     status, content = check(root, *more, source="hub")
     assert status == 1
     not_hub = {"wrong extension", "image without annotation", "duplicate annotation id"}
-    expected = {kind for kind in KINDS if KINDS[kind] != "refused"} - NOT_COCO - not_hub
+    expected = {kind for kind in KINDS if KINDS[kind].remedy != "refused"} - NOT_COCO - not_hub
     assert set(content["kinds"]) == expected
     status, content = check(copy)
     assert status == 0, content["findings"]

@@ -8,13 +8,14 @@ import subprocess
 
 import pytest
 import torch
-from builders import TINY_HEAD, save_backbone
+from builders import TINY_HEAD, losses_of, make_batch, save_backbone
 
 from data.taxonomy import Taxonomy
 from errors import UserError
 from model.build import build_model
 from settings.keys import Config, ModelConfig, OptimConfig
-from training.checkpoint import Checkpoints, find_defect, write_manifest
+from training.checkpoint import Best, Checkpoints, read_best
+from training.manifest import find_defect, write_manifest
 from training.optim import build_optimizer, keep_counters_on_cpu
 from training.state import (
     TrainState,
@@ -41,8 +42,7 @@ def make(backbone, freeze="all", head="deformable_detr"):
 
 
 def take_step(detector, optimizer):
-    labels = [{"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}]
-    detector.model(pixel_values=torch.ones(1, 3, 64, 64), labels=labels).loss.backward()
+    losses_of(detector.trainable, make_batch([1], num_classes=1)).total.backward()
     optimizer.step()
     optimizer.zero_grad()
 
@@ -50,9 +50,9 @@ def take_step(detector, optimizer):
 SMALL = {"model/trainable.safetensors": {"w": torch.arange(4.0)}, "state/rng.safetensors": RNG}
 
 
-def save(checkpoints, step=5, best_step=None, tensors=SMALL, cfg=None):
-    state = TrainState(step=step, best_step=best_step)
-    checkpoints.save(tensors, state, cfg or Config(), wait=True)
+def save(checkpoints, step=5, metric=None, tensors=SMALL, cfg=None):
+    checkpoints.record(metric, step)
+    checkpoints.save(tensors, TrainState(step=step), cfg or Config(), wait=True)
 
 
 @pytest.fixture
@@ -122,22 +122,22 @@ def test_frozen_backbone_is_not_saved(backbone):
 def test_best_last_and_limit_over_two_lives(tmp_path):
     """Six saves with keep 2, a resume, three more."""
     folder = tmp_path / "checkpoints"
-    state = TrainState()
 
     def save_all(lives):
         kept = Checkpoints(folder, keep=2)
         found, _ = kept.newest_intact()
         if found is not None:
-            kept.link(load_state(found))
+            best, notes = kept.find_best(found, same_metric=True)
+            assert notes == []
+            kept.go_on_from(found, load_state(found), best)
         for step, metric in lives:
-            state.step = step
-            state.record(metric)
-            kept.save(SMALL, state, Config(), wait=True)
+            save(kept, step, metric)
+        assert kept.best == read_best(kept.newest_intact()[0])
         return sorted(p.name for p in folder.iterdir())
 
     first = save_all([(10, 0.1), (20, 0.5), (30, 0.3), (40, 0.2), (50, None), (60, 0.4)])
     assert first == ["best", "last", "step-000020", "step-000050", "step-000060"]
-    assert (state.best_metric, state.best_step) == (0.5, 20)
+    assert read_best(folder / "step-000060") == Best(0.5, 20)
     second = save_all([(70, 0.3), (80, 0.6), (90, 0.1)])
     assert second == ["best", "last", "step-000080", "step-000090"]
     assert (folder / "best").readlink().as_posix() == "step-000080"
@@ -236,35 +236,54 @@ def test_no_intact_checkpoint_is_no_fresh_start(two_saved):
         two_saved.newest_intact()
 
 
-def test_failed_save_costs_neither_the_best_nor_the_stop(tmp_path, monkeypatch):
+def test_failed_save_costs_neither_the_best_nor_the_stop(checkpoints, monkeypatch):
     """The best is what a checkpoint holds; after a failure the same step is saved again."""
-    from run.build import Run
+    save(checkpoints, 20, metric=0.5)
+    with monkeypatch.context() as broken:
+        broken.setattr("training.checkpoint.save_file", lambda *_: 1 / 0)
+        save(checkpoints, 40, metric=0.6)
+    assert checkpoints.is_best(40)
+    assert checkpoints.is_saved(TrainState(step=40))
+    assert "step-000020 is intact" in checkpoints.give_up()
+    assert checkpoints.failure is None
+    assert not checkpoints.is_saved(TrainState(step=40))
+    assert checkpoints.best == Best(0.5, 20)
+    save(checkpoints, 60, metric=0.55)
+    assert checkpoints.is_best(60)
+    assert checkpoints.best_folder().name == "step-000060"
 
-    state = TrainState(step=40, best_metric=0.6, best_step=40)
-    run = Run.__new__(Run)
-    run.state, run.saved = state, (40, 40)
-    run.best_before, run.best_saved = (0.5, 20), (0.6, 40)
-    run.forget_save()
-    assert (state.best_metric, state.best_step, run.saved) == (0.5, 20, None)
-    state.step = 60
-    state.record(0.55)
-    assert state.best_step == 60
+
+def test_other_ranks_keep_the_same_account_and_touch_no_file(tmp_path):
+    """Whether to save, and whether it is the best, is decided alike on all of them."""
+    folder = tmp_path / "checkpoints"
+    main, other = Checkpoints(folder, keep=2), Checkpoints(folder, keep=2, is_main=False)
+    for step, metric in [(10, 0.1), (20, float("nan")), (30, 0.3), (40, None), (50, 0.2)]:
+        files = sorted(folder.rglob("*"))
+        save(other, step, metric, tensors={})
+        assert sorted(folder.rglob("*")) == files
+        save(main, step, metric)
+        assert (main.best, main.is_best(step)) == (other.best, other.is_best(step))
+        assert main.is_saved(TrainState(step=step)) == other.is_saved(TrainState(step=step)) is True
+    main.give_up()
+    other.give_up()
+    assert main.best == other.best == Best(0.3, 30)
+    assert other.failure is None
 
 
 def test_best_of_an_older_checkpoint_is_taken_up_where_the_better_one_is_not(checkpoints):
-    from accelerate import Accelerator
-
-    from run.resume import find_best
-
-    older = TrainState(step=20, best_metric=0.5, best_step=20, evaluated_step=20)
-    checkpoints.save(SMALL, older, Config(), wait=True)
-    newer = TrainState(step=60, best_metric=0.6, best_step=40, evaluated_step=60)
-    checkpoints.save(SMALL, newer, Config(), wait=True)
-    accelerator = Accelerator(cpu=True)
-    assert find_best(accelerator, checkpoints, newer, True) == (0.5, 20, [])
-    metric, step, notes = find_best(accelerator, checkpoints, newer, False)
-    assert (metric, step) == (None, None)
+    save(checkpoints, 20, metric=0.5)
+    checkpoints.record(0.6, 40)  # its save failed
+    checkpoints.save(SMALL, TrainState(step=60, evaluated_step=60), Config(), wait=True)
+    newest = checkpoints.folder / "step-000060"
+    assert read_best(newest) == Best(0.6, 40)
+    assert checkpoints.find_best(newest, True) == (Best(0.5, 20), [])
+    best, notes = checkpoints.find_best(newest, False)
+    assert best is None
     assert "by another eval.metric" in notes[0]
+    shutil.rmtree(checkpoints.folder / "step-000020")
+    best, notes = checkpoints.find_best(newest, True)
+    assert best is None
+    assert "step-000040, the best checkpoint so far, is not here" in notes[0]
 
 
 def test_planted_pickle_is_never_loaded(backbone, two_saved, tmp_path):
@@ -284,6 +303,7 @@ def test_planted_pickle_is_never_loaded(backbone, two_saved, tmp_path):
             folder, detector.model, optimizer
         ),
         "state/state.json": load_state,
+        "state/best.json": read_best,
     }
     for file, load in loads.items():
         (newest / file).write_bytes(pickle.dumps(Evil()))
@@ -317,8 +337,8 @@ def test_leftovers_of_a_kill_are_put_right(checkpoints, moment):
 
 def test_same_step_again_replaces_it(checkpoints):
     save(checkpoints, 8)
-    save(checkpoints, 8, best_step=8)
-    assert load_state(checkpoints.folder / "step-000008").best_step == 8
+    save(checkpoints, 8, metric=0.5)
+    assert read_best(checkpoints.folder / "step-000008") == Best(0.5, 8)
     assert (checkpoints.folder / "best").readlink().as_posix() == "step-000008"
     assert sorted(p.name for p in checkpoints.folder.iterdir()) == ["best", "last", "step-000008"]
 

@@ -93,7 +93,7 @@ def test_header_that_gives_another_size_than_the_pixels(tmp_path, monkeypatch):
 
     monkeypatch.setattr(data.check.doctor, "decode", smaller)
     (finding,) = check_images(read(tmp_path), WORKERS)
-    assert finding.kind == "size differs from annotation"
+    assert finding.kind == "size differs from header"
     assert finding.where.endswith("plain-3.jpg")
     assert finding.detail == "96 x 63 px, its header says 96 x 64"
 
@@ -177,7 +177,7 @@ def test_statistics_of_an_empty_class_and_of_groups(tmp_path):
     write_coco(tmp_path, 4, "val")
     dataset = read(tmp_path)
     for record in dataset.train.records:
-        record.iscrowd[:] = True
+        record.objects.iscrowd[:] = True
     figures = split_statistics(dataset.train, dataset.taxonomy, ImageSizeConfig(192))
     assert (figures.boxes, figures.crowd_boxes, figures.classes[0].boxes) == (0, 8, 0)
     assert figures.box_side_px is None

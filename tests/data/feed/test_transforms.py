@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from builders import write_coco
 
+from data.batch import Sample
 from data.build import build_data
-from data.feed.collate import Sample, collate
+from data.canvas import CanvasRule
+from data.feed.collate import collate
 from data.feed.loader import TrainDataset, resized_sizes, train_loader
 from data.feed.sampler import SampleRef, StepSampler
-from data.feed.transforms import Augment, processor_size, resize, resized_size
+from data.feed.transforms import Augment, resize
+from data.objects import Objects
 from errors import UserError
-from model.heads.detr import HEAD
+from model.heads.detr import FAMILY
 from settings.keys import DataConfig, ImageSizeConfig
 from settings.load import load_config
 
@@ -31,23 +34,30 @@ IMAGE = np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8)
 BOX = np.array([[40.0, 30.0, 20.0, 10.0]])
 
 
+def augmented(specs, image, boxes, seed, size=None):
+    """Image, boxes, and which of the given boxes they are."""
+    augment = specs if isinstance(specs, Augment) else Augment(specs)
+    image, objects = augment(image, Objects(boxes, np.arange(len(boxes))), seed, size)
+    return image, objects.boxes, objects.classes
+
+
 @pytest.mark.parametrize("size", [ImageSizeConfig(128), ImageSizeConfig(200, 100)])
 @pytest.mark.parametrize("shape", [(80, 120), (301, 77), (128, 128), (99, 100)])
 def test_resize_equals_the_exported_image_processor(size, shape):
     image = np.random.default_rng(1).integers(0, 255, (*shape, 3), dtype=np.uint8)
-    processor = HEAD.processor_class(
-        size=processor_size(size), do_normalize=False, do_rescale=False
-    )
+    rule = CanvasRule(size)
+    settings = {**rule.processor_settings(), "do_pad": False}
+    processor = FAMILY.processor_class(**settings, do_normalize=False, do_rescale=False)
     expected = processor(images=[image], return_tensors="np")["pixel_values"][0]
-    ours = resize(image, resized_size(*shape, size))
+    ours = resize(image, rule.resized(*shape))
     np.testing.assert_array_equal(ours.transpose(2, 0, 1), expected)
 
 
 def test_equal_seeds_give_equal_draws_and_others_differ():
     augment = Augment([FLIP, AFFINE])
-    draws = {s: augment(IMAGE, BOX, (0, 1, s)) for s in range(20)}
+    draws = {s: augmented(augment, IMAGE, BOX, (0, 1, s)) for s in range(20)}
     for seed, (image, boxes, _) in draws.items():
-        again = Augment([FLIP, AFFINE])(IMAGE, BOX, (0, 1, seed))
+        again = augmented([FLIP, AFFINE], IMAGE, BOX, (0, 1, seed))
         np.testing.assert_array_equal(image, again[0])
         np.testing.assert_array_equal(boxes, again[1])
     assert len({boxes.tobytes() for _, boxes, _ in draws.values()}) == 20
@@ -55,7 +65,7 @@ def test_equal_seeds_give_equal_draws_and_others_differ():
 
 def test_translation_goes_either_way():
     augment = Augment([{"Affine": {"translate_percent": {"x": [-0.05, 0.05]}, "p": 1.0}}])
-    shifts = [augment(IMAGE, BOX, (s,))[1][0, 0] - 40 for s in range(50)]
+    shifts = [augmented(augment, IMAGE, BOX, (s,))[1][0, 0] - 40 for s in range(50)]
     assert min(shifts) < -2
     assert max(shifts) > 2
     assert max(map(abs, shifts)) <= 6.01
@@ -64,7 +74,7 @@ def test_translation_goes_either_way():
 def test_flip_moves_the_box_with_the_pixels():
     image = np.zeros((80, 120, 3), np.uint8)
     image[30:40, 40:60] = 255
-    flipped, boxes, kept = Augment([{"HorizontalFlip": {"p": 1.0}}])(image, BOX, (0,))
+    flipped, boxes, kept = augmented([{"HorizontalFlip": {"p": 1.0}}], image, BOX, (0,))
     np.testing.assert_allclose(boxes, [[60, 30, 20, 10]], atol=1e-4)
     assert kept.tolist() == [0]
     assert flipped[30:40, 60:80].min() == 255
@@ -74,11 +84,11 @@ def test_flip_moves_the_box_with_the_pixels():
 def test_sample_that_would_lose_all_boxes_stays_as_it_was():
     corner = np.array([[0.0, 0.0, 4.0, 4.0]])
     crop = {"Crop": {"x_min": 60, "y_min": 40, "x_max": 120, "y_max": 80}}
-    image, boxes, kept = Augment([crop])(IMAGE, corner, (0,))
+    image, boxes, kept = augmented([crop], IMAGE, corner, (0,))
     np.testing.assert_array_equal(image, IMAGE)
     np.testing.assert_array_equal(boxes, corner)
     two = np.array([[0.0, 0.0, 4.0, 4.0], [70.0, 50.0, 20.0, 20.0]])
-    image, boxes, kept = Augment([crop])(IMAGE, two, (0,))
+    image, boxes, kept = augmented([crop], IMAGE, two, (0,))
     assert image.shape == (40, 60, 3)
     assert kept.tolist() == [1]
     np.testing.assert_allclose(boxes, [[10, 10, 20, 20]], atol=1e-4)
@@ -92,7 +102,7 @@ def test_boxes_stay_inside_and_with_their_numbers():
         boxes = np.concatenate(
             [corner, np.minimum([120, 80] - corner, rng.uniform(2, 40, (6, 2)))], 1
         )
-        _, out, kept = augment(IMAGE, boxes, (seed,))
+        _, out, kept = augmented(augment, IMAGE, boxes, (seed,))
         assert len(out) == len(kept) <= 6
         assert (out[:, :2] >= -1e-3).all()
         assert (out[:, 0] + out[:, 2] <= 120 + 1e-3).all()
@@ -117,8 +127,8 @@ def test_wrong_transforms_are_named(spec, message):
 def test_targets_are_relative_to_the_unpadded_image():
     """A perfect prediction of the target comes back at its place, whatever the batch-mates are."""
     boxes = np.array([[10.0, 25.0, 40.0, 25.0]])
-    sample = Sample(IMAGE[:50, :100], boxes, np.array([0]), 7, 0, (100, 200), (96, 128))
-    other = Sample(IMAGE, BOX, np.array([1]), 8, 1, (80, 120), (96, 128))
+    sample = Sample(IMAGE[:50, :100], Objects(boxes, np.array([0])), 7, 0, (100, 200), (96, 128))
+    other = Sample(IMAGE, Objects(BOX, np.array([1])), 8, 1, (80, 120), (96, 128))
     batch = collate([sample, other])
     assert batch.pixel_values.shape == (2, 3, 96, 128)
     assert batch.pixel_values.dtype.is_floating_point is False
@@ -127,8 +137,10 @@ def test_targets_are_relative_to_the_unpadded_image():
     np.testing.assert_array_equal(
         batch.pixel_values[0, :, :50, :100].numpy(), IMAGE[:50, :100].transpose(2, 0, 1)
     )
-    assert batch.labels[0]["boxes"].tolist() == [pytest.approx([0.3, 0.75, 0.4, 0.5])]
-    assert batch.labels[0]["orig_size"] == (100, 200)
+    assert batch.objects.of_image(0).boxes.tolist() == [pytest.approx([0.3, 0.75, 0.4, 0.5])]
+    assert batch.orig_sizes[0] == (100, 200)
+    assert batch.objects.classes.tolist() == [0, 1]
+    assert batch.num_objects == [1, 1]
     assert batch.image_ids == [7, 8]
 
 
@@ -156,10 +168,10 @@ def first_batches(tmp_path, num_workers, world=1, steps=4):
         for step in range(steps):
             for _ in range(order.accumulation):
                 batch = next(loader)
-                for pixels, label in zip(batch.pixel_values, batch.labels, strict=True):
-                    by_image[step, label["image_id"]] = (
-                        pixels.numpy().tobytes(),
-                        label["boxes"].tolist(),
+                for row, image_id in enumerate(batch.image_ids):
+                    by_image[step, image_id] = (
+                        batch.pixel_values[row].numpy().tobytes(),
+                        batch.objects.of_image(row).boxes.tolist(),
                     )
     return by_image
 
@@ -184,14 +196,14 @@ def test_transforms_that_change_the_size_still_fit_the_canvas(tmp_path):
         sample = samples[SampleRef(index, 0, (64, 64))]
         assert sample.image.shape[0] <= height
         assert sample.image.shape[1] <= width
-        assert (sample.boxes[:, 0] + sample.boxes[:, 2] <= sample.image.shape[1] + 1e-3).all()
+        assert (sample.objects.boxes[:, [0, 2]].sum(1) <= sample.image.shape[1] + 1e-3).all()
 
 
 def test_group_boxes_are_no_targets(tmp_path):
     samples, data = dataset(tmp_path, augment=[])
-    index = next(i for i, r in enumerate(data.train.records) if len(r.boxes))
-    data.train.records[index].iscrowd[:] = True
-    assert len(samples[SampleRef(index, 0, (64, 64))].boxes) == 0
+    index = next(i for i, r in enumerate(data.train.records) if len(r.objects))
+    data.train.records[index].objects.iscrowd[:] = True
+    assert len(samples[SampleRef(index, 0, (64, 64))].objects) == 0
 
 
 def photo_like(height, width, seed=0):
@@ -210,7 +222,7 @@ def test_one_warp_gives_the_picture_of_the_separate_steps(seed):
     size = (150, 200)
     boxes = np.array([[40.0, 30, 60, 50], [90, 70, 30, 20]])
     augment = Augment([{"HorizontalFlip": {"p": 0.5}}, {"VerticalFlip": {"p": 0.5}}, WILD])
-    fused, moved, kept = augment(image, boxes, (seed,), size)
+    fused, moved, kept = augmented(augment, image, boxes, (seed,), size)
 
     expected, expected_boxes = resize(image, size), boxes
     states = np.random.SeedSequence([seed]).generate_state(4)
@@ -246,8 +258,8 @@ def test_boxes_stay_inside_and_with_their_labels(seed, own, size, relative):
     image = np.zeros((*own, 3), np.uint8)
     for specs in ([WILD], [{"HorizontalFlip": {"p": 0.5}}, WILD, {"RandomBrightnessContrast": {}}]):
         augment = Augment(specs)
-        out, moved, kept = augment(image, boxes, (seed,), size)
-        again = augment(image, boxes, (seed,), size)
+        out, moved, kept = augmented(augment, image, boxes, (seed,), size)
+        again = augmented(augment, image, boxes, (seed,), size)
         assert out.shape == (*size, 3)
         assert np.array_equal(moved, again[1])
         assert len(moved) == len(kept) == len(set(kept.tolist()))
@@ -269,7 +281,7 @@ def test_drawn_corners_are_where_the_boxes_say(seed, scale, flips_only):
     mild = {"Affine": {"rotate": [-5, 5], "shear": [-5, 5], "p": 1.0}}
     augment = Augment(flips if flips_only else [*flips, mild])
     boxes = np.array([[50.0, 40, 60, 40]]) * factor
-    out, moved, _ = augment(image, boxes, (seed,), size)
+    out, moved, _ = augmented(augment, image, boxes, (seed,), size)
     rows, columns = np.nonzero(out[..., 0] > 127)
     drawn = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     x, y, width, height = moved[0]
@@ -306,7 +318,7 @@ def test_augmentation_recipes(tmp_path, recipe):
             assert sample.image.shape[1] <= width
             assert max(sample.image.shape[0] / height, sample.image.shape[1] / width) > 0.97
             assert sample.image.dtype == np.uint8
-            assert bool(len(sample.boxes)) == bool(len(before.boxes))
+            assert bool(len(sample.objects)) == bool(len(before.objects))
             changed += not np.array_equal(sample.image, before.image)
             collate([sample])
     assert changed > 16
@@ -319,7 +331,7 @@ def test_transforms_of_one_chain_draw_independently():
     image = np.full((8, 8, 3), (250, 10, 10), np.uint8)
     outcomes = {"gray": 0, "inverted": 0, "both": 0}
     for seed in range(400):
-        out, _, _ = augment(image, np.zeros((0, 4)), (seed,))
+        out, _, _ = augmented(augment, image, np.zeros((0, 4)), (seed,))
         gray = out[0, 0, 0] == out[0, 0, 1]
         inverted = out[0, 0, 0] < 100 if not gray else out[0, 0, 0] > 150
         outcomes["gray"] += gray

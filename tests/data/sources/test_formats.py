@@ -46,15 +46,17 @@ def test_every_format_gives_the_same_dataset(tmp_path, name):
         for index, ((a, pixels, size), (b, same_pixels, same_size)) in enumerate(pairs):
             assert size == same_size == SIZES[index % 4]
             np.testing.assert_array_equal(pixels, same_pixels)
-            np.testing.assert_allclose(a.boxes, np.reshape(BOXES[index % 4], (-1, 4)), atol=1e-9)
-            np.testing.assert_allclose(a.areas, b.areas, atol=1e-6)
-            assert a.categories.tolist() == b.categories.tolist() == categories_of(index)
-            assert a.iscrowd.tolist() == b.iscrowd.tolist()
+            np.testing.assert_allclose(
+                a.objects.boxes, np.reshape(BOXES[index % 4], (-1, 4)), atol=1e-9
+            )
+            np.testing.assert_allclose(a.objects.areas, b.objects.areas, atol=1e-6)
+            assert a.objects.classes.tolist() == b.objects.classes.tolist() == categories_of(index)
+            assert a.objects.iscrowd.tolist() == b.objects.iscrowd.tolist()
 
 
 def test_unlabelled_images_are_background(tmp_path):
     data = build_data(write_format(tmp_path, "yolo"), seed=0)
-    assert [len(record.boxes) for record in data.train.records] == [1, 0, 2, 1] * 2
+    assert [len(record.objects.boxes) for record in data.train.records] == [1, 0, 2, 1] * 2
 
 
 @pytest.mark.parametrize("box_format", ["pascal_voc", "albumentations", "yolo"])
@@ -88,7 +90,9 @@ def test_box_formats(tmp_path, source, box_format):
     )
     data = build_data(cfg, seed=0)
     for index, record in enumerate(data.train.records):
-        np.testing.assert_allclose(record.boxes, np.reshape(BOXES[index], (-1, 4)), atol=1e-4)
+        np.testing.assert_allclose(
+            record.objects.boxes, np.reshape(BOXES[index], (-1, 4)), atol=1e-4
+        )
 
 
 def test_part_of_a_hub_split(tmp_path):
@@ -143,8 +147,8 @@ def test_voc_corners_are_one_based_and_inclusive(tmp_path):
     assert "<xmin>1</xmin><ymin>1</ymin><xmax>96</xmax><ymax>64</ymax>" in xml
     (tmp_path / "train/000.xml").write_text(xml)
     data = build_data(cfg, seed=0)
-    assert data.train.records[0].boxes.tolist() == [[0, 0, 96, 64], [5, 7, 1, 1]]
-    assert data.train.records[0].iscrowd.tolist() == [False, True]
+    assert data.train.records[0].objects.boxes.tolist() == [[0, 0, 96, 64], [5, 7, 1, 1]]
+    assert data.train.records[0].objects.iscrowd.tolist() == [False, True]
     assert not list(data.findings)
 
 
@@ -154,7 +158,7 @@ def test_voc_classes_follow_data_labels_and_the_file_name_may_be_stale(tmp_path)
     file.write_text(file.read_text().replace("002.jpg", "from_another_tool.png"))
     data = build_data(cfg, seed=0)
     assert data.taxonomy.names == ("plate", "car")
-    assert data.train.records[2].categories.tolist() == [1, 0]
+    assert data.train.records[2].objects.classes.tolist() == [1, 0]
     assert str(data.train.images[2]).endswith("002.jpg")
 
 
@@ -165,8 +169,8 @@ def test_voc_class_that_only_one_split_has(tmp_path):
         file.write_text(file.read_text().replace("plate", "bus"))
     data = build_data(cfg, seed=0)
     assert data.taxonomy.names == ("bus", "car", "plate")
-    assert data.train.records[2].categories.tolist() == [1, 2]
-    assert data.val.records[2].categories.tolist() == [1, 0]
+    assert data.train.records[2].objects.classes.tolist() == [1, 2]
+    assert data.val.records[2].objects.classes.tolist() == [1, 0]
 
 
 def test_yolo_polygons_lists_and_absent_labels_folder(tmp_path):
@@ -181,7 +185,7 @@ def test_yolo_polygons_lists_and_absent_labels_folder(tmp_path):
     width, height = SIZES[1]
     assert len(data.train) == 2 + 4
     np.testing.assert_allclose(
-        data.train.records[0].boxes, [[width / 4, height / 4, width / 2, height / 2]]
+        data.train.records[0].objects.boxes, [[width / 4, height / 4, width / 2, height / 2]]
     )
     assert not list(data.findings)
 
@@ -219,8 +223,8 @@ def test_coco_boxes_of_segmentations(tmp_path):
         )
     file.write_text(json.dumps(content))
     data = build_data(cfg, seed=0)
-    assert data.train.records[0].boxes.tolist() == [*expected, [10, 12, 40.5, 20]]
-    assert data.train.records[2].boxes.tolist() == [[10, 12, 40.5, 20]]
+    assert data.train.records[0].objects.boxes.tolist() == [*expected, [10, 12, 40.5, 20]]
+    assert data.train.records[2].objects.boxes.tolist() == [[10, 12, 40.5, 20]]
     assert set(data.findings.counts()) <= {"duplicate box"}
 
 
@@ -242,7 +246,7 @@ def test_image_that_cannot_be_read_counts_in_validation_only(tmp_path):
     known, unknown = data.val.records[2:]
     assert (known.width, known.height) == SIZES[2]
     assert (unknown.width, unknown.height) == (1, 1)
-    assert unknown.boxes.tolist() == BOXES[3]
+    assert unknown.objects.boxes.tolist() == BOXES[3]
     assert findings.counts() == {"missing image": 2, "empty file": 1}
 
 

@@ -37,11 +37,11 @@ def assert_expected(data):
     for index, record in enumerate(data.train.records):
         assert record.image_id == index + 10
         assert (record.width, record.height) == SIZES[index % 4]
-        assert record.boxes.tolist() == BOXES[index % 4]
-        assert record.categories.tolist() == [0] * len(BOXES[index % 4])
+        assert record.objects.boxes.tolist() == BOXES[index % 4]
+        assert record.objects.classes.tolist() == [0] * len(BOXES[index % 4])
         image = decode(data.train.images[index], record.where)
         assert image.shape == (record.height, record.width, 3)
-        for x, y, w, h in record.boxes.astype(int):
+        for x, y, w, h in record.objects.boxes.astype(int):
             assert image[y + h // 2, x + w // 2].tolist() == pytest.approx([250, 240, 30], abs=12)
 
 
@@ -74,10 +74,10 @@ def test_category_ids_become_indices(tmp_path, ids):
     data = build_data(coco_cfg(tmp_path, val_split=None, val_fraction=0.3), seed=0)
     assert data.taxonomy.category_ids == ids
     assert data.taxonomy.id2label == {i: f"class{c}" for i, c in enumerate(ids)}
-    used = np.concatenate([r.categories for r in data.train.records])
+    used = np.concatenate([r.objects.classes for r in data.train.records])
     assert set(used) <= {0, 1, 2}
     for record in data.train.records:  # box k of an image has category ids[k]
-        assert record.categories.tolist() == list(range(len(record.boxes)))
+        assert record.objects.classes.tolist() == list(range(len(record.objects.boxes)))
 
 
 def test_validation_split_is_a_function_of_the_seed(tmp_path):
@@ -203,7 +203,7 @@ def test_bad_boxes_are_cleaned_and_counted(tmp_path):
     first = next(iter(data.findings))
     assert first.where.endswith("000.jpg, annotation 90")
     assert first.image == ("train", 0)
-    assert data.train.records[0].boxes.tolist() == [[10, 12, 30, 20], [80, 50, 16, 14]]
+    assert data.train.records[0].objects.boxes.tolist() == [[10, 12, 30, 20], [80, 50, 16, 14]]
 
 
 def test_exif_rotation_applies_to_size_and_pixels(tmp_path):

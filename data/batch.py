@@ -1,0 +1,76 @@
+"""What the model gets: samples, and batches of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.objects import Objects
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image as the model will see it."""
+
+    image: np.ndarray
+    """uint8 [h, w, 3], resized and augmented"""
+    objects: Objects
+    """What is on it; boxes xywh in pixels of `image`"""
+    image_id: int | str
+    index: int
+    """Place in its split"""
+    orig_size: tuple[int, int]
+    """(height, width) of the decoded image, px"""
+    canvas: tuple[int, int]
+    """(height, width) to pad to, px"""
+    bad: tuple[str, ...] = ()
+    """What was wrong with the images that this one stands in for"""
+    missing: bool = False
+    """Its pixels cannot be had, and are blank"""
+
+
+@dataclass
+class Batch:
+    """One micro-batch of B images."""
+
+    pixel_values: torch.Tensor
+    """uint8 [B, 3, H, W]; zero where padded"""
+    pixel_mask: torch.Tensor
+    """bool [B, H, W]; true on the image"""
+    objects: Objects
+    """Those of all images, one after the other, as tensors; boxes float32 cxcywh in [0, 1] of the
+    unpadded image, `image` the row of the batch"""
+    num_objects: list[int]
+    """Of each image"""
+    image_ids: list[int | str] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    """Place of each image in its split"""
+    orig_sizes: list[tuple[int, int]] = field(default_factory=list)
+    """(height, width) of each decoded image, px"""
+    missing: list[bool] = field(default_factory=list)
+    """Whether an image's pixels cannot be had"""
+    bad: list[str] = field(default_factory=list)
+    """Images that could not be decoded, and why; another one is in the place of each"""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For the way from a worker: small tensors as arrays, since each tensor costs a handshake."""
+        return {**self.__dict__, "objects": self.objects.each(torch.Tensor.numpy)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.objects = self.objects.each(torch.from_numpy)
+
+    def pin_memory(self) -> "Batch":
+        """Called by the DataLoader's pinning thread."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on `device`; copies from pinned memory do not block."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        pixels, mask = change(self.pixel_values), change(self.pixel_mask)
+        objects = self.objects.each(change)
+        return replace(self, pixel_values=pixels, pixel_mask=mask, objects=objects)
