@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import DINOv3ConvNextBackbone, DINOv3ConvNextConfig
 
-from street.scenes import PART_NAMES, PRETRAINING_SEED_START, render_scene
+from model.normalization import IMAGENET_MEAN, IMAGENET_STD
+from street.paint import PART_NAMES
+from street.scenes import PRETRAINING_SEED_START, render_scene
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
 CELL_PX = 16  # stride of stage 3
 PART_CELL_PX = 4  # stride of stage 1, at which parts are predicted
 IGNORED_PART = 255
@@ -182,7 +182,7 @@ class DenseReaders(nn.Module):
 
 def normalized(images: Tensor, valid: Tensor, gain: Tensor | float = 1.0) -> Tensor:
     """uint8 [B, 3, H, W] to float, ImageNet-normalised, zero where padded."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return ((images / 255 * gain).clamp(0, 1) - mean) / std * valid
 
 
@@ -260,10 +260,7 @@ def pretrain(args: argparse.Namespace, checkpoint: Path) -> tuple[DINOv3ConvNext
     trained = nn.ModuleDict({"backbone": backbone, "readers": readers})
     matrices = [p for p in trained.parameters() if p.ndim > 1]
     vectors = [p for p in trained.parameters() if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": matrices},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    groups: list[Any] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=0.02)
     step, cpu_s = 0, 0.0
     if checkpoint.exists():
@@ -339,8 +336,8 @@ def main() -> None:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": IMAGE_MEAN,
-        "image_std": IMAGE_STD,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
     }
     (args.out / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
     report = {"seed": args.seed, "lr": args.lr, "batch_size": BATCH_SIZE, **report}

@@ -13,35 +13,33 @@ Every plate that can be seen is labelled: a place where a plate would be cut by 
 nearer car stays an empty bumper instead. Nothing is drawn in front of a plate.
 """
 
-import functools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
+
+from street.paint import (
+    SUPERSAMPLE,
+    Box,
+    Canvas,
+    background,
+    font_of,
+    random_colour,
+    random_word,
+    shade,
+)
 
 PRETRAINING_SEED_START = 1_000_000
 SIDE_MULTIPLE_PX = 16
 MIN_PLATE_VISIBLE = 0.9
-PART_NAMES = (
-    "sky", "ground", "lane", "building", "building_window", "post", "sign", "shadow",
-    "wheel", "car_body", "car_window", "car_light", "grille", "bumper", "plate",
-)  # fmt: skip
-
-_PART = {name: label for label, name in enumerate(PART_NAMES)}
-_SUPERSAMPLE = 2  # shapes are drawn at twice the size: Pillow's polygons have no anti-aliasing
 _REFERENCE_PX = 192  # the longest side for which the sizes below are written
-_LETTERS = np.array(list("ABCDEFGHJKLMNPRSTUVWXYZ0123456789"))
 _PLATE_COLOURS = (
     ((240, 240, 235), (20, 20, 30)), ((235, 238, 240), (20, 40, 140)), ((238, 238, 232), (15, 15, 15)),
     ((245, 200, 40), (20, 20, 20)), ((240, 170, 30), (30, 20, 10)), ((30, 60, 170), (240, 240, 240)),
     ((20, 130, 60), (240, 240, 240)), ((25, 25, 28), (230, 230, 225)), ((225, 235, 205), (20, 90, 40)),
     ((235, 190, 210), (120, 20, 50)), ((170, 30, 30), (240, 235, 230)),
 )  # fmt: skip
-
-Colour = tuple[int, int, int]
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
 @dataclass(frozen=True)
@@ -68,58 +66,6 @@ class _Car:
         return self.left, self.top, self.left + self.width, self.top + self.height
 
 
-class _Canvas:
-    """An RGB image and its part labels, drawn together in coordinates of the final image."""
-
-    def __init__(self, background: np.ndarray, parts: np.ndarray):
-        height, width = parts.shape
-        size = (width * _SUPERSAMPLE, height * _SUPERSAMPLE)
-        self.height, self.width = height, width
-        self.image = Image.fromarray(background).resize(size, Image.Resampling.NEAREST)
-        self.parts = Image.fromarray(parts).resize(size, Image.Resampling.NEAREST)
-        self._pens = ImageDraw.Draw(self.image), ImageDraw.Draw(self.parts)
-
-    def _strokes(self, colour: Colour, part: str) -> list[tuple[ImageDraw.ImageDraw, Any]]:
-        return list(zip(self._pens, (colour, _PART[part]), strict=True))
-
-    def polygon(self, points, colour: Colour, part: str) -> None:
-        scaled = [(x * _SUPERSAMPLE, y * _SUPERSAMPLE) for x, y in points]
-        for pen, fill in self._strokes(colour, part):
-            pen.polygon(scaled, fill=fill)
-
-    def rectangle(self, box: Box, colour: Colour, part: str) -> None:
-        scaled = [value * _SUPERSAMPLE for value in box]
-        scaled[2:] = max(scaled[0], scaled[2] - 1), max(scaled[1], scaled[3] - 1)
-        for pen, fill in self._strokes(colour, part):
-            pen.rectangle(scaled, fill=fill)
-
-    def ellipse(self, box: Box, colour: Colour, part: str) -> None:
-        scaled = [value * _SUPERSAMPLE for value in box]
-        for pen, fill in self._strokes(colour, part):
-            pen.ellipse(scaled, fill=fill)
-
-    def text(self, x: float, y: float, text: str, size_px: float, colour: Colour) -> None:
-        """Text centred on (x, y); it keeps the part label of what it is written on."""
-        font = _font(max(6, round(size_px * _SUPERSAMPLE)))
-        self._pens[0].text((x * _SUPERSAMPLE, y * _SUPERSAMPLE), text, colour, font, anchor="mm")
-
-    def texture(self, texture: Image.Image, quad: np.ndarray, part: str) -> None:
-        """`texture` warped onto `quad`, float [4, 2]."""
-        quad = quad * _SUPERSAMPLE
-        left, top = (int(value) for value in np.floor(quad.min(axis=0)))
-        right, bottom = (int(value) for value in np.ceil(quad.max(axis=0)))
-        size = (right - left, bottom - top)
-        local = [(float(x) - left, float(y) - top) for x, y in quad]
-        warp = _perspective(np.array(local), texture.size)
-        mask = Image.new("L", size)
-        ImageDraw.Draw(mask).polygon(local, fill=255)
-        warped = texture.transform(
-            size, Image.Transform.PERSPECTIVE, warp, Image.Resampling.BILINEAR
-        )
-        self.image.paste(warped, (left, top), mask)
-        self.parts.paste(_PART[part], (left, top), mask)
-
-
 def render_scene(seed: int, index: int, longest_px: int = _REFERENCE_PX) -> Scene:
     """Draw scene `index` of the dataset `seed`; its longest side is `longest_px`.
 
@@ -135,7 +81,7 @@ def render_scene(seed: int, index: int, longest_px: int = _REFERENCE_PX) -> Scen
     height, width = _draw_size(rng, longest_px)
     unit = longest_px / _REFERENCE_PX
     horizon = height * rng.uniform(0.25, 0.5)
-    canvas = _Canvas(*_background(rng, height, width, horizon))
+    canvas = Canvas(*background(rng, height, width, horizon))
     _draw_street(rng, canvas, horizon, unit)
     cars = _place_cars(rng, height, width, horizon, unit)
     for car in cars:
@@ -143,10 +89,10 @@ def render_scene(seed: int, index: int, longest_px: int = _REFERENCE_PX) -> Scen
     plates = [car.plate_quad for car in cars if car.plate_quad is not None]
     plate_bounds = [(*quad.min(axis=0), *quad.max(axis=0)) for quad in plates]
     return Scene(
-        image=_photograph(rng, canvas.image.reduce(_SUPERSAMPLE)),
+        image=_photograph(rng, canvas.image.reduce(SUPERSAMPLE)),
         plate_boxes=_clipped_xywh(plate_bounds, height, width),
         car_boxes=_clipped_xywh([car.bounds for car in cars], height, width),
-        parts=np.asarray(canvas.parts)[::_SUPERSAMPLE, ::_SUPERSAMPLE].copy(),
+        parts=np.asarray(canvas.parts)[::SUPERSAMPLE, ::SUPERSAMPLE].copy(),
     )
 
 
@@ -164,62 +110,7 @@ def _clipped_xywh(bounds: list[Box], height: int, width: int) -> np.ndarray:
     return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 
 
-@functools.cache
-def _font(size_px: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size_px)
-
-
-def _perspective(quad: np.ndarray, texture_size: tuple[int, int]) -> tuple[float, ...]:
-    """Pillow's eight coefficients that map `quad` [4, 2] back to the corners of the texture."""
-    width, height = texture_size
-    rows, values = [], []
-    for (x, y), (u, v) in zip(
-        quad, ((0, 0), (width, 0), (width, height), (0, height)), strict=True
-    ):
-        rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
-        values += [u, v]
-    return tuple(np.linalg.solve(np.array(rows), np.array(values, dtype=float)))
-
-
-def _colour(rng: np.random.Generator, low: int = 20, high: int = 235) -> Colour:
-    red, green, blue = rng.integers(low, high, 3)
-    return int(red), int(green), int(blue)
-
-
-def _shade(colour: Colour, factor: float) -> Colour:
-    red, green, blue = (min(255, int(channel * factor)) for channel in colour)
-    return red, green, blue
-
-
-def _word(rng: np.random.Generator, shortest: int, longest: int) -> str:
-    return "".join(rng.choice(_LETTERS, int(rng.integers(shortest, longest + 1))))
-
-
-def _smooth_noise(rng: np.random.Generator, height: int, width: int, cell: tuple[int, int]):
-    """Float [height, width] of about unit variance, smooth over `cell` (height, width) pixels."""
-    shape = (height // cell[0] + 2, width // cell[1] + 2)
-    coarse = Image.fromarray(rng.standard_normal(shape, dtype=np.float32))
-    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
-
-
-def _background(rng: np.random.Generator, height: int, width: int, horizon: float):
-    """Sky and ground: image uint8 [H, W, 3] and parts uint8 [H, W]."""
-    rows = int(horizon)
-    grey = rng.uniform(40, 190)
-    sky = rng.uniform(90, 250, (2, 3))
-    ground = grey + rng.normal(0, 14, (2, 3))
-    image = np.empty((height, width, 3), dtype=np.float32)
-    for span, (start, end) in ((slice(0, rows), sky), (slice(rows, height), ground)):
-        ramp = np.linspace(0, 1, len(range(height)[span]), dtype=np.float32)[:, None]
-        image[span] = (start * (1 - ramp) + end * ramp)[:, None]
-    cell = ((8, 8), (16, 24), (48, 6))[int(rng.integers(3))]
-    image += rng.uniform(2, 14) * _smooth_noise(rng, height, width, cell)[..., None]
-    parts = np.full((height, width), _PART["ground"], dtype=np.uint8)
-    parts[:rows] = _PART["sky"]
-    return image.clip(0, 255).astype(np.uint8), parts
-
-
-def _draw_street(rng: np.random.Generator, canvas: _Canvas, horizon: float, unit: float) -> None:
+def _draw_street(rng: np.random.Generator, canvas: Canvas, horizon: float, unit: float) -> None:
     """Everything behind the cars: buildings, lane marks, posts and signs."""
     for _ in range(int(rng.integers(0, 5))):
         _draw_building(rng, canvas, horizon, unit)
@@ -234,18 +125,18 @@ def _draw_street(rng: np.random.Generator, canvas: _Canvas, horizon: float, unit
         x, top = rng.uniform(0, canvas.width), rng.uniform(0, horizon)
         bottom = horizon + rng.uniform(0, 0.35) * canvas.height
         width = rng.uniform(1.5, 6) * unit
-        canvas.rectangle((x, top, x + width, bottom), _colour(rng, 20, 150), "post")
+        canvas.rectangle((x, top, x + width, bottom), random_colour(rng, 20, 150), "post")
     for _ in range(int(rng.integers(0, 4))):
         _draw_sign(rng, canvas, horizon, unit)
 
 
-def _draw_building(rng: np.random.Generator, canvas: _Canvas, horizon: float, unit: float) -> None:
+def _draw_building(rng: np.random.Generator, canvas: Canvas, horizon: float, unit: float) -> None:
     left, width = rng.uniform(-20, canvas.width - 10), rng.uniform(20, 62) * unit
     top = horizon * rng.uniform(0, 0.75)
-    canvas.rectangle((left, top, left + width, horizon), _colour(rng), "building")
+    canvas.rectangle((left, top, left + width, horizon), random_colour(rng), "building")
     if rng.random() < 0.25:
         return
-    colour = _colour(rng, 10, 250)
+    colour = random_colour(rng, 10, 250)
     pitch_x, pitch_y = rng.uniform(6, 13, 2) * unit
     fill = rng.uniform(0.45, 0.75)
     for y in np.arange(top + 3, horizon - pitch_y, pitch_y):
@@ -254,7 +145,7 @@ def _draw_building(rng: np.random.Generator, canvas: _Canvas, horizon: float, un
             canvas.rectangle(box, colour, "building_window")
 
 
-def _draw_sign(rng: np.random.Generator, canvas: _Canvas, horizon: float, unit: float) -> None:
+def _draw_sign(rng: np.random.Generator, canvas: Canvas, horizon: float, unit: float) -> None:
     """A round or rectangular sign with text, most often on a post."""
     x = rng.uniform(0, canvas.width)
     y = rng.uniform(8 * unit, horizon + 0.15 * canvas.height)
@@ -266,16 +157,16 @@ def _draw_sign(rng: np.random.Generator, canvas: _Canvas, horizon: float, unit: 
         thick = rng.uniform(1, 2) * unit
         canvas.rectangle((x - thick, y, x + thick, bottom), (90, 90, 95), "post")
     box = (x - half_width, y - half_height, x + half_width, y + half_height)
-    colour = _colour(rng)
+    colour = random_colour(rng)
     ink = (20, 20, 20) if sum(colour) > 380 else (240, 240, 240)
     if is_round:
         rim, inner = 0.75 * half_width, 0.8 * half_width
-        canvas.ellipse(box, (200, 30, 30) if rng.random() < 0.6 else _colour(rng), "sign")
+        canvas.ellipse(box, (200, 30, 30) if rng.random() < 0.6 else random_colour(rng), "sign")
         canvas.ellipse((x - inner, y - inner, x + inner, y + inner), colour, "sign")
         canvas.text(x, y, str(rng.integers(10, 99)), rim, ink)
     else:
         canvas.rectangle(box, colour, "sign")
-        word = _word(rng, 2, 6)
+        word = random_word(rng, 2, 6)
         size_px = min(1.4 * half_height, 2.6 * half_width / len(word))
         canvas.text(x, y, word.lower() if rng.random() < 0.5 else word, size_px, ink)
 
@@ -362,10 +253,12 @@ def _random_plate_quad(
     return corners @ turn + (centre_x, centre_y)
 
 
-def _draw_car(rng: np.random.Generator, canvas: _Canvas, car: _Car) -> None:
+def _draw_car(rng: np.random.Generator, canvas: Canvas, car: _Car) -> None:
     """A front or rear view inside the car's bounds; the plate comes last and stays uncovered."""
     grey = rng.random() < 0.4
-    colour = _shade((255, 255, 255), rng.uniform(0.08, 0.92)) if grey else _colour(rng, 25, 240)
+    colour = (
+        shade((255, 255, 255), rng.uniform(0.08, 0.92)) if grey else random_colour(rng, 25, 240)
+    )
     left, top, width, height = car.left, car.top, car.width, car.height
 
     def box(x0: float, y0: float, x1: float, y1: float) -> Box:
@@ -379,7 +272,7 @@ def _draw_car(rng: np.random.Generator, canvas: _Canvas, car: _Car) -> None:
         canvas.rectangle(box(x, 0.8, x + 0.16, 1.0), (18, 18, 18), "wheel")
     roof, shoulder = rng.uniform(0.14, 0.24), rng.uniform(0.38, 0.46)
     cabin = points((roof, 0), (1 - roof, 0), (0.96, shoulder), (0.04, shoulder))
-    canvas.polygon(cabin, _shade(colour, 0.85), "car_body")
+    canvas.polygon(cabin, shade(colour, 0.85), "car_body")
     glass = (175, 185, 200) if rng.random() < 0.5 else (45, 52, 62)
     edge = roof + 0.03
     window = points((edge, 0.05), (1 - edge, 0.05), (0.89, shoulder), (0.11, shoulder))
@@ -388,7 +281,7 @@ def _draw_car(rng: np.random.Generator, canvas: _Canvas, car: _Car) -> None:
         (0.04, shoulder), (0.96, shoulder), (1, 0.52), (0.98, 0.9), (0.02, 0.9), (0, 0.52)
     )
     canvas.polygon(body, colour, "car_body")
-    canvas.rectangle(box(0.01, 0.76, 0.99, 0.9), _shade(colour, rng.uniform(0.4, 1.1)), "bumper")
+    canvas.rectangle(box(0.01, 0.76, 0.99, 0.9), shade(colour, rng.uniform(0.4, 1.1)), "bumper")
     light = (248, 246, 215) if car.is_front else (215, 25, 28)
     width_share, light_top = rng.uniform(0.1, 0.2), rng.uniform(0.49, 0.56)
     for x in (0.04, 0.96 - width_share):
@@ -403,8 +296,8 @@ def _draw_car(rng: np.random.Generator, canvas: _Canvas, car: _Car) -> None:
 
 def _plate_texture(rng: np.random.Generator, quad: np.ndarray) -> Image.Image:
     """The unwarped plate: background, border, sometimes a country band, one or two lines."""
-    width = round(2 * _SUPERSAMPLE * float(np.linalg.norm(quad[1] - quad[0])))
-    height = round(2 * _SUPERSAMPLE * float(np.linalg.norm(quad[3] - quad[0])))
+    width = round(2 * SUPERSAMPLE * float(np.linalg.norm(quad[1] - quad[0])))
+    height = round(2 * SUPERSAMPLE * float(np.linalg.norm(quad[3] - quad[0])))
     background, ink = _PLATE_COLOURS[int(rng.integers(len(_PLATE_COLOURS)))]
     texture = Image.new("RGB", (width, height), background)
     pen = ImageDraw.Draw(texture)
@@ -414,10 +307,10 @@ def _plate_texture(rng: np.random.Generator, quad: np.ndarray) -> Image.Image:
         pen.rectangle((0, 0, band, height), fill=(25, 50, 160))
     num_lines = 2 if width < 2.3 * height else 1
     for line in range(num_lines):
-        text = _word(rng, 5, 8) if num_lines == 1 else _word(rng, 3, 4)
+        text = random_word(rng, 5, 8) if num_lines == 1 else random_word(rng, 3, 4)
         size_px = min(0.85 * height / num_lines, 1.5 * (width - band) / len(text))
         centre = (band + (width - band) / 2, height * (line + 0.5) / num_lines)
-        pen.text(centre, text, ink, _font(max(6, int(size_px))), anchor="mm")
+        pen.text(centre, text, ink, font_of(max(6, int(size_px))), anchor="mm")
     return texture.reduce(2)
 
 

@@ -15,7 +15,8 @@ MAY_IMPORT = {
     "errors": set(),
     "disk": {"errors"},
     "settings": BASE,
-    "street.scenes": set(),
+    "street.paint": set(),
+    "street.scenes": {"street.paint"},
     "data": {*BASE, "settings"},
     "data.images": DATA,
     "data.sources": {*DATA, "data.images", "street.scenes"},
@@ -29,7 +30,7 @@ MAY_IMPORT = {
     "evaluation": EVALUATION,
     "report": {*EVALUATION, "data.check", "data.build"},
     "export": {*EVALUATION, "model.heads"},
-    "street": {*MODEL, "model.heads", "data.sources", "street.scenes"},
+    "street": {*MODEL, "model.heads", "data.sources", "street.scenes", "street.paint"},
     "run": {
         *(EVALUATION | DATA),
         *("data.build", "data.check", "model.heads", "training", "report", "export"),
