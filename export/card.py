@@ -4,8 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from settings.keys import Config, config_to_dict
+
+TASK = "object-detection"
+SHOWN = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100")
+"""Metrics that the card has"""
 
 
 def model_card(cfg: Config, metrics: dict[str, Any], facts: dict[str, Any], step: int) -> str:
@@ -15,19 +20,11 @@ def model_card(cfg: Config, metrics: dict[str, Any], facts: dict[str, Any], step
         metrics: of the exported weights, as in metrics.json. facts: as in run.json.
         step: optimizer step of the exported weights.
     """
-    header: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": "object-detection",
-        "tags": ["object-detection", cfg.model.head, "permafrost"],
-    }
-    if not facts["backbone_is_local"]:
-        header["base_model"] = cfg.model.backbone
-    if cfg.data.source == "hub" and cfg.data.path and not Path(cfg.data.path).exists():
-        header["datasets"] = [cfg.data.path]
     name = cfg.run.name or Path(cfg.run.output_dir).name
+    header = card_header(cfg, metrics, facts, name)
     frozen = "frozen" if cfg.model.freeze == "all" else "trained with the head"
     return f"""---
-{yaml.safe_dump(header, sort_keys=False).strip()}
+{header.to_yaml().strip()}
 ---
 
 # {name}
@@ -52,7 +49,7 @@ COCO metrics on {facts["val_images"]} validation images, prepared by the image p
 
 | AP | AP50 | AP75 | AP small | AP medium | AP large | AR 100 |
 |---|---|---|---|---|---|---|
-| {" | ".join(_text(metrics[k]) for k in ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100"))} |
+| {" | ".join(_text(metrics[k]) for k in SHOWN)} |
 
 | Class | AP | AP50 | Boxes |
 |---|---|---|---|
@@ -72,6 +69,35 @@ places or image sizes. The licence of the backbone and of the training data appl
 Versions: {", ".join(f"{k} {v}" for k, v in facts["versions"].items())}.
 Image processing: {facts["image_processor"]} (Pillow resizing).
 """
+
+
+def card_header(
+    cfg: Config, metrics: dict[str, Any], facts: dict[str, Any], name: str
+) -> ModelCardData:
+    """What the Hub reads: task, origins, and the metrics as a `model-index`."""
+    on_hub = cfg.data.source == "hub" and cfg.data.path and not Path(cfg.data.path).exists()
+    dataset = public_name(cfg.data.path or cfg.data.source)
+    results = [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=dataset if on_hub else cfg.data.source,
+            dataset_name=dataset,
+            dataset_split=public_name(cfg.data.val_split or "set aside from training"),
+            metric_type=key,
+            metric_value=round(metrics[key], 4),
+        )
+        for key in SHOWN
+        if metrics[key] is not None
+    ]
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag=TASK,
+        tags=[TASK, cfg.model.head, "permafrost"],
+        base_model=None if facts["backbone_is_local"] else cfg.model.backbone,
+        datasets=[cfg.data.path] if on_hub else None,
+        model_name=name,
+        eval_results=results or None,
+    )
 
 
 def public_name(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from data.boxes import from_corners, to_corners
 from data.sources.annotations import as_int, as_size, numbers_in
 
 
@@ -28,21 +29,22 @@ def box_of_segmentation(segmentation: Any) -> list[float] | None:
     found = [box for box in boxes if box is not None]
     if len(found) < len(polygons):
         return None
-    corners = np.array(found)
     with np.errstate(invalid="ignore", over="ignore"):
-        corners[:, 2:] += corners[:, :2]
-        low, high = corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)
-        return [*low.tolist(), *(high - low).tolist()]
+        return _around(to_corners(np.array(found)).reshape(-1, 2))
 
 
 def box_of_polygon(values: Sequence[float]) -> list[float] | None:
     """xywh box of a polygon x, y, x, y, ... of three points or more; None if it is none."""
     if len(values) < 6 or len(values) % 2:
         return None
-    points = np.array(values, dtype=np.float64).reshape(-1, 2)
-    low, high = points.min(axis=0), points.max(axis=0)
     with np.errstate(invalid="ignore", over="ignore"):
-        return [*low.tolist(), *(high - low).tolist()]
+        return _around(np.array(values, dtype=np.float64).reshape(-1, 2))
+
+
+def _around(points: np.ndarray) -> list[float]:
+    """xywh box around points [n, 2]."""
+    corners = np.concatenate([points.min(axis=0), points.max(axis=0)])[None]
+    return from_corners(corners)[0].tolist()
 
 
 def _box_of_rle(rle: dict[str, Any]) -> list[float] | None:

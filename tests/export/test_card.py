@@ -1,0 +1,52 @@
+import pytest
+from huggingface_hub import ModelCard
+
+from export.card import SHOWN, model_card
+from settings.keys import Config, DataConfig, EvalConfig, ModelConfig, RunConfig
+
+FACTS = {
+    "backbone_is_local": False,
+    "backbone_tensors": 3,
+    "backbone_sha256": "abc",
+    "train_images": 10,
+    "val_images": 5,
+    "versions": {"torch": "2"},
+    "image_processor": "X",
+}
+METRICS = dict.fromkeys(SHOWN, 0.12345) | {
+    "AP_large": None,
+    "per_class": {"plate": {"AP": 0.1, "AP50": None, "boxes": 3}},
+}
+
+
+def card(tmp_path, **data):
+    cfg = Config(
+        run=RunConfig(name="odd: 'name' #1"),
+        data=DataConfig(**data),
+        model=ModelConfig(backbone="facebook/dinov2-base"),
+        eval=EvalConfig(),
+    )
+    file = tmp_path / "README.md"
+    file.write_text(model_card(cfg, METRICS, FACTS, 70))
+    return ModelCard.load(file)
+
+
+def test_the_hub_reads_task_origins_and_metrics(tmp_path):
+    read = card(tmp_path, source="hub", path="someone/plates", val_split="test")
+    assert read.data.pipeline_tag == "object-detection"
+    assert read.data.base_model == "facebook/dinov2-base"
+    assert read.data.datasets == ["someone/plates"]
+    assert read.data.model_name == "odd: 'name' #1"
+    results = {r.metric_type: r.metric_value for r in read.data.eval_results}
+    assert results == {name: 0.1235 for name in SHOWN if name != "AP_large"}
+    assert {(r.dataset_type, r.dataset_split) for r in read.data.eval_results} == {
+        ("someone/plates", "test")
+    }
+
+
+@pytest.mark.parametrize("path", ["/home/somebody/secret/photos", "~/secret/photos"])
+def test_folders_of_the_machine_stay_private(tmp_path, path):
+    read = card(tmp_path, source="coco", path=path)
+    assert {r.dataset_name for r in read.data.eval_results} == {"photos"}
+    assert read.data.datasets is None
+    assert "secret" not in read.content
