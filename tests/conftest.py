@@ -23,3 +23,13 @@ def _own_caches(tmp_path_factory, monkeypatch):
     """Nothing is read from or written to the user's caches."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path_factory.getbasetemp() / "trackio"))
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """accelerate keeps one state a process: each run in it has to begin and leave without."""
+    from accelerate.state import AcceleratorState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.autograd.set_detect_anomaly(False)

@@ -15,7 +15,10 @@ from data.findings import KINDS
 
 WIDTH, HEIGHT = 96, 64
 NUM_PLAIN, NUM_VAL = 8, 6
-PNG_KINDS = {"absurd size", "16-bit image", "palette image", "transparent image"}
+PNG_KINDS = {
+    *("absurd size", "16-bit image", "palette image", "transparent image"),
+    "size differs from header",
+}
 NOT_COCO = {"box inverted"}
 """Kinds that COCO files cannot have; `write_planted_rows` has them"""
 REFUSED = {name for name, kind in KINDS.items() if kind.remedy == "refused"}
@@ -154,6 +157,8 @@ def _plant_in_images(root: Path) -> dict[str, str]:
     content = file("truncated image").read_bytes()
     file("truncated image").write_bytes(content[: len(content) * 2 // 3])
     file("absurd size").write_bytes(_png_that_claims(100_000, 100_000))
+    content = file("size differs from header").read_bytes()
+    file("size differs from header").write_bytes(_turned_behind_its_pixels(content))
     image("wrong extension").save(file("wrong extension"), "PNG")
     deep = np.asarray(image("16-bit image").convert("L")).astype(np.uint16) * 257
     Image.fromarray(deep).save(file("16-bit image"))
@@ -174,14 +179,23 @@ def _plant_in_images(root: Path) -> dict[str, str]:
     return {**where, "training image in validation": leaked}
 
 
-def _png_that_claims(width: int, height: int) -> bytes:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        check = zlib.crc32(name + data)
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
+def _chunk(name: bytes, data: bytes) -> bytes:
+    check = zlib.crc32(name + data)
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
 
+
+def _turned_behind_its_pixels(png: bytes) -> bytes:
+    """A PNG whose orientation stands in XMP behind the pixels, where no header is looked for."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
+    keyword = b"XML:com.adobe.xmp"
+    end = png.rindex(b"IEND") - 4
+    return png[:end] + _chunk(b"iTXt", keyword + bytes(5) + xmp) + png[end:]
+
+
+def _png_that_claims(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     parts = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, data) for name, data in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, data) for name, data in parts)
 
 
 def _plant_in_annotations(root: Path, refused: bool) -> dict[str, str]:

@@ -77,7 +77,7 @@ def test_clean_twin_has_no_finding(tmp_path, capsys):
     status, content = check(write_clean(tmp_path / "data"))
     assert (status, content["findings"]) == (0, [])
     assert content["splits"]["train"]["boxes"] == content["splits"]["train"]["images"]
-    assert capsys.readouterr().out.startswith("NO DEFECTS in 33 train images and 7 val images\n")
+    assert capsys.readouterr().out.startswith("NO DEFECTS in 34 train images and 7 val images\n")
 
 
 def test_notes_alone_are_no_defect(tmp_path, capsys):
@@ -133,20 +133,22 @@ def test_repair_round_trip(tmp_path):
         "duplicate image",
         "training image in validation",
     }
-    gone = 1  # the truncated image: the others that cannot be read are no part of the split
+    gone = 2  # truncated, a lying header: the others that cannot be read are no part of the split
     assert again["splits"]["train"]["images"] == content["splits"]["train"]["images"] - gone
     assert again["splits"]["val"] == content["splits"]["val"]
 
 
-def test_repaired_files_are_links_or_new_images_with_the_same_pixels(tmp_path):
+def test_repaired_files_are_copies_or_new_images_with_the_same_pixels(tmp_path):
     root, copy = tmp_path / "data", tmp_path / "copy"
     write_planted(root)
     check(root, "--repair", copy)
     twin = copy / "train" / "plain-4.jpg"
-    assert twin.samefile(root / "train" / "plain-4.jpg")
+    assert not twin.samefile(root / "train" / "plain-4.jpg")
+    assert twin.read_bytes() == (root / "train" / "plain-4.jpg").read_bytes()
     names = {path.name for path in (copy / "train").iterdir()}
     assert {"wrong-extension.png", "palette-image.png", "CMYK-image.jpg"} <= names
     assert not names & {"empty-file.jpg", "truncated-image.jpg", "absurd-size.png"}
+    assert "size-differs-from-header.png" not in names
     for name in ("16-bit-image.png", "palette-image.png", "transparent-image.png"):
         ours = Image.open(copy / "train" / name)
         assert (ours.mode, ours.format) == ("RGB", "PNG")
@@ -236,7 +238,7 @@ def test_findings_are_told_although_the_dataset_cannot_be_used(tmp_path, capsys)
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match="not one valid box"):
         check_data.main(arguments(root))
-    assert "broken row: 33" in capsys.readouterr().out
+    assert "broken row: 34" in capsys.readouterr().out
 
 
 def write_hub(root):

@@ -1,5 +1,3 @@
-import dataclasses
-
 import albumentations as A
 import cv2
 import hypothesis
@@ -19,9 +17,10 @@ from data.objects import Objects
 from errors import UserError
 from model.heads.detr import FAMILY
 from settings.keys import DataConfig, ImageSizeConfig
-from settings.load import load_config
 
 FLIP = {"HorizontalFlip": {"p": 0.5}}
+
+
 AFFINE = {
     "Affine": {
         "rotate": [-5, 5],
@@ -30,7 +29,11 @@ AFFINE = {
         "p": 1.0,
     }
 }
+
+
 IMAGE = np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8)
+
+
 BOX = np.array([[40.0, 30.0, 20.0, 10.0]])
 
 
@@ -296,32 +299,6 @@ def test_fast_resize_is_the_same_picture_where_it_enlarges():
     smooth = photo_like(90, 120)
     exact, fast = resize(smooth, (75, 100)), resize(smooth, (75, 100), fast=True)
     assert np.abs(exact.astype(int) - fast.astype(int)).mean() < 1.0
-
-
-@pytest.mark.parametrize("recipe", ["light", "medium", "strong"])
-def test_augmentation_recipes(tmp_path, recipe):
-    """They go on top of any config, and give samples that keep the step's canvas."""
-    files = ["--config", "configs/coco.yaml", "--config", f"configs/augment/{recipe}.yaml"]
-    write_coco(tmp_path, 8)
-    longest = ["--data.image_size.longest", "128"]
-    cfg = load_config([*files, "--data.path", str(tmp_path), "--data.val_split", "null", *longest])
-    split = build_data(cfg.data, 0).train
-    dataset = TrainDataset(split, cfg.data, 0)
-    plain = TrainDataset(split, dataclasses.replace(cfg.data, augment=[]), 0)
-    changed = 0
-    for index in range(len(split)):
-        for epoch in range(4):
-            ref = SampleRef(index, epoch, (128, 128))
-            sample, before = dataset[ref], plain[ref]
-            height, width = before.image.shape[:2]
-            assert sample.image.shape[0] <= height
-            assert sample.image.shape[1] <= width
-            assert max(sample.image.shape[0] / height, sample.image.shape[1] / width) > 0.97
-            assert sample.image.dtype == np.uint8
-            assert bool(len(sample.objects)) == bool(len(before.objects))
-            changed += not np.array_equal(sample.image, before.image)
-            collate([sample])
-    assert changed > 16
 
 
 def test_transforms_of_one_chain_draw_independently():

@@ -1,0 +1,77 @@
+import json
+import shutil
+
+import pytest
+from builders import TINY_HEAD, launch, metrics_lines, tiny_run, write_coco
+from runs import ids, losses, train
+
+from errors import UserError
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+
+def test_resumed_run_continues_where_it_was(tmp_path):
+    keys = {
+        "optim__schedule": "constant",
+        "train__checkpoint_every": 2,
+        "data__augment": '[{"HorizontalFlip": {"p": 0.5}}]',
+    }
+    train(tiny_run(tmp_path, train__steps=6, run__output_dir=tmp_path / "whole", **keys))
+    train(tiny_run(tmp_path, train__steps=4, **keys))
+    run = tmp_path / "run"
+    for newer in ("step-000004",):  # as if killed before the last checkpoint
+        shutil.rmtree(run / "checkpoints" / newer)
+    train(tiny_run(tmp_path, train__steps=6, run__resume="auto", **keys))
+    assert [r["step"] for r in metrics_lines(run) if "train/loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert ids(run) == ids(tmp_path / "whole")
+    assert losses(run) == losses(tmp_path / "whole")
+    assert "resumed at step 2" in (run / "train.log").read_text()
+
+
+def test_dropout_is_the_same_after_a_resume_and_on_two_processes(tmp_path):
+
+    arguments = json.dumps({**TINY_HEAD["deformable_detr"], "dropout": 0.3})
+    keys = {
+        "optim__schedule": "constant",
+        "train__micro_batch_size": 2,
+        "train__checkpoint_every": 2,
+    }
+    keys["model__head_args"] = arguments
+    train(tiny_run(tmp_path, train__steps=4, run__output_dir=tmp_path / "whole", **keys))
+    train(tiny_run(tmp_path, train__steps=2, **keys))
+    train(tiny_run(tmp_path, train__steps=4, run__resume="auto", **keys))
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    result = launch(tiny_run(tmp_path, train__steps=4, run__output_dir=tmp_path / "two", **keys), 2)
+    assert result.returncode == 0, result.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+
+
+def test_resume_from_an_older_checkpoint_needs_another_folder(tmp_path):
+    keys = {"train__evaluate_every": 1, "train__keep_checkpoints": 5}
+    train(tiny_run(tmp_path, **keys))
+    older = tmp_path / "run/checkpoints/step-000002"
+    with pytest.raises(UserError, match="has newer checkpoints, up to step-000003"):
+        train(tiny_run(tmp_path, run__resume=older, **keys))
+    branch = tmp_path / "branch"
+    train(tiny_run(tmp_path, run__resume=older, run__output_dir=branch, **keys))
+    assert losses(branch) == losses(tmp_path / "run")[2:]
+
+
+def test_finished_run_that_was_never_evaluated_is_exported(tmp_path):
+    train(tiny_run(tmp_path, train__checkpoint_every=2))
+    shutil.rmtree(tmp_path / "run/eval")
+    for name in ("best", "step-000003"):
+        path = tmp_path / "run/checkpoints" / name
+        path.unlink() if path.is_symlink() else shutil.rmtree(path)
+    keys = {"run__resume": "auto", "run__allow_changes": True}
+    train(tiny_run(tmp_path, train__steps=2, **keys))
+    assert (tmp_path / "run/eval/step-000002/metrics.json").exists()
+
+
+def test_resume_with_another_dataset_is_refused(tmp_path):
+    train(tiny_run(tmp_path))
+    write_coco(tmp_path / "other", 9)
+    write_coco(tmp_path / "other", 5, "val")
+    keys = {"data__path": tmp_path / "other", "run__resume": "auto", "run__allow_changes": True}
+    with pytest.raises(UserError, match="was trained with another dataset"):
+        train(tiny_run(tmp_path, **keys))
