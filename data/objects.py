@@ -47,15 +47,21 @@ class Objects:
         Tables without objects and without a column do not count.
         """
         parts = [table for table in tables if len(table)] or list(tables[:1]) or [Objects.none()]
-        names = [name for name in COLUMNS if all(getattr(p, name) is not None for p in parts)]
-        return Objects(**{n: np.concatenate([getattr(p, n) for p in parts]) for n in names})
+        columns = {name: [getattr(part, name) for part in parts] for name in COLUMNS}
+        return Objects(
+            **{
+                name: np.concatenate(found)
+                for name, found in columns.items()
+                if not any(column is None for column in found)
+            }
+        )
 
     @staticmethod
     def of_images(tables: Sequence["Objects"]) -> "Objects":
         """The objects of images 0, 1, ..., each given as a table of its own."""
         counts = [len(table) for table in tables]
         image = np.repeat(np.arange(len(tables), dtype=np.int64), counts)
-        return replace(Objects.concat([replace(t, image=None) for t in tables]), image=image)
+        return replace(Objects.concat(tables), image=image)
 
     def columns(self) -> dict[str, Column]:
         """The columns that are there, by name."""

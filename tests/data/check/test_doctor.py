@@ -34,6 +34,7 @@ def test_what_only_the_pixels_show(tmp_path):
     found = told(check_images(read(tmp_path), WORKERS))
     assert [(kind, name) for kind, name, _ in found] == [
         ("truncated image", "truncated-image.jpg"),
+        ("size differs from header", "size-differs-from-header.png"),
         ("duplicate image", "plain-0.jpg"),
         ("training image in validation", "training-image-in-validation.jpg"),
     ]
