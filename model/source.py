@@ -88,5 +88,5 @@ def _download(name: str, revision: str | None, key: str) -> Path:
             )
         raise UserError(
             f"{key} {name}: {reason}; {UNGATED} needs no licence, and "
-            "backbones/street-convnext comes with this repository"
+            "street/backbone comes with this repository"
         ) from error

@@ -18,6 +18,8 @@ from errors import UserError
 from settings.keys import Config, config_to_dict
 
 PREFLIGHT_TIMEOUT_S = 30.0
+ROOMS = ("settings", "data", "model", "training", "evaluation", "report", "export", "run", "street")
+"""Folders with the code of a run"""
 
 
 def check_launch(cfg: Config, world: int, environment: Mapping[str, str]) -> None:
@@ -96,8 +98,7 @@ def rank_facts(cfg: Config, run_facts: Mapping[str, object]) -> dict[str, str]:
 def code_digest(root: Path) -> str:
     """sha256 over the Python files that a run uses."""
     digest = hashlib.sha256()
-    folders = ("data", "model", "training", "evaluation", "export")
-    files = [*root.glob("*.py"), *(f for folder in folders for f in (root / folder).rglob("*.py"))]
+    files = [*root.glob("*.py"), *(f for room in ROOMS for f in (root / room).rglob("*.py"))]
     for file in sorted(files):
         digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()

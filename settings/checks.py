@@ -1,4 +1,7 @@
-"""Cross-checks between keys of the configuration."""
+"""Ranges of keys and contradictions between them.
+
+Not by types of jsonargparse, which end at the first problem: here all are told at once.
+"""
 
 import os
 from collections.abc import Iterator

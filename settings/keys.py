@@ -121,7 +121,7 @@ class ModelConfig:
 
     task: Literal["detection"] = "detection"
     """What the head predicts"""
-    backbone: str = harmless("backbones/street-convnext")
+    backbone: str = harmless("street/backbone")
     """Hub id or folder of a transformers backbone with safetensors weights"""
     backbone_revision: str | None = harmless(None)
     """Revision (commit, tag or branch) of a backbone on the Hub"""

@@ -1,6 +1,6 @@
-"""Pretrain the small ConvNeXt that ships in `backbones/street-convnext`, on procedural scenes.
+"""Pretrain the small ConvNeXt that ships in `street/backbone`, on procedural scenes.
 
-    python -m street.pretraining --out backbones/street-convnext
+    python -m street.pretraining --out street/backbone
 
 Three dense tasks are learned together, read from the stages by single linear layers that are then
 thrown away: the part of the scene under each 4 x 4 pixel square (all stages); plate and car

@@ -1,6 +1,6 @@
 """Write a backbone of the same architecture with random weights: the control of an experiment.
 
-`python -m tools.random_backbone --backbone backbones/street-convnext --out runs/random_backbone`
+`python -m tools.random_backbone --backbone street/backbone --out runs/random_backbone`
 """
 
 import argparse

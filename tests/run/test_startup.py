@@ -1,5 +1,5 @@
 import pytest
-from builders import launch, tiny_run
+from builders import ROOT, launch, tiny_run
 
 from errors import UserError
 from run.startup import _num_processes_of, check_launch, code_digest
@@ -80,9 +80,21 @@ def test_ranks_that_differ_are_named(tmp_path):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_code_digest_changes_with_the_code(tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "x.py").write_text("a = 1\n")
+def test_code_digest_changes_with_every_file_of_a_run(tmp_path):
+    """Also in rooms inside of rooms; not with tests, tools and benchmarks."""
+    ours = [
+        f.relative_to(ROOT) for f in ROOT.rglob("*.py") if f.relative_to(ROOT).parts[0][0] != "."
+    ]
+    ours = [file for file in ours if file.parts[0] != "runs"]
+    for file in ours:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("a = 1\n")
     before = code_digest(tmp_path)
-    (tmp_path / "data" / "x.py").write_text("a = 2\n")
-    assert code_digest(tmp_path) != before
+    unseen = set()
+    for file in ours:
+        (tmp_path / file).write_text("a = 2\n")
+        unseen |= {file} if code_digest(tmp_path) == before else set()
+        (tmp_path / file).write_text("a = 1\n")
+    assert code_digest(tmp_path) == before
+    assert {file.parts[0] for file in unseen} == {"tests", "tools", "benchmarks"}
+    assert len(ours) - len(unseen) > 80

@@ -1,4 +1,5 @@
 import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import yaml
 
 from errors import UserError
 from settings.checks import check_config
-from settings.keys import Config, TrainConfig, config_to_dict, leaf_keys
+from settings.keys import Config, TrainConfig, config_to_dict, harmless_keys, leaf_keys
 from settings.load import load_config
 
 
@@ -149,3 +150,26 @@ def test_published_recipe_key_for_key():
     assert (cfg.optim.lr, cfg.optim.weight_decay, cfg.optim.warmup_steps) == (1e-5, 1e-4, 500)
     assert (cfg.train.evaluate_every, cfg.train.keep_checkpoints) == (500, 2)
     assert (cfg.run.tracker, cfg.hub.push, cfg.hub.private) == ("trackio", True, True)
+
+
+def test_what_can_be_chosen_is_what_there_is():
+    """A head or a source is named where it is and where it is chosen; both lists are the same."""
+    from data.build import READERS
+    from model.build import HEADS, get_family
+
+    kinds = dict(leaf_keys())
+    assert set(typing.get_args(kinds["model.head"])) == set(HEADS)
+    assert set(typing.get_args(kinds["data.source"])) == set(READERS)
+    assert all(get_family(name).model_class for name in HEADS)
+
+
+def test_keys_that_may_change_at_a_resume_change_no_step():
+    """Stands at each key; whatever a step depends on is not among them."""
+    harmless = set(harmless_keys())
+    assert harmless < {name for name, _ in leaf_keys()}
+    assert {"run.output_dir", "data.path", "train.micro_batch_size", "eval.batch_size"} <= harmless
+    deciding = ("run.seed", "data.source", "data.augment", "data.image_size.longest", "model.head")
+    deciding += ("model.head_args", "model.freeze", "train.global_batch_size", "train.precision")
+    deciding += ("train.steps", "train.ema_decay", "eval.metric", "eval.max_detections")
+    assert not harmless & set(deciding)
+    assert not any(name.startswith("optim.") for name in harmless)
