@@ -94,7 +94,7 @@ def card_header(
         pipeline_tag=TASK,
         tags=[TASK, cfg.model.head, "permafrost"],
         base_model=None if facts["backbone_is_local"] else cfg.model.backbone,
-        datasets=[cfg.data.path] if on_hub else None,
+        datasets=[str(cfg.data.path)] if on_hub else None,
         model_name=name,
         eval_results=results or None,
     )

@@ -15,7 +15,7 @@ from settings.keys import ModelConfig
 
 TAXONOMY = Taxonomy(("plate",), (1,))
 FEMTO = SHARED / "data" / "backbones" / "hgnetv2-femto-deimv2-coco"
-STREET = ROOT / "backbones" / "street-convnext"
+STREET = ROOT / "street" / "backbone"
 
 
 def tiny(folder, head="detr", **changes):
