@@ -4,6 +4,7 @@ What is being written stands beside its place under another name, and is renamed
 """
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -110,6 +111,9 @@ def flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:  # some file systems cannot flush a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(handle)
 

@@ -10,8 +10,9 @@ class UserError(ValueError):
 
 
 def process_rank() -> int:
-    """This process among those that the launcher started."""
-    return int(os.environ.get("RANK", "0"))
+    """This process among those that the launcher started, for messages alone."""
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdecimal() else 0
 
 
 def fail(error: UserError) -> NoReturn:

@@ -8,7 +8,6 @@ import errno
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,14 +17,16 @@ from transformers.utils import logging as transformers_logging
 
 from data.batch import Batch
 from data.feed.loader import batches_of
-from errors import UserError, fail, process_rank
+from disk import write_whole
+from errors import UserError, fail
 from export.hub import resolve_repo_id
 from report.drawing import draw_batch
 from run.banner import banner
-from run.build import Run, build_run
-from run.evaluate import evaluate
+from run.build import Run, build_run, start_processes
+from run.evaluate import complete_best, evaluate
 from run.export import export
-from run.log import DONE, check_run_folder, lock_run_folder
+from run.log import DONE, claim_run_folder
+from run.together import lost_peers, on_main
 from run.trouble import finish_saving, report_bad_images, report_failed_save, report_skipped
 from settings.keys import Config, TrainConfig
 from settings.load import load_config
@@ -195,20 +196,24 @@ def main(argv: Sequence[str]) -> int:
         else:
             raise
         raise UserError(f"{error}. Checkpoints written so far are intact; {advice}") from error
+    except RuntimeError as error:
+        if not lost_peers(error):
+            raise
+        raise UserError(
+            "another process of this run has ended, and its own last line says why; this one cannot "
+            f"go on alone ({str(error).splitlines()[0][:200]})"
+        ) from error
 
 
 def whole_run(cfg: Config) -> int:
     """Collective: called on every rank. The run of a configuration; the exit status."""
-    if process_rank() == 0:  # another rank may look when rank 0 has already written
-        check_run_folder(cfg.run)
-        lock = lock_run_folder(Path(cfg.run.output_dir))  # noqa: F841 (held until the end)
-    run_name = cfg.run.name or Path(cfg.run.output_dir).name
-    repo_id = resolve_repo_id(cfg.hub, run_name) if cfg.hub.push else None
+    accelerator = start_processes(cfg)
+    lock = on_main(accelerator, lambda: claim_run_folder(cfg.run))  # noqa: F841 (held until the end)
+    repo_id = on_main(accelerator, lambda: resolve_repo_id(cfg.hub, cfg.run))
     transformers_logging.set_verbosity_warning()
     transformers_logging.disable_progress_bar()
     torch.autograd.set_detect_anomaly(cfg.run.detect_anomaly)
-    run = build_run(cfg)
-    accelerator = run.accelerator
+    run = build_run(cfg, accelerator)
     world, device = accelerator.num_processes, str(accelerator.device)
     for line in banner(cfg, run.detector, run.data, run.optimizer, run.num_steps, world, device):
         run.log.say(line)
@@ -222,6 +227,8 @@ def whole_run(cfg: Config) -> int:
         with batches_of(loader) as stream:
             done = train(run, model, stream, accumulation)
         finish_saving(accelerator, run.checkpoints, run.log)
+        if done:
+            complete_best(run)
         if accelerator.is_main_process and not done:
             run.stop.consume()
             run.log.say(
@@ -236,8 +243,8 @@ def whole_run(cfg: Config) -> int:
         if accelerator.is_main_process and done:
             export(run, repo_id)
             run.stop.consume()
-            (run.folder / DONE).write_text(f"{run.state.step} steps\n")
             run.log.close()
+            write_whole(run.folder / DONE, f"{run.state.step} steps\n")
     return 0 if done else EXIT_STOPPED
 
 

@@ -6,17 +6,19 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from errors import UserError
-from settings.keys import HubConfig
+from settings.keys import HubConfig, RunConfig
 
 
-def resolve_repo_id(cfg: HubConfig, run_name: str) -> str:
-    """`user/name` of the repository to push to; asks the Hub who is logged in.
+def resolve_repo_id(cfg: HubConfig, run: RunConfig) -> str | None:
+    """`user/name` of the repository to push to, if any; asks the Hub who is logged in.
 
     Called before training, so that a missing login does not show after it.
 
     Raises:
         UserError: without login or network.
     """
+    if not cfg.push:
+        return None
     try:
         user = HfApi().whoami()["name"]
     except (LocalTokenNotFoundError, HfHubHTTPError) as error:
@@ -28,7 +30,7 @@ def resolve_repo_id(cfg: HubConfig, run_name: str) -> str:
             "hub.push: the Hub cannot be reached; set hub.push false and upload export/ later with "
             "`hf upload`"
         ) from error
-    name = cfg.repo_id or run_name
+    name = cfg.repo_id or run.name or Path(run.output_dir).name
     return name if "/" in name else f"{user}/{name}"
 
 

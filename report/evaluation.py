@@ -10,6 +10,7 @@ from data.coco_format import coco_results
 from data.images.decode import decode
 from data.schema import Split
 from data.taxonomy import Taxonomy
+from disk import flush_all, whole_folder
 from evaluation.predictions import Predictions
 from report.drawing import draw_objects, save_grid
 from settings.keys import EvalConfig
@@ -25,8 +26,35 @@ def write_report(
     taxonomy: Taxonomy,
     cfg: EvalConfig,
 ) -> None:
-    """metrics.json, per_class.csv, predictions.json (COCO results) and predictions.png."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """metrics.json, per_class.csv, predictions.json (COCO results) and predictions.png.
+
+    The folder appears when all of them are whole; an older one is replaced then.
+
+    Raises:
+        OSError: if they cannot be written.
+    """
+    with whole_folder(folder) as temporary:
+        _fill(temporary, metrics, predictions, split, taxonomy, cfg)
+        flush_all(temporary)
+
+
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    """The metrics of an evaluation whose files are whole; None if there is none."""
+    try:
+        metrics = json.loads((folder / "metrics.json").read_bytes())
+        return metrics if isinstance(metrics["per_class"], dict) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _fill(
+    folder: Path,
+    metrics: dict[str, Any],
+    predictions: Predictions,
+    split: Split,
+    taxonomy: Taxonomy,
+    cfg: EvalConfig,
+) -> None:
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     with (folder / "per_class.csv").open("w", newline="") as file:
         writer = csv.writer(file)

@@ -101,23 +101,36 @@ class Run:
         scaler = self.accelerator.scaler
         self.state.scaler = scaler.state_dict() if scaler is not None else None
         tensors: dict[str, Mapping[str, torch.Tensor]] = {}
+        # A checkpoint says that the numbers before it are on disk: later lives do not make them again.
+        refused = None if self.log.is_written() else "metrics.jsonl or train.log cannot. Make room"
         if self.accelerator.is_main_process:
             optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's wrapper
             tensors = checkpoint_tensors(self.detector.model, optimizer, self.ema.tensors, rng)
-        self.checkpoints.save(tensors, self.state, self.cfg)
+        self.checkpoints.save(tensors, self.state, self.cfg, refused=refused)
 
 
-def build_run(cfg: Config) -> Run:
-    """Collective: called on every rank. Everything before the first step.
+def start_processes(cfg: Config) -> Accelerator:
+    """Collective: called on every rank. The processes of this run, which have found each other.
+
+    Which of them is the main one is accelerate's to say; nothing is written before.
 
     Raises:
-        UserError: for anything wrong with data, backbone, head or checkpoint.
+        UserError: if they are not what launcher and configuration say.
     """
     accelerator = build_accelerator(cfg)
     check_launch(cfg, accelerator.num_processes, os.environ)
     preflight(accelerator)
     if cfg.train.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("train.precision fp16: needs a GPU; on a CPU set train.precision no")
+    return accelerator
+
+
+def build_run(cfg: Config, accelerator: Accelerator) -> Run:
+    """Collective: called on every rank. Everything before the first step.
+
+    Raises:
+        UserError: for anything wrong with data, backbone, head or checkpoint.
+    """
     set_seed(cfg.run.seed)
     with accelerator.main_process_first():
         Augment(cfg.data.augment)  # refuses what it cannot do, before anything is written

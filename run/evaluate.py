@@ -2,20 +2,24 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, broadcast_object_list
 
 from data.build import Data
+from errors import UserError
 from evaluation.coco import coco_metrics
 from evaluation.predictions import Predictions, predict_split
-from report.evaluation import metric_lines, write_report
+from report.evaluation import metric_lines, read_metrics, write_report
 from run.build import Run
 from run.log import RunLog
+from run.together import on_main
 from settings.keys import EvalConfig
 from training.counts import any_rank
+from training.state import load_model, load_state
 
 
 def evaluate(run: Run) -> bool:
@@ -23,36 +27,85 @@ def evaluate(run: Run) -> bool:
 
     Returns: False if the run was asked to stop meanwhile; then nothing is noted.
     """
-    accelerator, data, cfg, step = run.accelerator, run.data, run.cfg.eval, run.state.step
-    start = time.perf_counter()
+    step = run.state.step
     with run.ema.applied():
-        predictions = predict_split(
-            accelerator,
-            run.detector.trainable,
-            run.val_loader(),
-            len(data.val),
-            cfg.max_detections,
-            stopped=lambda: any_rank(accelerator, run.stop.reason is not None),
-        )
-    if predictions is None:
+        scored = score(run, lambda: any_rank(run.accelerator, run.stop.reason is not None))
+    if scored is None:
         return False
-    value = math.nan
-    if accelerator.is_main_process:
-        metrics = coco_metrics(data.val, predictions, data.taxonomy)
-        metrics["seconds"] = round(time.perf_counter() - start, 2)
-        value = metrics[cfg.metric]
-        value = math.nan if value is None else value
+    metrics, predictions = scored
+    value = metrics[run.cfg.eval.metric]
     # Whether to save depends on it, and saving is collective.
-    value = broadcast(torch.tensor([value], device=accelerator.device)).item()
-    if accelerator.is_main_process:
-        report_evaluation(run.folder, step, metrics, predictions, data, cfg, run.log)
+    tensor = torch.tensor([math.nan if value is None else value], device=run.accelerator.device)
+    value = broadcast(tensor).item()
+    if run.accelerator.is_main_process:
+        folder = evaluation_folder(run.folder, step)
+        report_evaluation(folder, step, metrics, predictions, run.data, run.cfg.eval, run.log)
     run.state.evaluated_step = step
     run.checkpoints.record(value, step)
     return True
 
 
+def score(
+    run: Run, stopped: Callable[[], bool] = lambda: False
+) -> tuple[dict[str, Any], Predictions] | None:
+    """Collective: called on every rank. Metrics (of the main rank alone) and predictions.
+
+    Returns: None if it was stopped.
+    """
+    start = time.perf_counter()
+    predictions = predict_split(
+        run.accelerator,
+        run.detector.trainable,
+        run.val_loader(),
+        len(run.data.val),
+        run.cfg.eval.max_detections,
+        stopped,
+    )
+    if predictions is None:
+        return None
+    metrics: dict[str, Any] = {run.cfg.eval.metric: None}
+    if run.accelerator.is_main_process:
+        metrics = coco_metrics(run.data.val, predictions, run.data.taxonomy)
+        metrics["seconds"] = round(time.perf_counter() - start, 2)
+    return metrics, predictions
+
+
+def complete_best(run: Run) -> None:
+    """Collective: called on every rank. Make the files of the best evaluation anew, if they are not
+    there: a full disk may have kept them from being written.
+
+    Raises:
+        UserError: if they cannot be written now either.
+    """
+    best = on_main(run.accelerator, lambda: _best_without_files(run))
+    (best,) = broadcast_object_list([best])
+    if best is None:
+        return
+    load_model(best, run.detector.model, averaged=run.cfg.train.ema_decay is not None)
+    scored = score(run)
+    assert scored is not None
+    if run.accelerator.is_main_process:
+        step = load_state(best).step
+        folder = evaluation_folder(run.folder, step)
+        try:
+            write_report(folder, *scored, run.data.val, run.data.taxonomy, run.cfg.eval)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be written: {error}. Make room, then go on with --run.resume auto"
+            ) from error
+        run.log.say(f"the evaluation of step {step} was made anew")
+
+
+def _best_without_files(run: Run) -> Path | None:
+    best = run.checkpoints.best_folder() or run.checkpoints.newest()
+    if best is None:
+        return None
+    step = load_state(best).step
+    return best if read_metrics(evaluation_folder(run.folder, step)) is None else None
+
+
 def report_evaluation(
-    run_folder: Path,
+    folder: Path,
     step: int,
     metrics: dict[str, Any],
     predictions: Predictions,
@@ -61,11 +114,13 @@ def report_evaluation(
     log: RunLog,
 ) -> None:
     """Write metrics and drawings of a step, and say them. On rank 0 alone."""
-    folder = evaluation_folder(run_folder, step)
     try:
         write_report(folder, metrics, predictions, data.val, data.taxonomy, cfg)
     except OSError as error:  # a full disk: checkpoints decide whether the run goes on
-        log.say(f"warning: the evaluation of step {step} could not be written: {error}")
+        log.say(
+            f"warning: the evaluation of step {step} could not be written: {error}; what the export "
+            "needs of it is made anew"
+        )
     log.metrics(step, {f"eval/{k}": v for k, v in metrics.items() if k != "per_class"})
     for line in metric_lines(metrics):
         log.say(f"eval {step:>{len(str(log.num_steps))}}  {line}")

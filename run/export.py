@@ -1,16 +1,15 @@
 """The end of a run: its best weights as others use them."""
 
-import json
-
 from data.feed.collate import collate
 from data.feed.loader import EvalDataset
 from errors import UserError
 from export.card import model_card, public_name
 from export.folder import export_model
 from export.hub import push
+from report.evaluation import read_metrics
 from run.build import Run
 from run.evaluate import evaluation_folder
-from training.manifest import find_defect
+from training.shelf import find_flaw
 from training.state import load_model, load_state
 
 CHECKED_IMAGES = 2
@@ -19,15 +18,14 @@ CHECKED_IMAGES = 2
 
 def export(run: Run, repo_id: str | None) -> None:
     """Write the best weights into export/, and push them if asked. On rank 0 alone."""
-    best = run.checkpoints.best_folder() or run.checkpoints.folder / "last"
-    if defect := find_defect(best):
+    best = run.checkpoints.best_folder() or run.checkpoints.newest()
+    assert best is not None, "a run that is done has been saved"
+    if defect := find_flaw(best):
         raise UserError(f"{best}: {defect}; nothing was exported")
     load_model(best, run.detector.model, averaged=run.cfg.train.ema_decay is not None)
     step = load_state(best).step
-    report = evaluation_folder(run.folder, step) / "metrics.json"
-    if not report.is_file():
-        raise UserError(f"{report}: is missing, so {best} cannot be exported with its metrics")
-    metrics = json.loads(report.read_text())
+    metrics = read_metrics(evaluation_folder(run.folder, step))
+    assert metrics is not None, "complete_best has seen to it"
     card = model_card(run.cfg, metrics, run.facts, step)
     folder = run.folder / "export"
     shown = EvalDataset(run.data.val, run.detector.rule)

@@ -22,6 +22,16 @@ DONE = "DONE"
 """File in the folder of a run that was trained and exported to its end"""
 
 
+def claim_run_folder(run: RunConfig) -> IO[str] | None:
+    """Check the run folder, and keep other runs out of it as long as the result is held.
+
+    Raises:
+        UserError: naming the folder and what to do.
+    """
+    check_run_folder(run)
+    return lock_run_folder(Path(run.output_dir))
+
+
 def check_run_folder(run: RunConfig) -> None:
     """Refuse to write into a folder that holds something, unless the run is resumed.
 
@@ -138,14 +148,30 @@ class RunLog:
             f"  eta {clock(seconds)}"
         )
 
+    def is_written(self) -> bool:
+        """Whether every line is on disk; tries again to write those that were held back."""
+        if self.active:
+            for file in list(self._held):
+                self._append(file, "")
+        return not (self.active and self._held)
+
     def close(self) -> None:
-        """Finish the tracker and close the files."""
+        """Finish the tracker and close the files.
+
+        Raises:
+            UserError: if lines could not be written.
+        """
         if not self.active:
             return
         if self._bar is not None:
             self._bar.close()
         self._to_tracker(lambda tracker: [guest.finish() for guest in tracker.trackers])
         self._tracker = None
+        if not self.is_written():
+            files = ", ".join(str(file) for file in self._held)
+            raise UserError(
+                f"{files}: lines could not be written. Make room, then go on with --run.resume auto"
+            )
 
     def _append(self, file: Path, text: str) -> None:
         """Add to a file. What a full disk refuses is held back, and added with the next text."""
@@ -161,7 +187,7 @@ class RunLog:
                     raise
         except OSError as error:
             self._held[file] = held + text
-            if not held:
+            if text and not held:
                 tqdm.write(f"warning: {file} cannot be written for now: {error}")
 
     def _start_tracker(self, accelerator: Accelerator, cfg: Config, name: str | None) -> None:
@@ -196,10 +222,10 @@ class RunLog:
         """What came after the checkpoint is done, and logged, again."""
         if not self._metrics.is_file():
             return
-        lines = self._metrics.read_text().splitlines()
+        lines = self._metrics.read_bytes().splitlines()  # whatever bytes are in it
         kept = [line for line in lines if _is_before(line, state)]
         if len(kept) < len(lines):
-            write_whole(self._metrics, "".join(line + "\n" for line in kept))
+            write_whole(self._metrics, b"".join(line + b"\n" for line in kept))
             self.say(
                 f"metrics.jsonl: {len(lines) - len(kept)} lines after step {state.step} will be "
                 "made anew"
@@ -213,7 +239,7 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _is_before(line: str, state: TrainState) -> bool:
+def _is_before(line: bytes, state: TrainState) -> bool:
     """Whether a line of metrics.jsonl was made before the checkpoint of `state`."""
     try:
         values = json.loads(line)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -15,11 +14,10 @@ from errors import UserError
 from model.build import Detector
 from run.changes import check_changes, note_world
 from settings.keys import Config
-from training.checkpoint import Best, Checkpoints, step_of
+from training.checkpoint import Checkpoints
 from training.ema import Ema
-from training.manifest import find_defect
+from training.shelf import Best, find_flaw, read_config, step_of
 from training.state import (
-    CONFIG,
     TrainState,
     load_average,
     load_model,
@@ -73,7 +71,7 @@ def _find(cfg: Config, checkpoints: Checkpoints) -> tuple[Path | None, list[str]
         return checkpoints.newest_intact()
     notes = checkpoints.tidy()
     folder = Path(cfg.run.resume).resolve()
-    if defect := find_defect(folder):
+    if defect := find_flaw(folder):
         raise UserError(f"run.resume {cfg.run.resume}: not an intact checkpoint: {defect}")
     names = checkpoints.names()
     inside = folder.parent == checkpoints.folder.resolve()
@@ -112,7 +110,7 @@ def resume(
     for name, meaning in FINGERPRINTS.items():
         if state.facts.get(name) != facts[name]:
             raise UserError(f"{folder}: was trained with {meaning}; start a new run instead")
-    before = yaml.safe_load((folder / CONFIG).read_text())
+    before = read_config(folder)
     notes += check_changes(before, cfg, folder)
     notes += note_world(before, cfg, state.facts, facts, detector.model.config.to_dict())
     load_model(folder, detector.model)
@@ -120,7 +118,7 @@ def resume(
     load_rng(folder, accelerator.process_index)
     if state.scaler and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state.scaler)
-    ema.tensors = load_average(folder) if cfg.train.ema_decay is not None else {}
+    ema.tensors = load_average(folder, detector.model) if cfg.train.ema_decay is not None else {}
     state = dataclasses.replace(state, facts=dict(facts))
     if before["train"]["global_batch_size"] != cfg.train.global_batch_size:
         size = cfg.train.global_batch_size

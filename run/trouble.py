@@ -78,7 +78,7 @@ def report_failed_save(checkpoints: Checkpoints, log: RunLog, ends: bool) -> Non
     if ends and not log.active:
         raise SystemExit(2)
     if ends:
-        raise UserError(f"{failure}. Make room, then go on with --run.resume auto")
+        raise UserError(f"{failure}, then go on with --run.resume auto")
     log.say(f"warning: {failure}; training goes on (train.on_failed_save)")
 
 

@@ -11,8 +11,18 @@ from settings.keys import MAX_SYNTHETIC_SEED, Config, DataConfig, TrainConfig
 
 
 def world_size() -> int:
-    """Number of processes that the launcher started (torchrun and accelerate set WORLD_SIZE)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Number of processes that the launcher started (torchrun and accelerate set WORLD_SIZE).
+
+    Raises:
+        UserError: if the environment holds something else.
+    """
+    numbers = {}
+    for name, default in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        value = os.environ.get(name, default)
+        if not value.isdecimal():
+            raise UserError(f"{name} {value!r} in the environment: not a number; unset it")
+        numbers[name] = int(value)
+    return max(1, numbers["WORLD_SIZE"])
 
 
 def check_config(cfg: Config, world: int | None = None) -> None:

@@ -30,6 +30,13 @@ def take_step(detector, optimizer):
 SMALL = {"model/trainable.safetensors": {"w": torch.arange(4.0)}, "state/rng.safetensors": RNG}
 
 
+def state_of(step, evaluated_step=0):
+    """As a run has it after `step` steps of 16 images."""
+    facts = {"versions": {"torch": "2"}, "world_size": 1, "labels": ["a"]}
+    facts |= {"backbone_sha256": "b", "data_sha256": "d"}
+    return TrainState(step, 16 * step, evaluated_step, facts=facts)
+
+
 def save(checkpoints, step=5, metric=None, tensors=SMALL, cfg=None):
     checkpoints.record(metric, step)
-    checkpoints.save(tensors, TrainState(step=step), cfg or Config(), wait=True)
+    checkpoints.save(tensors, state_of(step), cfg or Config(), wait=True)

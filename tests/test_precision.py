@@ -72,8 +72,8 @@ def test_fp16_trains_on_a_gpu(tmp_path):
 def test_fp16_overflow_advances_nothing(tmp_path, monkeypatch):
     original = train_accelerate.build_run
 
-    def with_huge_scale(cfg):
-        run = original(cfg)
+    def with_huge_scale(cfg, accelerator):
+        run = original(cfg, accelerator)
         run.accelerator.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)
         return run
 

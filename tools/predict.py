@@ -18,10 +18,12 @@ from data.feed.collate import collate
 from data.feed.transforms import resize
 from data.images.decode import decode
 from data.objects import Objects
+from disk import write_whole
 from errors import UserError, fail
 from export.detector import LoadedDetector, load_detector
 from report.drawing import draw_objects
 
+RESULTS = "predictions.json"
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -40,12 +42,15 @@ def main(argv: Sequence[str]) -> list[dict[str, Any]]:
     files = list(image_files(args.images))
     if not files:
         raise UserError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {args.images}")
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out {args.out}: is a file")
+    drawings = drawing_names(files, args.out)
     detector = load_detector(args.model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     detector.trainable.to(device)
     args.out.mkdir(parents=True, exist_ok=True)
     results = []
-    for file, drawing in zip(files, drawing_names(files, args.out), strict=True):
+    for file, drawing in zip(files, drawings, strict=True):
         try:
             image = decode(file, str(file))
         except UserError as error:
@@ -63,8 +68,8 @@ def main(argv: Sequence[str]) -> list[dict[str, Any]]:
         ]
         results.append({"image": str(file), "drawing": str(drawing), "objects": objects})
         print(f"{file}: {', '.join(texts) or 'nothing found'}")
-    (args.out / "predictions.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(f"{len(results)} image(s) drawn; boxes in {args.out / 'predictions.json'}")
+    write_whole(args.out / RESULTS, json.dumps(results, indent=1) + "\n")
+    print(f"{len(results)} image(s) drawn; boxes in {args.out / RESULTS}")
     return results
 
 
@@ -80,14 +85,40 @@ def image_files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def drawing_names(files: Sequence[Path], out: Path) -> list[Path]:
-    """One PNG per image; images of equal names do not overwrite each other."""
-    names: list[str] = []
+    """One PNG per image, under names that nothing has but an earlier drawing of ours.
+
+    Raises:
+        UserError: if predictions.json there is not one of ours.
+    """
+    own = earlier_drawings(out)
+    taken = {path.resolve() for path in files}
+    names: list[Path] = []
     for file in files:
-        name, number = file.stem, 2
-        while name in names:
-            name, number = f"{file.stem}-{number}", number + 1
-        names.append(name)
-    return [out / f"{name}.png" for name in names]
+        place, number = out / f"{file.stem}.png", 2
+        while place.resolve() in taken or (place.exists() and place.resolve() not in own):
+            place, number = out / f"{file.stem}-{number}.png", number + 1
+        taken.add(place.resolve())
+        names.append(place)
+    return names
+
+
+def earlier_drawings(out: Path) -> set[Path]:
+    """The drawings that predictions.json in `out` lists, which may be made anew.
+
+    Raises:
+        UserError: if that file is something else, and would be lost.
+    """
+    file = out / RESULTS
+    if not file.exists():
+        return set()
+    try:
+        return {
+            (out / Path(row["drawing"]).name).resolve() for row in json.loads(file.read_bytes())
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{file}: is not of an earlier prediction, and would be replaced; choose another --out"
+        ) from error
 
 
 def detect(

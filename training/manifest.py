@@ -48,7 +48,7 @@ def find_defect(folder: Path) -> str | None:
         return f"{MANIFEST} is missing"
     except OSError as error:
         raise UserError(f"{folder}: cannot be read now: {error}; try again") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read: {error}"
     return None
 

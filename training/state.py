@@ -5,7 +5,7 @@ they need no state of their own. A frozen backbone is known by its fingerprint a
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from errors import UserError
+from training.validity import check_random, check_slots, check_state, check_tensors
 
 WEIGHTS = "model/trainable.safetensors"
 AVERAGE = "model/average.safetensors"
@@ -147,34 +148,38 @@ def load_state(folder: Path) -> TrainState:
         UserError: if the folder is no checkpoint.
     """
     try:
-        return TrainState(**json.loads((folder / STATE).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        values = json.loads((folder / STATE).read_bytes())
+        check_state(values)
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{folder}: not a checkpoint of this version that can be read here: {error}"
+            f"{folder / STATE}: not a checkpoint's of this version that can be read: {error}"
         ) from error
+    return TrainState(**values)
 
 
-def load_average(folder: Path) -> dict[str, torch.Tensor]:
-    """The averaged weights of a checkpoint; empty if it has none."""
-    return _read(folder / AVERAGE) if (folder / AVERAGE).is_file() else {}
+def load_average(folder: Path, model: nn.Module) -> dict[str, torch.Tensor]:
+    """The averaged weights of a checkpoint; empty if it has none.
+
+    Raises:
+        UserError: if they are not those of the model.
+    """
+    if not (folder / AVERAGE).is_file():
+        return {}
+    return _read(folder / AVERAGE, lambda tensors: check_tensors(tensors, trainable_tensors(model)))
 
 
 def load_model(folder: Path, model: nn.Module, averaged: bool = False) -> None:
     """Load a checkpoint's trainable weights, or their average, into the detector.
 
     Raises:
-        UserError: if names or shapes differ, which means another head or freezing.
+        UserError: if names, shapes or types differ, which means another head or freezing, or a value
+            is not finite.
     """
     averaged = averaged and (folder / AVERAGE).is_file()
-    tensors = _read(folder / (AVERAGE if averaged else WEIGHTS))
     own = trainable_tensors(model)
-    differing = set(tensors) ^ set(own)
-    differing |= {n for n in set(tensors) & set(own) if tensors[n].shape != own[n].shape}
-    if differing:
-        raise UserError(
-            f"{folder}: was written for another model; {len(differing)} tensors differ, first: "
-            f"{sorted(differing)[0]}"
-        )
+    tensors = _read(
+        folder / (AVERAGE if averaged else WEIGHTS), lambda tensors: check_tensors(tensors, own)
+    )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
@@ -187,19 +192,24 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
         UserError: if it belongs to another model.
     """
     names = _optimizer_names(model, optimizer)
+    parameters = dict(model.named_parameters())
+    wanted = {name: parameters[name] for name in names}
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, tensor in _read(folder / OPTIMIZER).items():
+    tensors = _read(folder / OPTIMIZER, lambda tensors: check_slots(tensors, wanted))
+    for key, tensor in tensors.items():
         slot, _, name = key.partition("/")
-        if name not in names:
-            raise UserError(f"{folder / OPTIMIZER}: was written for another model: {name}")
         state.setdefault(names.index(name), {})[slot] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def load_rng(folder: Path, rank: int) -> None:
-    """Set torch's random state to that of `rank`, if the run had such a rank."""
-    states = _read(folder / RNG)
+    """Set torch's random state to that of `rank`, if the run had such a rank.
+
+    Raises:
+        UserError: if the file holds something else.
+    """
+    states = _read(folder / RNG, check_random)
     if f"cpu/{rank}" in states:
         torch.set_rng_state(states[f"cpu/{rank}"])
     if f"cuda/{rank}" in states and torch.cuda.is_available():
@@ -212,8 +222,13 @@ def _optimizer_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list
     return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
 
-def _read(file: Path) -> dict[str, torch.Tensor]:
+def _read(file: Path, check: Callable[[dict[str, torch.Tensor]], None]) -> dict[str, torch.Tensor]:
     try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
+        tensors = load_file(file)
+    except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(f"{file}: not a readable checkpoint file: {error}") from error
+    try:
+        check(tensors)
+    except ValueError as error:
+        raise UserError(f"{file}: was written for another model, or changed: {error}") from error
+    return tensors

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from data.boxes import to_centres
 from data.findings import Findings
@@ -24,8 +23,8 @@ from data.sources.files import ImageFiles, Inside, existing_folder, image_files,
 from data.sources.segmentations import box_of_polygon
 from errors import UserError
 from settings.keys import DataConfig
+from settings.plain_yaml import load_plain
 
-MAX_YAML_BYTES = 1_000_000
 NO_LABELS = {"classes.txt", "labels.txt"}
 """Files beside labels that are none"""
 
@@ -66,15 +65,6 @@ def read_split(cfg: DataConfig, which: str, findings: Findings) -> Split:
     return Split(records, ImageFiles(kept), _names(content, file, findings))
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without references, which let a short file grow without bound."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("references (*name) are not read here")
-        return super().compose_node(parent, index)
-
-
 def _yaml_file(root: Path) -> Path:
     """data.yaml, or the folder's only other YAML file."""
     others = sorted(file for file in root.iterdir() if file.suffix in (".yaml", ".yml"))
@@ -86,14 +76,9 @@ def _load(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{file}: does not exist; data.path is the folder that holds data.yaml")
     try:
-        text = file.read_bytes()
-        if len(text) > MAX_YAML_BYTES:
-            raise UserError(f"{file}: has {len(text)} bytes; {MAX_YAML_BYTES} are read at most")
-        content = yaml.load(text, Loader=_PlainLoader)
-    except UserError:
-        raise
-    except Exception as error:  # the YAML library raises whatever its constructors run into
-        raise UserError(f"{file}: not valid YAML: {short(' '.join(str(error).split()))}") from error
+        content = load_plain(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: {short(str(error))}") from error
     if not isinstance(content, dict):
         raise UserError(f"{file}: expected keys names, train and val, not {short(content)}")
     return {str(key): value for key, value in content.items()}

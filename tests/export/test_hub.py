@@ -6,7 +6,9 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 import export.hub
 from errors import UserError
 from export.hub import push, resolve_repo_id
-from settings.keys import HubConfig
+from settings.keys import HubConfig, RunConfig
+
+RUN = RunConfig(output_dir="runs/plates")
 
 
 class Hub:
@@ -38,7 +40,8 @@ class Hub:
 )
 def test_repository_is_the_users_own_unless_named(monkeypatch, repo_id, expected):
     monkeypatch.setattr(export.hub, "HfApi", Hub())
-    assert resolve_repo_id(HubConfig(push=True, repo_id=repo_id), "plates") == expected
+    assert resolve_repo_id(HubConfig(push=True, repo_id=repo_id), RUN) == expected
+    assert resolve_repo_id(HubConfig(), RUN) is None
 
 
 def test_upload_is_private_by_default(monkeypatch, tmp_path):
@@ -62,7 +65,7 @@ def test_upload_is_private_by_default(monkeypatch, tmp_path):
 def test_missing_login_and_network_are_said_before_training(monkeypatch, error, message):
     monkeypatch.setattr(export.hub, "HfApi", Hub(error))
     with pytest.raises(UserError, match=message) as raised:
-        resolve_repo_id(HubConfig(push=True), "plates")
+        resolve_repo_id(HubConfig(push=True), RUN)
     assert "hf_secret" not in str(raised.value)
 
 

@@ -9,8 +9,9 @@ from builders import TINY_HEAD, metrics_lines, tiny_run, write_coco
 from lives import Strike
 from safetensors.torch import load_file
 
-from training.checkpoint import Checkpoints, read_best, step_of
+from training.checkpoint import Checkpoints
 from training.manifest import find_defect
+from training.shelf import read_best, step_of
 
 KILLS = 26
 MOMENTS = {

@@ -7,15 +7,14 @@ import shutil
 
 import pytest
 import torch
-from checkpoints import RNG, make, save, take_step
+from checkpoints import RNG, make, save, state_of, take_step
 
 from errors import UserError
 from settings.keys import Config
-from training.checkpoint import read_best
 from training.manifest import find_defect, write_manifest
 from training.optim import keep_counters_on_cpu
+from training.shelf import read_best
 from training.state import (
-    TrainState,
     checkpoint_tensors,
     load_model,
     load_optimizer,
@@ -57,7 +56,7 @@ def test_what_training_does_during_a_save_does_not_reach_it(backbone, checkpoint
     detector, optimizer = make(backbone)
     take_step(detector, optimizer)
     before = {n: t.detach().clone() for n, t in trainable_tensors(detector.model).items()}
-    state = TrainState(step=1)
+    state = state_of(1)
     checkpoints.save(
         checkpoint_tensors(detector.model, optimizer, {}, RNG), state, Config(), wait=False
     )
@@ -251,7 +250,7 @@ def test_snapshot_of_a_model_on_a_gpu(backbone, checkpoints):
         optimizer.zero_grad()
     before = {n: t.detach().cpu().clone() for n, t in trainable_tensors(detector.model).items()}
     tensors = checkpoint_tensors(detector.model, optimizer, {}, RNG)
-    checkpoints.save(tensors, TrainState(step=3), Config())
+    checkpoints.save(tensors, state_of(3), Config())
     checkpoints.wait_for_copy()
     with torch.no_grad():
         for tensor in trainable_tensors(detector.model).values():

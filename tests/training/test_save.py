@@ -3,11 +3,12 @@ import subprocess
 
 import pytest
 import torch
-from checkpoints import SMALL, save
+from checkpoints import SMALL, save, state_of
 
 from settings.keys import Config
-from training.checkpoint import Best, Checkpoints, read_best
+from training.checkpoint import Checkpoints
 from training.manifest import find_defect
+from training.shelf import Best, read_best
 from training.state import (
     TrainState,
     load_state,
@@ -76,7 +77,7 @@ def test_other_ranks_keep_the_same_account_and_touch_no_file(tmp_path):
 def test_best_of_an_older_checkpoint_is_taken_up_where_the_better_one_is_not(checkpoints):
     save(checkpoints, 20, metric=0.5)
     checkpoints.record(0.6, 40)  # its save failed
-    checkpoints.save(SMALL, TrainState(step=60, evaluated_step=60), Config(), wait=True)
+    checkpoints.save(SMALL, state_of(60, evaluated_step=60), Config(), wait=True)
     newest = checkpoints.folder / "step-000060"
     assert read_best(newest) == Best(0.6, 40)
     assert checkpoints.find_best(newest, True) == (Best(0.5, 20), [])
