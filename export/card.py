@@ -66,9 +66,18 @@ places or image sizes. The licence of the backbone and of the training data appl
 {yaml.safe_dump(_public(cfg), sort_keys=False).strip()}
 ```
 
+Code: {code_text(facts["code"])}.
 Versions: {", ".join(f"{k} {v}" for k, v in facts["versions"].items())}.
 Image processing: {facts["image_processor"]} (Pillow resizing).
 """
+
+
+def code_text(code: dict[str, Any]) -> str:
+    """The project's own version, in words."""
+    if code["commit"] is None:
+        return f"no commit known, sha256 of the files `{code['sha256']}`"
+    changed = f", with changes (sha256 of the files `{code['sha256']}`)" if code["dirty"] else ""
+    return f"commit `{code['commit'][:12]}`{changed}"
 
 
 def card_header(

@@ -10,7 +10,7 @@ from data.canvas import CanvasRule
 from errors import UserError
 from model.build import family_of
 from model.normalization import Normalization
-from model.source import local_folder
+from model.source import SAFE, local_folder
 from model.trainable import Trainable
 
 
@@ -40,9 +40,11 @@ def load_detector(name: str) -> LoadedDetector:
         hint = f"; try {folder / 'export'}" if (folder / "export").is_dir() else ""
         raise UserError(f"--model {name}: has no config.json, so it is not a model folder{hint}")
     try:
-        config = AutoConfig.from_pretrained(folder)
-        model = AutoModelForObjectDetection.from_pretrained(folder, config=config)
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForObjectDetection.from_pretrained(folder, config=config, **SAFE)
+        processor = AutoImageProcessor.from_pretrained(
+            folder, backend="pil", trust_remote_code=False
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model {name}: {' '.join(str(error).split())}") from error
     settings = processor.to_dict()

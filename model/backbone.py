@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from errors import UserError
 from model.normalization import Normalization
-from model.source import is_local_folder, local_folder, quiet_transformers
+from model.source import SAFE, is_local_folder, local_folder, quiet_transformers
 from settings.keys import ModelConfig
 
 PROBE_PX = 224
@@ -184,7 +184,7 @@ def _from_pretrained(cfg: ModelConfig, folder: Path, num_maps: int) -> tuple[nn.
     """The backbone in fp32, and the names of its tensors that the checkpoint lacks."""
     where = f"model.backbone {cfg.backbone}"
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         kind: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
     except KeyError as error:
         raise UserError(
@@ -200,7 +200,11 @@ def _from_pretrained(cfg: ModelConfig, folder: Path, num_maps: int) -> tuple[nn.
     try:
         with quiet_transformers():  # what is missing is checked and said below
             module, info = kind.from_pretrained(
-                folder, out_features=features, dtype=torch.float32, output_loading_info=True
+                folder,
+                out_features=features,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **SAFE,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{where}: cannot be loaded: {' '.join(str(error).split())}") from error

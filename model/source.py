@@ -1,8 +1,10 @@
 """A model named by Hub id or folder becomes a local folder of safetensors and JSON files."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -23,6 +25,8 @@ UNGATED = "facebook/dinov2-base"
 """A backbone that anyone may download (Apache-2.0)"""
 FILES = ["*.json", "*.safetensors"]
 """No pickles: loading a model must not run code"""
+SAFE: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
+"""How every model is loaded: no code that lies beside it, no pickles"""
 
 
 def local_folder(name: str, revision: str | None, key: str) -> Path:
@@ -37,10 +41,32 @@ def local_folder(name: str, revision: str | None, key: str) -> Path:
     """
     if is_local_folder(name):
         own = Path(name).expanduser()
-        return own if own.is_dir() else ROOT / name
+        folder = own if own.is_dir() else ROOT / name
+        refuse_own_code(folder, key)
+        return folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{key} {name}: no such folder")
-    return _download(name, revision, key)
+    folder = _download(name, revision, key)
+    refuse_own_code(folder, key)
+    return folder
+
+
+def refuse_own_code(folder: Path, key: str) -> None:
+    """
+    Raises:
+        UserError: if a config there asks for code that lies beside it (`auto_map`); it is never run.
+    """
+    for file in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue  # whoever needs the file says what is wrong with it
+        if isinstance(content, dict) and content.get("auto_map"):
+            raise UserError(
+                f"{key}: {file} asks for code of its own (auto_map), and code that comes with a model is "
+                "never run here; take a model of an architecture that transformers has, or delete the "
+                "entry if it is one"
+            )
 
 
 def is_local_folder(name: str) -> bool:

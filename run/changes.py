@@ -66,6 +66,11 @@ def note_world(
     if versions:
         listed = ", ".join(f"{name} {a} -> {b}" for name, (a, b) in versions.items())
         yield f"other packages than before ({listed}): losses can differ in their last digits"
+    if old.get("threads", new["threads"]) != new["threads"]:
+        yield (
+            f"{old['threads']} -> {new['threads']} threads (OMP_NUM_THREADS): sums are in another order, "
+            "and losses can differ in their last digits"
+        )
     if old["world_size"] != new["world_size"]:
         yield (
             f"{old['world_size']} -> {new['world_size']} processes: same images and gradients, up to "

@@ -3,11 +3,13 @@
 Not by types of jsonargparse, which end at the first problem: here all are told at once.
 """
 
+import math
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from errors import UserError
-from settings.keys import MAX_SYNTHETIC_SEED, Config, DataConfig, TrainConfig
+from settings.keys import MAX_SYNTHETIC_SEED, Config, DataConfig, TrainConfig, config_to_dict
 
 
 def world_size() -> int:
@@ -33,6 +35,7 @@ def check_config(cfg: Config, world: int | None = None) -> None:
     """
     world = world_size() if world is None else world
     problems = [
+        *_not_finite(config_to_dict(cfg)),
         *_check_train(cfg, world),
         *_check_data(cfg.data),
         *_check_run(cfg),
@@ -47,6 +50,18 @@ def check_config(cfg: Config, world: int | None = None) -> None:
 def micro_batch_size(train: TrainConfig, world: int) -> int:
     """Images per forward pass on one device."""
     return train.micro_batch_size or max(1, train.global_batch_size // world)
+
+
+def _not_finite(value: Any, key: str = "") -> Iterator[str]:
+    """Every number of the configuration that is infinite or none (NaN), also in lists."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _not_finite(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for place, inner in enumerate(value):
+            yield from _not_finite(inner, f"{key}[{place}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{key} {value}: must be a finite number"
 
 
 def _check_train(cfg: Config, world: int) -> Iterator[str]:

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     if args.out.exists():
         raise UserError(f"--out {args.out}: exists already")
     folder = local_folder(args.backbone, None, "--backbone")
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     torch.manual_seed(args.seed)
     kind: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
     kind(config).save_pretrained(args.out)

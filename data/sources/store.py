@@ -12,6 +12,7 @@ import huggingface_hub
 from tqdm import tqdm
 
 from data.images.headers import EXTENSIONS, Header, inspect
+from data.sources.addresses import own_address
 from data.sources.hub_rows import encoded, guarded, open_rows
 from disk import cache_root, whole_folder
 from errors import UserError
@@ -86,16 +87,14 @@ def _write(
 def _content(cell: Any, cfg: DataConfig) -> bytes | None:
     """Content of a streamed image cell; None if it has none.
 
-    A stream may name a file instead, on the Hub or inside an archive. It must lie in a dataset on the
-    Hub or in the local dataset itself, since anything may be written in a row.
+    A stream may name a file instead, also inside of an archive. It must lie in the dataset itself, on
+    the Hub or here, since anything may be written in a row.
     """
     source = encoded(cell)
     if source is None or isinstance(source, bytes):
         return source
     address = str(cell["path"])
-    place = address.rpartition("::")[2].removeprefix("file://")
-    own = Path(str(cfg.path)).resolve()
-    if not place.startswith("hf://datasets/") and not Path(place).resolve().is_relative_to(own):
+    if not own_address(address, str(cfg.path)):
         return None
     try:
         with fsspec.open(address, "rb") as file:

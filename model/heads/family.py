@@ -15,7 +15,7 @@ from data.taxonomy import Taxonomy
 from errors import UserError
 from model.backbone import Backbone, transplant
 from model.losses.terms import Criterion
-from model.source import local_folder, quiet_transformers
+from model.source import SAFE, local_folder, quiet_transformers
 from settings.keys import ModelConfig
 
 
@@ -118,7 +118,11 @@ def _from_detector(
     try:
         with quiet_transformers():
             model, info = kind.from_pretrained(
-                folder, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+                folder,
+                config=config,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **SAFE,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.init_from {name}: {' '.join(str(error).split())}") from error

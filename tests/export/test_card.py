@@ -11,6 +11,7 @@ FACTS = {
     "train_images": 10,
     "val_images": 5,
     "versions": {"torch": "2"},
+    "code": {"commit": "0123456789abcdef", "dirty": True, "sha256": "feed"},
     "image_processor": "X",
 }
 METRICS = dict.fromkeys(SHOWN, 0.12345) | {

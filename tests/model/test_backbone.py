@@ -276,3 +276,34 @@ def test_canary_two_stage_proposals_get_no_loss_from_transformers(tmp_path):
     labels = [{"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}]
     model(pixel_values=torch.randn(1, 3, 64, 64), labels=labels).loss.backward()
     assert model.model.enc_output.weight.grad is None
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+def test_code_that_lies_beside_a_model_is_refused_and_not_asked_for(tmp_path, file, monkeypatch):
+    """transformers would ask on stdin whether to run it."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    save_backbone(tmp_path)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    content = json.loads((tmp_path / file).read_text())
+    content["auto_map"] = {"AutoConfig": "evil.Config", "AutoImageProcessor": "evil.Processor"}
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"model.backbone: .*auto_map.*never run here"):
+        build_model(tiny(tmp_path), TAXONOMY)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pickled_weights_are_not_read_for_init_from_and_prediction(tmp_path):
+    from export.detector import load_detector
+
+    save_backbone(tmp_path / "b")
+    detector = build_model(tiny(tmp_path / "b"), TAXONOMY)
+    folder = tmp_path / "pickled"
+    detector.model.save_pretrained(folder)
+    detector.trainable.processor.save_pretrained(folder)
+    assert load_detector(str(folder)).names == ["plate"]
+    (folder / "model.safetensors").unlink()
+    torch.save(detector.model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="model.init_from"):
+        build_model(tiny(tmp_path / "b", init_from=str(folder)), TAXONOMY)
+    with pytest.raises(UserError, match="--model .*safetensors"):
+        load_detector(str(folder))
