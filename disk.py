@@ -8,8 +8,11 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+
+from errors import UserError
 
 ROOT = Path(__file__).resolve().parent
 """The repository"""
@@ -18,8 +21,15 @@ WRITING, REPLACED, REMOVING = ".writing-", ".replaced-", ".removing-"
 
 
 def cache_root() -> Path:
-    """Folder of everything that is kept from one run to the next."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "permafrost"
+    """Folder of everything that is kept from one run to the next.
+
+    Raises:
+        UserError: if the environment names none.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "permafrost"
+    except RuntimeError as error:
+        raise UserError(f"there is no place for a cache ({error}); set XDG_CACHE_HOME") from error
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
@@ -58,6 +68,7 @@ def whole_folder(final: Path, shared: bool = False) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
+        _follow_umask(temporary)
         if shared:
             temporary.rename(final)
         else:
@@ -67,6 +78,14 @@ def whole_folder(final: Path, shared: bool = False) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _follow_umask(folder: Path) -> None:
+    """Some libraries make files that only their owner can read, whatever the umask."""
+    mode = stat.S_IMODE(folder.stat().st_mode)  # of a folder just made: 0777 without the umask
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
 def _replace_folder(new: Path, final: Path) -> None:

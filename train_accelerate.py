@@ -35,7 +35,7 @@ from training.counts import agree
 from training.meter import StepMeter, memory_mb, take
 from training.optim import keep_counters_on_cpu, lr_factor, set_lr
 from training.state import TrainState
-from training.stopping import EXIT_STOPPED
+from training.stopping import EXIT_STOPPED, leaving_at_signals
 
 
 def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulation: int) -> bool:
@@ -174,7 +174,10 @@ def draw_first_batches(run: Run, batches: Sequence[Batch]) -> None:
     if run.accelerator.is_main_process and run.state.step < run.cfg.run.draw_batches:
         for turn, batch in enumerate(batches):
             name = f"step-{run.state.step + 1:06d}-{turn}.png"
-            draw_batch(batch, run.data.taxonomy.names, run.folder / "samples" / name)
+            try:
+                draw_batch(batch, run.data.taxonomy.names, run.folder / "samples" / name)
+            except OSError as error:  # a full disk: checkpoints decide whether the run goes on
+                run.log.say(f"warning: samples/{name} could not be drawn: {error}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -207,21 +210,24 @@ def main(argv: Sequence[str]) -> int:
 
 def whole_run(cfg: Config) -> int:
     """Collective: called on every rank. The run of a configuration; the exit status."""
-    accelerator = start_processes(cfg)
-    lock = on_main(accelerator, lambda: claim_run_folder(cfg.run))  # noqa: F841 (held until the end)
-    repo_id = on_main(accelerator, lambda: resolve_repo_id(cfg.hub, cfg.run))
-    transformers_logging.set_verbosity_warning()
-    transformers_logging.disable_progress_bar()
-    torch.autograd.set_detect_anomaly(cfg.run.detect_anomaly)
-    run = build_run(cfg, accelerator)
-    world, device = accelerator.num_processes, str(accelerator.device)
-    for line in banner(cfg, run.detector, run.data, run.optimizer, run.num_steps, world, device):
-        run.log.say(line)
-    if run.state.step:
-        run.log.say(f"resumed at step {run.state.step}")
-    model, run.optimizer = accelerator.prepare(run.detector.trainable, run.optimizer)
-    keep_counters_on_cpu(run.optimizer)
-    run.ema.start()
+    with leaving_at_signals():  # there is nothing to be saved yet
+        accelerator = start_processes(cfg)
+        lock = on_main(accelerator, lambda: claim_run_folder(cfg.run))  # noqa: F841 (held until the end)
+        repo_id = on_main(accelerator, lambda: resolve_repo_id(cfg.hub, cfg.run))
+        transformers_logging.set_verbosity_warning()
+        transformers_logging.disable_progress_bar()
+        torch.autograd.set_detect_anomaly(cfg.run.detect_anomaly)
+        run = build_run(cfg, accelerator)
+        world, device = accelerator.num_processes, str(accelerator.device)
+        for line in banner(
+            cfg, run.detector, run.data, run.optimizer, run.num_steps, world, device
+        ):
+            run.log.say(line)
+        if run.state.step:
+            run.log.say(f"resumed at step {run.state.step}")
+        model, run.optimizer = accelerator.prepare(run.detector.trainable, run.optimizer)
+        keep_counters_on_cpu(run.optimizer)
+        run.ema.start()
     with run.stop.listening():
         loader, accumulation = run.train_loader()
         with batches_of(loader) as stream:

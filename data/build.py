@@ -42,10 +42,11 @@ class Data:
     """Everything found wrong with both splits"""
 
     def fingerprint(self) -> str:
-        """Hash of ids, sizes, boxes and classes of both splits."""
+        """Hash of ids, sizes, boxes and classes of both splits, and of each image's digest."""
         digest = hashlib.sha256(json.dumps(self.taxonomy.names).encode())
         for record in [*self.train.records, *self.val.records]:
-            digest.update(f"{record.image_id}:{record.width}x{record.height}".encode())
+            line = f"{record.image_id}:{record.width}x{record.height}:{record.digest}"
+            digest.update(line.encode("utf-8", "surrogatepass"))
             digest.update(record.objects.boxes.tobytes() + record.objects.classes.tobytes())
         return digest.hexdigest()
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from errors import printable
+
 Remedy = Literal["refused", "left out", "repaired", "converted", "noted"]
 """What training does about it: ends before step 0; does without the image or the box; clips or
 reorders a box; decodes it as a person would see it; nothing, since it is no defect of one image"""
@@ -137,17 +139,6 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.kind}{f' ({self.detail})' if self.detail else ''}"
-
-
-def printable(text: str, limit: int) -> str:
-    """At most `limit` characters of `text`, without control characters and lone surrogates."""
-    if len(text) > limit:
-        text = f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
-    return text if text.isprintable() else "".join(map(_shown, text))
-
-
-def _shown(char: str) -> str:
-    return char if char.isprintable() else char.encode("unicode_escape").decode()
 
 
 class Findings:

@@ -28,6 +28,8 @@ class Record:
     """Boxes, classes, areas, iscrowd, numbers"""
     unit: str = "annotation"
     """What objects.numbers counts: annotation, object, line"""
+    digest: str = ""
+    """Of the encoded image's size, beginning and end (`data.images.headers`)"""
     unreadable: bool = False
     """Its pixels cannot be had: no part of training, and missed in evaluation. The size is then the
     annotation's, or 1 x 1 where that gives none"""

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from errors import markdown_text, printable
 from settings.keys import Config, config_to_dict
 
 TASK = "object-detection"
@@ -20,16 +21,16 @@ def model_card(cfg: Config, metrics: dict[str, Any], facts: dict[str, Any], step
         metrics: of the exported weights, as in metrics.json. facts: as in run.json.
         step: optimizer step of the exported weights.
     """
-    name = cfg.run.name or Path(cfg.run.output_dir).name
+    name = printable(cfg.run.name or Path(cfg.run.output_dir).name)
     header = card_header(cfg, metrics, facts, name)
     frozen = "frozen" if cfg.model.freeze == "all" else "trained with the head"
     return f"""---
 {header.to_yaml().strip()}
 ---
 
-# {name}
+# {markdown_text(name)}
 
-{cfg.model.head} head on `{public_name(cfg.model.backbone)}` ({frozen}; {facts["backbone_tensors"]} tensors equal to
+{cfg.model.head} head on {markdown_text(public_name(cfg.model.backbone))} ({frozen}; {facts["backbone_tensors"]} tensors equal to
 the checkpoint, sha256 `{facts["backbone_sha256"]}`), {step} optimizer steps of
 {cfg.train.global_batch_size} images, {facts["train_images"]} training images.
 
@@ -63,7 +64,7 @@ places or image sizes. The licence of the backbone and of the training data appl
 ## Training
 
 ```yaml
-{yaml.safe_dump(_public(cfg), sort_keys=False).strip()}
+{yaml.safe_dump(_public(cfg), sort_keys=False, width=10**6).strip()}
 ```
 
 Code: {code_text(facts["code"])}.
@@ -85,7 +86,7 @@ def card_header(
 ) -> ModelCardData:
     """What the Hub reads: task, origins, and the metrics as a `model-index`."""
     on_hub = cfg.data.source == "hub" and cfg.data.path and not Path(cfg.data.path).exists()
-    dataset = public_name(cfg.data.path or cfg.data.source)
+    dataset = printable(public_name(cfg.data.path or cfg.data.source))
     results = [
         EvalResult(
             task_type=TASK,
@@ -127,7 +128,7 @@ def _public(cfg: Config) -> dict[str, Any]:
 
 def _class_rows(metrics: dict[str, Any]) -> str:
     return "\n".join(
-        f"| {name} | {_text(row['AP'])} | {_text(row['AP50'])} | {row['boxes']} |"
+        f"| {markdown_text(name)} | {_text(row['AP'])} | {_text(row['AP50'])} | {row['boxes']} |"
         for name, row in metrics["per_class"].items()
     )
 

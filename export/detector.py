@@ -47,6 +47,13 @@ def load_detector(name: str) -> LoadedDetector:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model {name}: {' '.join(str(error).split())}") from error
+    names = config.id2label
+    if sorted(names) != list(range(len(names))) or not all(
+        isinstance(n, str) for n in names.values()
+    ):
+        raise UserError(
+            f"--model {name}: id2label in config.json does not name classes 0, 1, 2, ..."
+        )
     settings = processor.to_dict()
     try:
         rule = CanvasRule.of_processor(settings)

@@ -12,7 +12,7 @@ from data.check.statistics import LARGE_PX2, SMALL_PX2, resized_boxes
 from data.findings import IMAGE_KINDS, Finding
 from data.images.decode import decode
 from data.schema import Split
-from errors import UserError
+from errors import UserError, printable
 from report.drawing import COLOURS as CLASS_COLOURS
 from report.drawing import draw_objects
 from settings.keys import ImageSizeConfig
@@ -78,7 +78,7 @@ def _samples(
         objects = record.objects.scaled(scale, scale)
         few = len(objects) <= MOST_LABELS
         labels = [data.taxonomy.names[c] if few else "" for c in objects.classes]
-        title = f"{name}: {Path(record.where).name}, boxes: {len(objects)}"
+        title = printable(f"{name}: {Path(record.where).name}, boxes: {len(objects)}")
         samples.append((title, draw_objects(small, objects, labels)))
     return samples
 
@@ -102,7 +102,7 @@ def _class_chart(splits: dict[str, Split], names: tuple[str, ...]) -> Image.Imag
         middle = y + step / 2 - 2
         colour = CLASS_COLOURS[kind % len(CLASS_COLOURS)]
         pen.rectangle((left - 12, middle - 4, left - 4, middle + 4), fill=colour)
-        name = _fitting(names[kind], left - 24)
+        name = _fitting(printable(names[kind], 60), left - 24)
         pen.text((left - 18, middle), name, fill=INK, font=_font(14), anchor="rm")
         thick = (step - 4) / len(counts)
         for bar, (split, values) in enumerate(counts.items()):

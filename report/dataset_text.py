@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from data.check.statistics import Quantiles, SplitStatistics
 from data.findings import KINDS, REMEDIES, Finding
+from errors import printable
 from settings.keys import ImageSizeConfig
 
 
@@ -73,7 +74,9 @@ def statistics_lines(splits: Mapping[str, SplitStatistics], size: ImageSizeConfi
     lines += ["", _row("boxes (images) by class", names)]
     for c, entry in enumerate(figures[0].classes):
         counts = [s.classes[c] for s in figures]
-        lines.append(_row(f"  {entry.name}", [f"{n.boxes:,} ({n.images:,})" for n in counts]))
+        lines.append(
+            _row(f"  {printable(entry.name, 34)}", [f"{n.boxes:,} ({n.images:,})" for n in counts])
+        )
     lines += ["", _row("boxes by size, after the resize", names)]
     for title, values in (
         ("  small, below 32 x 32 px", [s.small_boxes for s in figures]),

@@ -11,6 +11,7 @@ from data.batch import Batch
 from data.boxes import to_corners
 from data.feed.collate import absolute
 from data.objects import Objects
+from errors import printable
 
 TRUTH = (60, 220, 60)
 COLOURS = [
@@ -45,6 +46,7 @@ def draw_objects(
         colour = COLOURS[int(kind) % len(COLOURS)]
         x1, y1, x2, y2 = box
         pen.rectangle((x1, y1, x2, y2), outline=colour, width=line)
+        label = printable(label, 60)
         if label:
             left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
             w, h = right - left + 6, bottom + 4

@@ -6,16 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data.canvas import resized_size
 from data.coco_format import coco_results
 from data.images.decode import decode
 from data.schema import Split
 from data.taxonomy import Taxonomy
 from disk import flush_all, whole_folder
+from errors import csv_cell, printable
 from evaluation.predictions import Predictions
 from report.drawing import draw_objects, save_grid
-from settings.keys import EvalConfig
+from settings.keys import EvalConfig, ImageSizeConfig
 
 NUM_DRAWN = 8
+THUMBNAIL_PX = 800
 
 
 def write_report(
@@ -60,7 +63,7 @@ def _fill(
         writer = csv.writer(file)
         writer.writerow(["class", "AP", "AP50", "boxes"])
         for name, row in metrics["per_class"].items():
-            writer.writerow([name, row["AP"], row["AP50"], row["boxes"]])
+            writer.writerow([csv_cell(name), row["AP"], row["AP50"], row["boxes"]])
     image_ids = [record.image_id for record in split.records]
     results = coco_results(predictions.objects, image_ids, taxonomy.category_ids)
     (folder / "predictions.json").write_text(json.dumps(results))
@@ -81,8 +84,13 @@ def draw_fixed_images(
             f"{taxonomy.names[c]} {score:.2f}"
             for c, score in zip(found.classes, found.scores, strict=True)
         ]
-        pixels = decode(split.images[index], record.where)
-        images.append(draw_objects(pixels, found, labels, truth=record.objects))
+        # Photos are drawn small: eight of 12 megapixels would take seconds, and tens of megabytes.
+        small = resized_size(record.height, record.width, ImageSizeConfig(THUMBNAIL_PX))
+        wanted = small if max(small) < max(record.height, record.width) else None
+        pixels = decode(split.images[index], record.where, wanted, draft=wanted is not None)
+        y, x = pixels.shape[0] / record.height, pixels.shape[1] / record.width
+        found, truth = found.scaled(x, y), record.objects.scaled(x, y)
+        images.append(draw_objects(pixels, found, labels, truth=truth))
     if images:
         save_grid(images, file)
 
@@ -99,7 +107,7 @@ def metric_lines(metrics: dict[str, Any], max_classes: int = 20) -> Iterator[str
     rows = sorted(metrics["per_class"].items(), key=lambda row: row[1]["AP"] or 0.0)
     if len(rows) > 1:
         for name, row in rows[:max_classes]:
-            yield f"  {name:<24} AP {_text(row['AP'])}  AP50 {_text(row['AP50'])}  {row['boxes']} boxes"
+            yield f"  {printable(name, 60):<24} AP {_text(row['AP'])}  AP50 {_text(row['AP50'])}  {row['boxes']} boxes"
 
 
 def _text(value: float | None) -> str:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from disk import write_whole
-from errors import UserError
+from errors import UserError, printable_lines
 from settings.keys import Config, RunConfig, config_to_dict
 from training.state import TrainState
 
@@ -104,6 +104,7 @@ class RunLog:
     def say(self, text: str = "") -> None:
         """A line for people: console and train.log."""
         if self.active:
+            text = printable_lines(text)
             tqdm.write(text)
             self._append(self._text, text + "\n")
 

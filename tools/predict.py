@@ -19,7 +19,7 @@ from data.feed.transforms import resize
 from data.images.decode import decode
 from data.objects import Objects
 from disk import write_whole
-from errors import UserError, fail
+from errors import UserError, fail, printable
 from export.detector import LoadedDetector, load_detector
 from report.drawing import draw_objects
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> list[dict[str, Any]]:
         try:
             image = decode(file, str(file))
         except UserError as error:
-            print(f"skipped: {error}", file=sys.stderr)
+            print(printable(f"skipped: {error}"), file=sys.stderr)
             continue
         found = detect(detector, image, args.threshold, device)
         names = [detector.names[c] for c in found.classes]
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> list[dict[str, Any]]:
             )
         ]
         results.append({"image": str(file), "drawing": str(drawing), "objects": objects})
-        print(f"{file}: {', '.join(texts) or 'nothing found'}")
+        print(printable(f"{file}: {', '.join(texts) or 'nothing found'}"))
     write_whole(args.out / RESULTS, json.dumps(results, indent=1) + "\n")
     print(f"{len(results)} image(s) drawn; boxes in {args.out / RESULTS}")
     return results

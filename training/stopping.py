@@ -1,4 +1,4 @@
-"""Ask a run to stop: by SIGTERM, SIGUSR1, SIGINT, or a file named STOP in its folder.
+"""Ask a run to stop: by SIGTERM, SIGUSR1, SIGINT, SIGHUP, or a file named STOP in its folder.
 
 Each rank notes what reaches it; the note rides on the all-reduce at the start of a step, so that all
 ranks stop before the same step.
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 STOP_FILE = "STOP"
 EXIT_STOPPED = 75
 """Exit status of a run that was stopped and can go on (EX_TEMPFAIL of sysexits.h)"""
@@ -21,6 +21,28 @@ EXIT_STOPPED = 75
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 """Exit status after a second SIGINT, as shells have it"""
+
+
+def heard_signals() -> list[signal.Signals]:
+    """Those that ask to stop; nohup has made SIGHUP a signal to be ignored."""
+    return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+
+
+@contextmanager
+def leaving_at_signals() -> Iterator[None]:
+    """Before the first step there is nothing to save: a signal ends the process at once."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name.encode()
+        os.write(2, b"\nstopped by " + name + b" before the first step; nothing was to be saved\n")
+        raise SystemExit(EXIT_STOPPED)
+
+    before = {number: signal.signal(number, leave) for number in heard_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopRequest:
@@ -34,14 +56,14 @@ class StopRequest:
     @property
     def reason(self) -> str | None:
         """What asks this rank to stop; only the main rank looks for the file."""
-        if self._signal is None and self._is_main and self._file.exists():
+        if self._signal is None and self._is_main and self._file.is_file():
             return f"the file {self._file}"
         return self._signal
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Take the signals. The second SIGINT ends the process, whatever it is doing."""
-        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        before = {number: signal.signal(number, self._note) for number in heard_signals()}
         # Python runs handlers between its own instructions only; a process that waits inside of CUDA
         # or gloo would not hear. The bytes of this pipe are written at once.
         reading, writing = socket.socketpair()

@@ -15,7 +15,7 @@ from data.images import headers
 from data.images.headers import BadHeader, Header
 from disk import cache_root, write_whole
 
-FORMAT = 2
+FORMAT = 3
 """Raise it when Header changes, so that old caches are not read"""
 
 

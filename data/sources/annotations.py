@@ -9,7 +9,7 @@ import numpy as np
 
 from data.boxes import from_centres, from_corners
 from data.findings import Findings
-from data.images.headers import MAX_PIXELS, read_header
+from data.images.headers import MAX_PIXELS, Header, read_header
 from data.objects import Objects
 from data.schema import Record, number_text
 
@@ -75,7 +75,9 @@ class Boxes:
             annotated: (width, height) that the annotation file gives, if it gives any.
             box_format: one of data.box_format, or voc: 1-based corners, both inclusive.
         """
-        width, height, unreadable = self._size(source, annotated)
+        header = self._header(source)
+        unreadable = header is None
+        width, height = self._size(header, annotated)
         objects = Objects(
             boxes=np.array(self.boxes, dtype=np.float64).reshape(-1, 4),
             classes=np.array(self.categories, dtype=np.int64),
@@ -89,18 +91,18 @@ class Boxes:
             if annotated and in_px and not unreadable and _same_shape(annotated, (width, height)):
                 # Annotated on the same picture in another size, if it is another size.
                 objects = objects.scaled(width / annotated[0], height / annotated[1])
-        return Record(image_id, self.where, width, height, objects, self.unit, unreadable)
+        digest = header.digest if header else ""
+        return Record(image_id, self.where, width, height, objects, self.unit, digest, unreadable)
 
-    def _size(
-        self, source: Path | bytes | None, annotated: tuple[int, int] | None
-    ) -> tuple[int, int, bool]:
-        header = None
+    def _header(self, source: Path | bytes | None) -> Header | None:
         if source is None:
             self.findings.add("missing image", self.where, "the row has no image")
-        else:
-            header = read_header(source, self.where, self.findings)
+            return None
+        return read_header(source, self.where, self.findings)
+
+    def _size(self, header: Header | None, annotated: tuple[int, int] | None) -> tuple[int, int]:
         if header is None:
-            return *(annotated or (1, 1)), True
+            return annotated or (1, 1)
         size = (header.width, header.height)
         if annotated is not None and annotated != size:
             rotated = annotated == size[::-1] and header.exif_orientation != 1
@@ -115,7 +117,7 @@ class Boxes:
                 self.where,
                 f"{annotated[0]} x {annotated[1]} is annotated, it has {size[0]} x {size[1]} px{hint}",
             )
-        return *size, False
+        return size
 
     def _xywh(self, boxes: np.ndarray, box_format: str, width: int, height: int) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):
