@@ -53,14 +53,22 @@ class Batch:
     """Whether an image's pixels cannot be had"""
     bad: list[str] = field(default_factory=list)
     """Images that could not be decoded, and why; another one is in the place of each"""
+    through_pipe: bool = False
+    """On the way from a worker: no shared memory, where there is too little of it"""
 
     def __getstate__(self) -> dict[str, Any]:
         """For the way from a worker: small tensors as arrays, since each tensor costs a handshake."""
-        return {**self.__dict__, "objects": self.objects.each(torch.Tensor.numpy)}
+        state = {**self.__dict__, "objects": self.objects.each(torch.Tensor.numpy)}
+        if self.through_pipe:
+            state |= {name: state[name].numpy() for name in ("pixel_values", "pixel_mask")}
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.objects = self.objects.each(torch.from_numpy)
+        if self.through_pipe:
+            self.pixel_values = torch.from_numpy(self.pixel_values)
+            self.pixel_mask = torch.from_numpy(self.pixel_mask)
 
     def pin_memory(self) -> "Batch":
         """Called by the DataLoader's pinning thread."""

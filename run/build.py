@@ -22,7 +22,13 @@ from torch.utils.data import DataLoader
 from data.batch import Batch
 from data.build import Data, build_data, check_findings
 from data.check.doctor import check_images
-from data.feed.loader import TrainDataset, eval_loader, resized_sizes, train_loader
+from data.feed.loader import (
+    TrainDataset,
+    eval_loader,
+    resized_sizes,
+    shared_memory_short,
+    train_loader,
+)
 from data.feed.sampler import StepSampler
 from data.feed.transforms import Augment
 from disk import write_whole
@@ -79,7 +85,12 @@ class Run:
         )
         dataset = TrainDataset(self.data.train, cfg.data, cfg.run.seed)
         pin = accelerator.device.type == "cuda"
-        return train_loader(dataset, sampler, pin), sampler.accumulation
+        short = shared_memory_short(
+            self.detector.rule.full, sampler.micro_batch_size, cfg.data.num_workers
+        )
+        if short is not None:
+            self.log.say(f"note: {short}")
+        return train_loader(dataset, sampler, pin, short is not None), sampler.accumulation
 
     def val_loader(self) -> DataLoader[Batch]:
         """This rank's batches of the validation split."""

@@ -82,7 +82,8 @@ class StopRequest:
 
     def consume(self) -> None:
         """Remove the file: it was meant for this life of the run."""
-        self._file.unlink(missing_ok=True)
+        if self._file.is_file():
+            self._file.unlink()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = signal.Signals(number).name

@@ -15,7 +15,7 @@ UNUSED = ("areas", "iscrowd", "numbers", "scores")
 """Columns that no model gets"""
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate(samples: Sequence[Sample], through_pipe: bool = False) -> Batch:
     """Pad to the samples' canvas, at the right and bottom."""
     height, width = samples[0].canvas
     pixels = np.zeros((len(samples), 3, height, width), np.uint8)
@@ -38,6 +38,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         orig_sizes=[sample.orig_size for sample in samples],
         missing=[sample.missing for sample in samples],
         bad=[text for sample in samples for text in sample.bad],
+        through_pipe=through_pipe,
     )
 
 

@@ -1,10 +1,14 @@
 """Datasets and DataLoaders: decode, resize, augment, collate, in worker processes."""
 
 import itertools
+import os
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +32,13 @@ def resized_sizes(split: Split, cfg: ImageSizeConfig) -> np.ndarray:
     return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
 
+SHARED_MEMORY = Path("/dev/shm")
+PREFETCHED = 4
+"""Batches that each worker prepares ahead"""
+LEAST_BYTES = 2_000_000
+"""What workers need for their locks alone"""
+BYTES_PER_PX = 4
+"""Three of pixels, one of the mask"""
 MAX_CANDIDATES = 64
 """Images that are tried for one place of a batch"""
 
@@ -127,9 +138,11 @@ def fit_into(
     return resize(image, new), objects.scaled(new[1] / width, new[0] / height)
 
 
-def train_loader(dataset: TrainDataset, sampler: StepSampler, pin: bool) -> DataLoader[Batch]:
+def train_loader(
+    dataset: TrainDataset, sampler: StepSampler, pin: bool, through_pipe: bool = False
+) -> DataLoader[Batch]:
     """Micro-batches of one rank, in the sampler's order."""
-    return _loader(dataset, sampler, dataset.cfg.num_workers, pin)
+    return _loader(dataset, sampler, dataset.cfg.num_workers, pin, through_pipe)
 
 
 def eval_loader(
@@ -142,19 +155,50 @@ def eval_loader(
     world: int = 1,
 ) -> DataLoader[Batch]:
     """Every world-th batch of the validation split, beginning with batch `rank`."""
-    batches = evaluation_batches(len(split), batch_size)
-    return _loader(EvalDataset(split, rule), batches[rank::world], num_workers, pin)
+    batches = evaluation_batches(len(split), batch_size)[rank::world]
+    short = shared_memory_short(rule.full, batch_size, num_workers) is not None
+    return _loader(EvalDataset(split, rule), batches, num_workers, pin, short)
 
 
-def _loader(dataset: Dataset, batches: object, num_workers: int, pin: bool) -> DataLoader[Batch]:
+def shared_memory_short(
+    canvas: tuple[int, int], batch_size: int, num_workers: int, place: Path = SHARED_MEMORY
+) -> str | None:
+    """What is wrong if the batches on their way from workers do not fit into shared memory.
+
+    A worker that runs out of it dies or waits for ever; batches then have to come through pipes.
+
+    Args:
+        canvas: (height, width) of the largest batch, px.
+    """
+    if not num_workers or not place.is_dir():
+        return None
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    batch_bytes = batch_size * canvas[0] * canvas[1] * BYTES_PER_PX
+    needed = batch_bytes * (PREFETCHED * num_workers + 2) * ranks
+    free = shutil.disk_usage(place).free
+    if needed <= free:
+        return None
+    instead = "they come through pipes" if free > LEAST_BYTES else "the main process makes them"
+    return (
+        f"{place} has {free / 1e6:.1f} MB free, and batches on their way from {num_workers} worker(s) may "
+        f"need {needed / 1e6:.0f} MB: {instead}, which is slower (give the container more by --shm-size, "
+        "or lower data.num_workers)"
+    )
+
+
+def _loader(
+    dataset: Dataset, batches: object, num_workers: int, pin: bool, through_pipe: bool
+) -> DataLoader[Batch]:
+    if through_pipe and shutil.disk_usage(SHARED_MEMORY).free <= LEAST_BYTES:
+        num_workers = 0
     return DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=partial(collate, through_pipe=through_pipe),
         pin_memory=pin,
         worker_init_fn=start_worker,
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=PREFETCHED if num_workers else None,
     )
 
 
