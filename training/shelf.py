@@ -11,12 +11,14 @@ from errors import UserError
 from settings.keys import Config, config_to_dict
 from settings.plain_yaml import load_plain
 from training.manifest import find_defect
-from training.state import CONFIG, load_state
+from training.state import CONFIG, STATE, load_state
 from training.validity import check_best, check_sections
 
 PREFIX = "step-"
 DAMAGED = "damaged-"
 BEST = "state/best.json"
+MOST_SKIPPED = 1000
+"""More samples per step than a thousand batches, which only skipped steps could have seen, are wrong"""
 
 
 @dataclass(frozen=True)
@@ -160,12 +162,16 @@ def find_flaw(folder: Path) -> str | None:
     if defect is not None:
         return defect
     try:
-        best, state = read_best(folder), load_state(folder)
-        read_config(folder)
+        best, state, cfg = read_best(folder), load_state(folder), read_config(folder)
     except UserError as error:
         return str(error).removeprefix(f"{folder}/")
     if best is not None and best.step > state.step:
         return f"{BEST}: the best step {best.step} is after step {state.step}"
+    if folder.name.startswith(PREFIX) and folder.name != step_name(state.step):
+        return f"{STATE}: step {state.step} in a checkpoint that is called {folder.name}"
+    size = cfg["train"]["global_batch_size"]
+    if state.samples_seen % size or state.samples_seen > (state.step + 1) * size * MOST_SKIPPED:
+        return f"{STATE}: samples_seen {state.samples_seen} in step {state.step} of {size} images"
     return None
 
 
