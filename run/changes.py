@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from settings.keys import Config, config_to_dict, harmless_keys
+from settings.keys import Config, config_to_dict, harmless_keys, leaf_keys
+
+KEYS = {name for name, _ in leaf_keys()}
 
 
 def changed_keys(before: Mapping[str, Any], cfg: Config) -> dict[str, tuple[Any, Any]]:
@@ -90,11 +92,11 @@ def note_world(
 
 
 def flat(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys down to the values; head_args and augment are values."""
+    """Dotted keys down to the values; a value may be a table, as head_args is."""
     leaves: dict[str, Any] = {}
     for key, value in sections.items():
         name = f"{prefix}{key}"
-        if isinstance(value, dict) and name != "model.head_args":
+        if isinstance(value, dict) and name not in KEYS:
             leaves |= flat(value, f"{name}.")
         else:
             leaves[name] = value

@@ -79,16 +79,19 @@ def check_best(values: Any) -> None:
         raise ValueError(f"metric {values['metric']} is not in 0 ... 1")
 
 
-def check_sections(values: Any, default: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of config.yaml, with the defaults for keys it does not have yet."""
+def check_sections(values: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of config.yaml: keys that there are today, with defaults for those it lacks."""
     if not isinstance(values, dict):
         raise ValueError("expected sections such as run and data")
     merged: dict[str, Any] = {}
-    for section, keys in default.items():
+    for section, keys in defaults.items():
         given = values.get(section, {})
         if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
             raise ValueError(f"section {section} does not hold keys")
-        merged[section] = {**keys, **given}
+        for key, default in keys.items():
+            if isinstance(default, dict) and not isinstance(given.get(key, default), dict):
+                raise ValueError(f"{section}.{key} is no table")
+        merged[section] = {key: given.get(key, default) for key, default in keys.items()}
     for key in ("global_batch_size", "micro_batch_size"):
         value = merged["train"][key]
         if not (value is None and key == "micro_batch_size"):

@@ -7,7 +7,16 @@ import yaml
 
 from errors import UserError
 from settings.checks import check_config
-from settings.keys import Config, TrainConfig, config_to_dict, harmless_keys, leaf_keys
+from settings.keys import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    config_to_dict,
+    harmless_keys,
+    leaf_keys,
+)
 from settings.load import load_config
 
 
@@ -173,3 +182,22 @@ def test_keys_that_may_change_at_a_resume_change_no_step():
     deciding += ("train.steps", "train.ema_decay", "eval.metric", "eval.max_detections")
     assert not harmless & set(deciding)
     assert not any(name.startswith("optim.") for name in harmless)
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_every_number_has_to_be_finite(value):
+    """In every key, and inside of lists and arguments; all are told at once."""
+    number = float(value)
+    cfg = Config(
+        train=TrainConfig(steps=10, ema_decay=number),
+        optim=OptimConfig(lr=number, betas=(0.9, number), warmup_steps=1),
+        model=ModelConfig(head_args={"class_cost": number}),
+        data=DataConfig(augment=[{"Blur": {"p": [1.0, number]}}]),
+    )
+    with pytest.raises(UserError) as error:
+        check_config(cfg, 1)
+    for key in (
+        *("train.ema_decay", "optim.lr", "optim.betas[1]", "model.head_args.class_cost"),
+        "data.augment[0].Blur.p[1]",
+    ):
+        assert f"{key} {value}: must be a finite number" in str(error.value)
