@@ -143,6 +143,8 @@ def check_slots(
 
 def check_random(tensors: Mapping[str, torch.Tensor]) -> None:
     """torch's random states by `cpu/rank` and `cuda/rank`."""
+    if "cpu/0" not in tensors:
+        raise ValueError("the random state of rank 0 is missing")
     length = {"cpu": torch.get_rng_state().shape, "cuda": torch.Size([16])}
     for key, tensor in tensors.items():
         kind, _, rank = key.partition("/")
