@@ -157,6 +157,13 @@ def stop(run: Run) -> bool:
     return False
 
 
+def leave(run: Run) -> None:
+    """The last words of a run that was stopped. On rank 0 alone."""
+    run.stop.consume()
+    run.log.say(f"stopped with a checkpoint of step {run.state.step}; --run.resume auto continues")
+    run.log.close()
+
+
 def log_step(
     run: Run, meter: StepMeter, batches: Sequence[Batch], grad_norm: torch.Tensor, lr: float
 ) -> None:
@@ -235,12 +242,8 @@ def whole_run(cfg: Config) -> int:
         finish_saving(accelerator, run.checkpoints, run.log)
         if done:
             complete_best(run)
-        if accelerator.is_main_process and not done:
-            run.stop.consume()
-            run.log.say(
-                f"stopped with a checkpoint of step {run.state.step}; --run.resume auto continues"
-            )
-            run.log.close()
+        else:
+            on_main(accelerator, lambda: leave(run))
         # torch can hang for ever where DDP outlives its process group.
         accelerator.free_memory()
         del model

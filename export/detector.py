@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 from transformers.utils import logging as transformers_logging
@@ -41,7 +42,9 @@ def load_detector(name: str) -> LoadedDetector:
         raise UserError(f"--model {name}: has no config.json, so it is not a model folder{hint}")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForObjectDetection.from_pretrained(folder, config=config, **SAFE)
+        model = AutoModelForObjectDetection.from_pretrained(
+            folder, config=config, dtype=torch.float32, **SAFE
+        )
         processor = AutoImageProcessor.from_pretrained(
             folder, backend="pil", trust_remote_code=False
         )

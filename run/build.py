@@ -1,5 +1,6 @@
 """Everything before the first step: processes, data, detector, optimizer, and a checkpoint's state."""
 
+import dataclasses
 import json
 import math
 import os
@@ -38,9 +39,11 @@ from run.facts import run_facts
 from run.log import DONE, RunLog
 from run.resume import resume
 from run.startup import check_launch, check_same, preflight, rank_facts
+from run.trouble import report_failed_save
 from settings.checks import micro_batch_size
 from settings.keys import Config
 from training.checkpoint import Checkpoints
+from training.counts import any_rank
 from training.ema import Ema
 from training.optim import build_optimizer
 from training.state import TrainState, checkpoint_tensors, gather_rng
@@ -108,6 +111,10 @@ class Run:
         """Collective: called on every rank. Begin to write a checkpoint, if there is no such yet."""
         if self.checkpoints.is_saved(self.state):
             return
+        self.checkpoints.wait()
+        if any_rank(self.accelerator, self.checkpoints.failure is not None):  # of the save before
+            ends = self.cfg.train.on_failed_save == "end"
+            report_failed_save(self.checkpoints, self.log, ends)
         rng = gather_rng(self.accelerator)
         scaler = self.accelerator.scaler
         self.state.scaler = scaler.state_dict() if scaler is not None else None
@@ -163,7 +170,9 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
     ema = Ema(detector.model, cfg.train.ema_decay)
     resumed = resume(cfg, accelerator, checkpoints, detector, optimizer, ema, facts)
     state = resumed.state
-    check_same(accelerator, {"the checkpoint to resume from": state.to_json()})
+    # Without its facts, in which ranks differ: each has a device of its own.
+    told = dataclasses.replace(state, facts={}).to_json()
+    check_same(accelerator, {"the checkpoint to resume from": told})
     if state.step > num_steps:
         raise UserError(
             f"{resumed.folder} is at step {state.step}, and train.steps or train.epochs give "

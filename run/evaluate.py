@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate.utils import broadcast
 
 from data.build import Data
 from errors import UserError
@@ -16,7 +16,7 @@ from evaluation.predictions import Predictions, predict_split
 from report.evaluation import metric_lines, read_metrics, write_report
 from run.build import Run
 from run.log import RunLog
-from run.together import on_main
+from run.together import on_main, told_by_main
 from settings.keys import EvalConfig
 from training.counts import any_rank
 from training.state import load_model, load_state
@@ -77,23 +77,25 @@ def complete_best(run: Run) -> None:
     Raises:
         UserError: if they cannot be written now either.
     """
-    best = on_main(run.accelerator, lambda: _best_without_files(run))
-    (best,) = broadcast_object_list([best])
+    best = told_by_main(run.accelerator, lambda: _best_without_files(run))
     if best is None:
         return
     load_model(best, run.detector.model, averaged=run.cfg.train.ema_decay is not None)
     scored = score(run)
     assert scored is not None
-    if run.accelerator.is_main_process:
-        step = load_state(best).step
-        folder = evaluation_folder(run.folder, step)
-        try:
-            write_report(folder, *scored, run.data.val, run.data.taxonomy, run.cfg.eval)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: cannot be written: {error}. Make room, then go on with --run.resume auto"
-            ) from error
-        run.log.say(f"the evaluation of step {step} was made anew")
+    metrics, predictions = scored
+    on_main(run.accelerator, lambda: _write_anew(run, load_state(best).step, metrics, predictions))
+
+
+def _write_anew(run: Run, step: int, metrics: dict[str, Any], predictions: Predictions) -> None:
+    folder = evaluation_folder(run.folder, step)
+    try:
+        write_report(folder, metrics, predictions, run.data.val, run.data.taxonomy, run.cfg.eval)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written: {error}. Make room, then go on with --run.resume auto"
+        ) from error
+    run.log.say(f"the evaluation of step {step} was made anew")
 
 
 def _best_without_files(run: Run) -> Path | None:

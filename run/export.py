@@ -31,7 +31,8 @@ def export(run: Run, repo_id: str | None) -> None:
     shown = EvalDataset(run.data.val, run.detector.rule)
     batch = collate([shown[index] for index in range(min(CHECKED_IMAGES, len(shown)))])
     backbone = public_name(run.cfg.model.backbone)
-    export_model(run.detector.trainable, card, folder, backbone, batch.to(run.accelerator.device))
+    # On the CPU, where equal weights give equal boxes; the run does not need its device any more.
+    export_model(run.detector.trainable.cpu(), card, folder, backbone, batch)
     name = run.cfg.eval.metric
     value = "-" if metrics[name] is None else f"{metrics[name]:.3f}"
     run.log.say(f"best step {step}: {name} {value}, exported to {folder}")

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from errors import UserError
 from model.build import Detector
 from run.changes import check_changes, note_world
+from run.together import told_by_main
 from settings.keys import Config
 from training.checkpoint import Checkpoints
 from training.ema import Ema
@@ -57,11 +57,7 @@ def find_checkpoint(
     Raises:
         UserError: if the wanted checkpoint is damaged, or none is intact.
     """
-    found: list[Any] = [None, []]
-    if accelerator.is_main_process:
-        found = list(_find(cfg, checkpoints))
-    broadcast_object_list(found)
-    return found[0], found[1]
+    return told_by_main(accelerator, lambda: _find(cfg, checkpoints))
 
 
 def _find(cfg: Config, checkpoints: Checkpoints) -> tuple[Path | None, list[str]]:
@@ -125,9 +121,6 @@ def resume(
         state.samples_seen = -(-state.samples_seen // size) * size
     if folder.parent.resolve() != checkpoints.folder.resolve():  # a branch of another run
         state.tracker_run, state.evaluated_step = None, 0
-    found: list[Any] = [None, []]
-    if accelerator.is_main_process:
-        same_metric = before["eval"]["metric"] == cfg.eval.metric
-        found = list(checkpoints.find_best(folder, same_metric))
-    broadcast_object_list(found)
-    return Resumed(state, folder, found[0], (*notes, *found[1]))
+    same_metric = before["eval"]["metric"] == cfg.eval.metric
+    best, lines = told_by_main(accelerator, lambda: checkpoints.find_best(folder, same_metric))
+    return Resumed(state, folder, best, (*notes, *lines))

@@ -1,15 +1,13 @@
 """What one process does for all, and how they end together."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from errors import UserError
-
 T = TypeVar("T")
-LOST_PEERS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+LOST_PEERS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 """Words of torch.distributed where another process of the run is gone"""
 
 
@@ -17,22 +15,27 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T | None:
     """Collective: called on every rank. What `action` gives on the main rank, and None on others.
 
     Raises:
-        UserError: that of `action`, on the main rank; SystemExit then on the others, which have
+        Exception: that of `action`, on the main rank; SystemExit then on the others, which have
             nothing to add.
     """
     result: T | None = None
-    failure: list[Any] = [None]
+    failure: Exception | None = None
     if accelerator.is_main_process:
         try:
             result = action()
-        except UserError as error:
-            failure = [error]
-    told = [None if failure[0] is None else str(failure[0])]
-    broadcast_object_list(told)
-    if failure[0] is not None:
-        raise failure[0]
-    if told[0] is not None:
+        except Exception as error:  # whatever it is, the others must not wait for what never comes
+            failure = error
+    (failed,) = broadcast_object_list([failure is not None])
+    if failure is not None:
+        raise failure
+    if failed:
         raise SystemExit(2)
+    return result
+
+
+def told_by_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """Collective: called on every rank. As `on_main`, with its result on all ranks."""
+    (result,) = broadcast_object_list([on_main(accelerator, action)])
     return result
 
 

@@ -133,7 +133,7 @@ class Checkpoints(Shelf):
         self._copied.clear()
         self._writer = threading.Thread(
             target=self._copy_and_write,
-            args=(state.step, self.is_best(state.step), tensors, texts),
+            args=(state.step, self.is_best(state.step), tensors, texts, self._protected()),
             name="checkpoint",
         )
         self._writer.start()
@@ -156,6 +156,7 @@ class Checkpoints(Shelf):
         best: bool,
         tensors: Mapping[str, Mapping[str, torch.Tensor]],
         texts: Mapping[str, str],
+        protected: set[str],
     ) -> None:
         name = step_name(step)
         try:
@@ -179,7 +180,7 @@ class Checkpoints(Shelf):
                 point(self.folder / "best", name)
             flush(self.folder)
             with contextlib.suppress(OSError):  # what stays is removed after another save or start
-                self._prune()
+                self._prune(protected)
         except OSError as error:
             self.failure = self._failed(step, f"{error}. Make room")
         except Exception as error:  # in a thread it would be lost
@@ -208,8 +209,14 @@ class Checkpoints(Shelf):
         if disk.free < needed and disk.total:  # some file systems say nothing about themselves
             raise OSError(f"it takes {needed / 1e6:.0f} MB, and {disk.free / 1e6:.0f} MB are free")
 
-    def _prune(self) -> None:
-        best = self.best_folder()
+    def _protected(self) -> set[str]:
+        """The best as it is now, and the one before it, which counts again if this save fails.
+
+        Told to the thread that writes: an evaluation may find a new best meanwhile.
+        """
+        return {step_name(best.step) for best in (self.best, self._best_before) if best is not None}
+
+    def _prune(self, protected: set[str]) -> None:
         for name in self.names()[self.keep :]:
-            if best is None or name != best.name:
+            if name not in protected:
                 remove_whole(self.folder / name)

@@ -121,6 +121,7 @@ def _from_detector(
                 folder,
                 config=config,
                 ignore_mismatched_sizes=True,
+                dtype=torch.float32,
                 output_loading_info=True,
                 **SAFE,
             )

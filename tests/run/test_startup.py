@@ -98,3 +98,30 @@ def test_code_digest_changes_with_every_file_of_a_run(tmp_path):
     assert code_digest(tmp_path) == before
     assert {file.parts[0] for file in unseen} == {"tests", "tools", "benchmarks"}
     assert len(ours) - len(unseen) > 80
+
+
+def test_ranks_may_differ_in_facts_of_their_own(tmp_path):
+    """Each has a device of its own; that is no other checkpoint."""
+    (tmp_path / "worker.py").write_text(
+        "import os, sys\n"
+        "import run.build, train_accelerate\n"
+        "facts = run.build.run_facts\n"
+        "def own(*rest):\n"
+        "    return {**facts(*rest), 'device': 'cuda:' + os.environ['RANK']}\n"
+        "run.build.run_facts = own\n"
+        "train_accelerate.main(sys.argv[1:])\n"
+    )
+    result = launch(tiny_run(tmp_path), 2, script=str(tmp_path / "worker.py"))
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / "run/DONE").exists()
+
+
+def test_error_of_the_main_rank_alone_ends_all_with_one_line(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/notes.txt").write_text("mine")
+    result = launch(tiny_run(tmp_path), 2)
+    assert result.returncode != 0
+    ours = result.stderr.partition("ChildFailedError")[0]
+    assert ours.count("is not empty; choose another folder") == 1
+    assert "gloo" not in ours
+    assert "Connection closed" not in ours

@@ -146,3 +146,27 @@ def test_read_only_folder_is_a_failed_save(small_disk):
     save(checkpoints, 8)
     assert "Read-only file system" in checkpoints.failure
     assert find_defect(checkpoints.folder / "step-000004") is None
+
+
+def test_the_best_stays_while_a_newer_one_is_found_during_a_save(tmp_path, monkeypatch):
+    """The thread that writes prunes by the best of its own save, not by one that is nowhere yet."""
+    import threading
+
+    import training.checkpoint
+
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    save(checkpoints, 5, metric=0.5)
+    go_on, write = threading.Event(), training.checkpoint.save_file
+    monkeypatch.setattr(
+        training.checkpoint, "save_file", lambda *args: (go_on.wait(60), write(*args))
+    )
+    checkpoints.save(SMALL, state_of(10), Config())
+    checkpoints.record(0.9, 12)
+    go_on.set()
+    checkpoints.wait()
+    assert checkpoints.names() == ["step-000010", "step-000005"]
+    with monkeypatch.context() as broken:
+        broken.setattr(training.checkpoint, "save_file", lambda *_: 1 / 0)
+        checkpoints.save(SMALL, state_of(12, 12), Config(), wait=True)
+    checkpoints.give_up()
+    assert checkpoints.best_folder().name == "step-000005"
