@@ -25,7 +25,8 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 def heard_signals() -> list[signal.Signals]:
     """Those that ask to stop; nohup has made SIGHUP a signal to be ignored."""
-    return [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    hangup = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [number for number in SIGNALS if hangup or number != signal.SIGHUP]
 
 
 @contextmanager

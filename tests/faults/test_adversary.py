@@ -20,7 +20,7 @@ from runs import train
 import run.evaluate
 import train_accelerate
 from errors import UserError
-from training.stopping import EXIT_STOPPED, leaving_at_signals
+from training.stopping import EXIT_STOPPED, SIGNALS, leaving_at_signals
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -216,8 +216,24 @@ def test_a_folder_named_stop_asks_for_nothing(tmp_path):
     assert (tmp_path / "run/DONE").exists()
 
 
+@pytest.fixture
+def default_signals():
+    """As a run in the foreground has them, however the tests were started."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_run_under_nohup_does_not_hear_the_hangup(default_signals):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with leaving_at_signals():
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"])
-def test_signal_before_the_first_step_leaves_with_one_line(name, capfd):
+def test_signal_before_the_first_step_leaves_with_one_line(name, capfd, default_signals):
     with pytest.raises(SystemExit) as left, leaving_at_signals():
         os.kill(os.getpid(), getattr(signal, name))
     assert left.value.code == EXIT_STOPPED
