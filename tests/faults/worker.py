@@ -23,7 +23,7 @@ MOMENTS = {
     "manifest": "training.checkpoint.write_manifest",
     "flush": "disk.flush",
     "rename": "pathlib.Path.rename",
-    "link": "training.checkpoint.link",
+    "link": "training.checkpoint.point",
     "remove": "disk.shutil.rmtree",
 }
 """Functions before or after a call of which a process can be killed"""
