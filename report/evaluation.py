@@ -12,11 +12,12 @@ from data.images.decode import decode
 from data.schema import Split
 from data.taxonomy import Taxonomy
 from disk import flush_all, whole_folder
-from errors import csv_cell, printable
+from errors import UserError, csv_cell, printable
 from evaluation.predictions import Predictions
 from report.drawing import draw_objects, save_grid
 from settings.keys import EvalConfig, ImageSizeConfig
 
+REPORT_FILES = {"metrics.json", "per_class.csv", "predictions.json", "predictions.png"}
 NUM_DRAWN = 8
 THUMBNAIL_PX = 800
 
@@ -37,8 +38,34 @@ def write_report(
         OSError: if they cannot be written.
     """
     with whole_folder(folder) as temporary:
-        _fill(temporary, metrics, predictions, split, taxonomy, cfg)
+        (temporary / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        with (temporary / "per_class.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["class", "AP", "AP50", "boxes"])
+            for name, row in metrics["per_class"].items():
+                writer.writerow([csv_cell(name), row["AP"], row["AP50"], row["boxes"]])
+        image_ids = [record.image_id for record in split.records]
+        results = coco_results(predictions.objects, image_ids, taxonomy.category_ids)
+        (temporary / "predictions.json").write_text(json.dumps(results))
+        draw_fixed_images(
+            temporary / "predictions.png", predictions, split, taxonomy, cfg.score_threshold
+        )
         flush_all(temporary)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """
+    Raises:
+        UserError: if something is there that a report would replace, and that is no report.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file")
+    foreign = sorted({p.name for p in folder.iterdir()} - REPORT_FILES) if folder.is_dir() else []
+    if foreign:
+        raise UserError(
+            f"{folder}: holds {printable(foreign[0], 100)}, which is no part of an earlier report and would "
+            "be lost; choose an empty or absent folder"
+        )
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:
@@ -48,26 +75,6 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
         return metrics if isinstance(metrics["per_class"], dict) else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-def _fill(
-    folder: Path,
-    metrics: dict[str, Any],
-    predictions: Predictions,
-    split: Split,
-    taxonomy: Taxonomy,
-    cfg: EvalConfig,
-) -> None:
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    with (folder / "per_class.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", "AP", "AP50", "boxes"])
-        for name, row in metrics["per_class"].items():
-            writer.writerow([csv_cell(name), row["AP"], row["AP50"], row["boxes"]])
-    image_ids = [record.image_id for record in split.records]
-    results = coco_results(predictions.objects, image_ids, taxonomy.category_ids)
-    (folder / "predictions.json").write_text(json.dumps(results))
-    draw_fixed_images(folder / "predictions.png", predictions, split, taxonomy, cfg.score_threshold)
 
 
 def draw_fixed_images(

@@ -21,7 +21,7 @@ from errors import UserError, fail
 from evaluation.coco import coco_metrics
 from evaluation.predictions import predict_split
 from export.detector import load_detector
-from report.evaluation import metric_lines, write_report
+from report.evaluation import metric_lines, refuse_foreign, write_report
 from settings.load import load_config
 
 
@@ -36,6 +36,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, help="folder for metrics.json, tables and drawings")
     args, rest = parser.parse_known_args(argv)
     cfg = load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
+    if args.out:
+        refuse_foreign(args.out)  # before the work
     detector = load_detector(args.model)
     data_cfg = replace(cfg.data, image_size=detector.rule.size, augment=[])
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
