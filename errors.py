@@ -1,8 +1,11 @@
 """Errors that the user can mend, and text of others made safe for whom it is shown to."""
 
+import errno
 import html
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 
@@ -27,9 +30,9 @@ def printable(text: str, limit: int | None = None) -> str:
     return text if text.isprintable() else "".join(map(_shown, text))
 
 
-def printable_lines(text: str) -> str:
-    """As `printable`, for text with line ends of ours."""
-    return "\n".join(printable(line) for line in text.split("\n"))
+def printable_lines(text: str, limit: int | None = None) -> str:
+    """As `printable`, for text with line ends of ours; `limit` is for each line."""
+    return "\n".join(printable(line, limit) for line in text.split("\n"))
 
 
 def csv_cell(text: str) -> str:
@@ -51,11 +54,46 @@ def _shown(char: str) -> str:
     return char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
 
 
+LONGEST_LINE = 3000
+"""Characters of a line of an error: it may quote what the user gave"""
+ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it readable and writable"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise `ulimit -n`, or lower data.num_workers"),
+    errno.ENOMEM: "ask for more memory, or lower data.num_workers",
+}
+"""What to do about errors of the system"""
+
+
+def system_error(error: Exception) -> str | None:
+    """What is told of an error of the system that the user can mend; None of any other error."""
+    last = (str(error).strip().splitlines() or [""])[-1]
+    for number, advice in ADVICE.items():
+        # An error that comes from a data worker has lost its number, and torch makes others of some.
+        if getattr(error, "errno", None) == number or os.strerror(number) in last:
+            return f"{last}; {advice}"
+    return None
+
+
+@contextmanager
+def ending_with_one_line() -> Iterator[None]:
+    """What entry points do with errors that the user can mend: one clear message, exit status 2."""
+    try:
+        yield
+    except UserError as error:
+        fail(error)
+    except OSError as error:
+        told = system_error(error)
+        if told is None:
+            raise
+        fail(UserError(told))
+
+
 def fail(error: UserError) -> NoReturn:
-    """What the entry points do with a UserError: one clear message and exit status 2."""
+    """End the process with an error's message on one line, and exit status 2."""
     rank = f" (rank {process_rank()})" if process_rank() else ""
     text = str(error)
     if "Original Traceback" in text:  # raised in a data worker: only the last line is for the user
         text = text.strip().splitlines()[-1].partition("UserError: ")[2]
-    print(f"error{rank}: {printable_lines(text)}", file=sys.stderr)
+    print(f"error{rank}: {printable_lines(text, LONGEST_LINE)}", file=sys.stderr)
     raise SystemExit(2)

@@ -4,7 +4,6 @@ Read `train` below from top to bottom to see what a step is; everything it calls
 """
 
 import contextlib
-import errno
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,16 +17,23 @@ from transformers.utils import logging as transformers_logging
 from data.batch import Batch
 from data.feed.loader import batches_of
 from disk import write_whole
-from errors import UserError, fail
+from errors import UserError, ending_with_one_line
 from export.hub import resolve_repo_id
+from model.memory import MemoryWatch
 from report.drawing import draw_batch
 from run.banner import banner
 from run.build import Run, build_run, start_processes
 from run.evaluate import complete_best, evaluate
 from run.export import export
 from run.log import DONE, claim_run_folder
-from run.together import lost_peers, on_main
-from run.trouble import finish_saving, report_bad_images, report_failed_save, report_skipped
+from run.together import on_main
+from run.trouble import (
+    explain,
+    finish_saving,
+    report_bad_images,
+    report_failed_save,
+    report_skipped,
+)
 from settings.keys import Config, TrainConfig
 from settings.load import load_config
 from training.checkpoint import Checkpoints
@@ -51,6 +57,7 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
     trainable = run.detector.trainable
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     meter = StepMeter(accelerator, cfg.train.global_batch_size)
+    memory = MemoryWatch(accelerator.device, "train.micro_batch_size")
     skipped = 0
     model.train()
     run.log.start_bar()
@@ -88,9 +95,10 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
                 number = turn * accelerator.num_processes + accelerator.process_index
                 seed_dropout(cfg.run.seed, state.samples_seen, number)
-                losses = model(batch.to(accelerator.device), agreed.counts)
-                # DDP averages gradients over ranks; the loss is a sum over them.
-                accelerator.backward(losses.total * accelerator.num_processes)
+                with memory.holds(batch):
+                    losses = model(batch.to(accelerator.device), agreed.counts)
+                    # DDP averages gradients over ranks; the loss is a sum over them.
+                    accelerator.backward(losses.total * accelerator.num_processes)
                 meter.add(losses.total, losses.terms)
         grad_norm = accelerator.clip_grad_norm_(parameters, cfg.optim.max_grad_norm or math.inf)
         state.samples_seen += cfg.train.global_batch_size
@@ -198,21 +206,11 @@ def main(argv: Sequence[str]) -> int:
     cfg = load_config(argv)
     try:
         return whole_run(cfg)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = "make room, then go on with --run.resume auto"
-        elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            advice = "make it writable, then go on with --run.resume auto"
-        else:
+    except (OSError, RuntimeError, MemoryError) as error:
+        told = explain(error)
+        if told is None:
             raise
-        raise UserError(f"{error}. Checkpoints written so far are intact; {advice}") from error
-    except RuntimeError as error:
-        if not lost_peers(error):
-            raise
-        raise UserError(
-            "another process of this run has ended, and its own last line says why; this one cannot "
-            f"go on alone ({str(error).splitlines()[0][:200]})"
-        ) from error
+        raise UserError(told) from error
 
 
 def whole_run(cfg: Config) -> int:
@@ -258,8 +256,5 @@ def whole_run(cfg: Config) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        status = main(sys.argv[1:])
-    except UserError as error:
-        fail(error)
-    sys.exit(status)
+    with ending_with_one_line():
+        sys.exit(main(sys.argv[1:]))

@@ -4,7 +4,6 @@ The contrast of `benchmarks/exactness.py`: each micro-batch's loss is normalised
 averaged over micro-batches and, by DDP, over ranks. Data, schedule and everything else are ours.
 """
 
-import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING
 
 import train_accelerate
 from data.batch import Batch
-from errors import UserError, fail
+from errors import ending_with_one_line
 from model.losses.set_criterion import SetCriterion, SetOutputs
 from model.losses.terms import Losses
 from settings.checks import micro_batch_size, world_size
@@ -64,8 +63,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    try:
+    with ending_with_one_line():
         main(sys.argv[1:])
-    except UserError as error:
-        fail(error)

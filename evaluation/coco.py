@@ -1,21 +1,30 @@
 """COCO detection metrics, by faster-coco-eval."""
 
-import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from data.coco_format import coco_content, coco_results
+from data.objects import Objects
 from data.schema import Split
 from data.taxonomy import Taxonomy
 from evaluation.predictions import Predictions
 
-SUMMARY = {"AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_large": 5, "AR_100": 8}
-"""Places in the twelve standard numbers of COCO"""
-IOU_50 = 0
-"""Place of IoU 0.5 among the ten thresholds"""
+MAX_DETECTIONS = 100
+"""Of an image, COCO looks at the best only"""
+SUMMARY: dict[str, tuple[str, Any, int]] = {
+    "AP": ("precision", slice(None), 0),
+    "AP50": ("precision", 0, 0),
+    "AP75": ("precision", 5, 0),
+    "AP_small": ("precision", slice(None), 1),
+    "AP_medium": ("precision", slice(None), 2),
+    "AP_large": ("precision", slice(None), 3),
+    "AR_100": ("recall", slice(None), 0),
+}
+"""The numbers of COCO: their table, and the place of the IoU threshold and of the range of areas in it"""
 
 
 def coco_metrics(split: Split, predictions: Predictions, taxonomy: Taxonomy) -> dict[str, Any]:
@@ -24,31 +33,53 @@ def coco_metrics(split: Split, predictions: Predictions, taxonomy: Taxonomy) -> 
     The boxes of images that could not be read count as missed; `missing_images` says how many.
     Sizes are areas in pixels of the decoded image (small < 32^2, large > 96^2). A number without
     any object to measure it on is None.
+
+    Classes are evaluated one by one, each on the images that it is on: time and memory follow the
+    objects, not images times classes.
     """
-    truth = COCO(ground_truth(split, taxonomy))
-    evaluator = COCOeval_faster(
-        truth,
-        truth.loadRes(result_list(predictions, split, taxonomy)),
-        "bbox",
-        print_function=lambda *_: None,
-    )
-    evaluator.evaluate()
-    evaluator.accumulate()
-    evaluator.summarize()
-    metrics: dict[str, Any] = {k: _number(evaluator.stats[place]) for k, place in SUMMARY.items()}
-    metrics["missing_images"] = len(predictions.missing)
     objects = split.objects
     counts = np.bincount(objects.classes[~objects.iscrowd], minlength=len(taxonomy.names))
-    precision = evaluator.eval["precision"]  # [IoU, recall, class, area range, max detections]
+    truth, found = _by_class(objects, taxonomy), _by_class(predictions.objects, taxonomy)
+    tables = {c: _class_tables(truth[c], found[c], split) for c in np.flatnonzero(counts).tolist()}
+    metrics: dict[str, Any] = {
+        name: _mean([table[kind][iou, ..., areas] for table in tables.values()])
+        for name, (kind, iou, areas) in SUMMARY.items()
+    }
+    metrics["missing_images"] = len(predictions.missing)
     metrics["per_class"] = {
         name: {
-            "AP": _mean(precision[:, :, c, 0, -1]),
-            "AP50": _mean(precision[IOU_50, :, c, 0, -1]),
+            "AP": _mean([tables[c]["precision"][..., 0]] if c in tables else []),
+            "AP50": _mean([tables[c]["precision"][0, :, 0]] if c in tables else []),
             "boxes": int(counts[c]),
         }
         for c, name in enumerate(taxonomy.names)
     }
     return metrics
+
+
+def _by_class(objects: Objects, taxonomy: Taxonomy) -> list[Objects]:
+    """The objects of each class, in the order in which they were."""
+    order = np.argsort(objects.classes, kind="stable")
+    ends = np.searchsorted(objects.classes[order], np.arange(len(taxonomy.names) + 1)).tolist()
+    return [objects.take(order[start:end]) for start, end in pairwise(ends)]
+
+
+def _class_tables(truth: Objects, found: Objects, split: Split) -> dict[str, np.ndarray]:
+    """precision [10 IoU thresholds, 101 recalls, 4 ranges of areas] and recall [10, 4] of one class,
+    -1 where there is nothing to measure."""
+    places, image = np.unique(np.concatenate([truth.image, found.image]), return_inverse=True)
+    records = [split.records[place] for place in places.tolist()]
+    images = [{"id": i, "width": r.width, "height": r.height} for i, r in enumerate(records)]
+    truth = replace(truth, image=image[: len(truth)], classes=np.zeros(len(truth), np.int64))
+    found = replace(found, image=image[len(truth) :], classes=np.zeros(len(found), np.int64))
+    content = COCO(coco_content(images, truth, Taxonomy(("",), (0,))))
+    results = content.loadRes(coco_results(found, range(len(images)), (0,)))
+    evaluator = COCOeval_faster(content, results, "bbox", print_function=lambda *_: None)
+    evaluator.params.maxDets = [MAX_DETECTIONS]
+    evaluator.evaluate()
+    evaluator.accumulate()
+    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
+    return {"precision": precision[:, :, 0, :, 0], "recall": recall[:, 0, :, 0]}
 
 
 def ground_truth(split: Split, taxonomy: Taxonomy) -> dict[str, Any]:
@@ -67,10 +98,8 @@ def _by_index(taxonomy: Taxonomy) -> Taxonomy:
     return replace(taxonomy, category_ids=tuple(range(len(taxonomy.names))))
 
 
-def _mean(precision: np.ndarray) -> float | None:
-    valid = precision[precision > -1]
-    return float(valid.mean()) if valid.size else None
-
-
-def _number(value: float) -> float | None:
-    return None if value < 0 or math.isnan(value) else float(value)
+def _mean(tables: list[np.ndarray]) -> float | None:
+    """Of all numbers that were measured."""
+    values = np.concatenate([np.zeros(0), *(table.ravel() for table in tables)])
+    values = values[values > -1]
+    return float(values.mean()) if values.size else None

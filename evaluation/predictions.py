@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from data.batch import Batch
 from data.feed.loader import batches_of
 from data.objects import Objects
+from model.memory import MemoryWatch
 from model.trainable import Trainable
 
 GATHER_ROWS = 65_536
@@ -37,6 +38,7 @@ def predict_split(
     loader: DataLoader[Batch],
     num_images: int,
     max_detections: int,
+    memory: MemoryWatch,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Predictions | None:
     """Collective: called on every rank. Predictions for every image, the same on all ranks.
@@ -51,6 +53,9 @@ def predict_split(
         stopped: asked before every batch, by all ranks together; True ends the evaluation.
 
     Returns: None if it was stopped.
+
+    Raises:
+        UserError: naming the batch that the device's memory does not hold.
     """
     was_training = trainable.training
     trainable.eval()
@@ -64,7 +69,8 @@ def predict_split(
                 batch = next(batches, None)
                 if batch is None:  # another rank has one more
                     continue
-                found = trainable.predict(batch.to(accelerator.device), max_detections)
+                with memory.holds(batch):
+                    found = trainable.predict(batch.to(accelerator.device), max_detections)
                 found = replace(found, image=np.array(batch.indices)[found.image])
                 tables.append(_to_rows(found))
                 seen += zip(batch.indices, batch.missing, strict=True)

@@ -2,13 +2,14 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from data.canvas import resized_size
 from data.coco_format import coco_results
 from data.images.decode import decode
+from data.objects import Objects
 from data.schema import Split
 from data.taxonomy import Taxonomy
 from disk import flush_all, whole_folder
@@ -20,6 +21,7 @@ from settings.keys import EvalConfig, ImageSizeConfig
 REPORT_FILES = {"metrics.json", "per_class.csv", "predictions.json", "predictions.png"}
 NUM_DRAWN = 8
 THUMBNAIL_PX = 800
+RESULTS_AT_ONCE = 10_000
 
 
 def write_report(
@@ -45,12 +47,24 @@ def write_report(
             for name, row in metrics["per_class"].items():
                 writer.writerow([csv_cell(name), row["AP"], row["AP50"], row["boxes"]])
         image_ids = [record.image_id for record in split.records]
-        results = coco_results(predictions.objects, image_ids, taxonomy.category_ids)
-        (temporary / "predictions.json").write_text(json.dumps(results))
+        with (temporary / "predictions.json").open("w") as file:
+            _write_results(file, predictions.objects, image_ids, taxonomy)
         draw_fixed_images(
             temporary / "predictions.png", predictions, split, taxonomy, cfg.score_threshold
         )
         flush_all(temporary)
+
+
+def _write_results(
+    file: TextIO, objects: Objects, image_ids: Sequence[int | str], taxonomy: Taxonomy
+) -> None:
+    """A result list, written piece by piece: millions of boxes as dictionaries take gigabytes."""
+    file.write("[")
+    for start in range(0, len(objects), RESULTS_AT_ONCE):
+        part = objects.take(slice(start, start + RESULTS_AT_ONCE))
+        text = json.dumps(coco_results(part, image_ids, taxonomy.category_ids))
+        file.write((", " if start else "") + text[1:-1])
+    file.write("]")
 
 
 def refuse_foreign(folder: Path) -> None:

@@ -27,8 +27,8 @@ from data.feed.loader import (
     TrainDataset,
     eval_loader,
     resized_sizes,
-    shared_memory_short,
     train_loader,
+    workers_short,
 )
 from data.feed.sampler import StepSampler
 from data.feed.transforms import Augment
@@ -38,7 +38,7 @@ from model.build import Detector, build_model
 from run.facts import run_facts
 from run.log import DONE, RunLog
 from run.resume import resume
-from run.startup import check_launch, check_same, preflight, rank_facts
+from run.startup import check_launch, check_same, preflight, raise_descriptor_limit, rank_facts
 from run.trouble import report_failed_save
 from settings.checks import micro_batch_size
 from settings.keys import Config
@@ -88,7 +88,7 @@ class Run:
         )
         dataset = TrainDataset(self.data.train, cfg.data, cfg.run.seed)
         pin = accelerator.device.type == "cuda"
-        short = shared_memory_short(
+        short = workers_short(
             self.detector.rule.full, sampler.micro_batch_size, cfg.data.num_workers
         )
         if short is not None:
@@ -135,6 +135,7 @@ def start_processes(cfg: Config) -> Accelerator:
     Raises:
         UserError: if they are not what launcher and configuration say.
     """
+    raise_descriptor_limit()
     accelerator = build_accelerator(cfg)
     check_launch(cfg, accelerator.num_processes, os.environ)
     preflight(accelerator)

@@ -13,6 +13,7 @@ from data.build import Data
 from errors import UserError
 from evaluation.coco import coco_metrics
 from evaluation.predictions import Predictions, predict_split
+from model.memory import MemoryWatch
 from report.evaluation import metric_lines, read_metrics, write_report
 from run.build import Run
 from run.log import RunLog
@@ -59,6 +60,7 @@ def score(
         run.val_loader(),
         len(run.data.val),
         run.cfg.eval.max_detections,
+        MemoryWatch(run.accelerator.device, "eval.batch_size"),
         stopped,
     )
     if predictions is None:

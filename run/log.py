@@ -246,5 +246,5 @@ def _is_before(line: bytes, state: TrainState) -> bool:
         values = json.loads(line)
         evaluated = any(key.startswith("eval/") for key in values)
         return bool(values["step"] <= (state.evaluated_step if evaluated else state.step))
-    except (ValueError, KeyError, TypeError):
-        return False  # a line torn by a kill
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False  # torn by a kill, or no line of ours

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import resource
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,8 +19,17 @@ from errors import UserError
 from settings.keys import Config, config_to_dict
 
 PREFLIGHT_TIMEOUT_S = 30.0
+ENOUGH_DESCRIPTORS = 65_536
 ROOMS = ("settings", "data", "model", "training", "evaluation", "report", "export", "run", "street")
 """Folders with the code of a run"""
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process and its workers open as many files as the system allows, within reason."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = ENOUGH_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, ENOUGH_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def check_launch(cfg: Config, world: int, environment: Mapping[str, str]) -> None:

@@ -7,8 +7,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 T = TypeVar("T")
-LOST_PEERS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
-"""Words of torch.distributed where another process of the run is gone"""
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T | None:
@@ -37,8 +35,3 @@ def told_by_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
     """Collective: called on every rank. As `on_main`, with its result on all ranks."""
     (result,) = broadcast_object_list([on_main(accelerator, action)])
     return result
-
-
-def lost_peers(error: RuntimeError) -> bool:
-    """Whether a collective failed since another process of the run has ended."""
-    return any(words in str(error) for words in LOST_PEERS)

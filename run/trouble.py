@@ -7,11 +7,40 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from data.batch import Batch
-from errors import UserError
+from errors import UserError, system_error
+from model.memory import is_out_of_memory
 from run.log import RunLog
 from training.checkpoint import Checkpoints
 from training.counts import any_rank
 from training.state import TrainState
+
+LOST_PEERS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+"""Words of torch.distributed where another process of the run is gone"""
+LOST_WORKER = "DataLoader worker (pid"
+"""Words of torch where a data worker is gone"""
+
+
+def explain(error: Exception) -> str | None:
+    """What the user is told of an error that is not the code's: a full disk, a lost process, too
+    little memory. None for any other."""
+    text = (str(error).strip().splitlines() or [""])[0][:300]
+    told = system_error(error)
+    if told is not None:
+        return f"{told}. Checkpoints written so far are intact; --run.resume auto goes on from them"
+    if any(words in str(error) for words in LOST_PEERS):
+        return (
+            "another process of this run has ended, and its own last line says why; this one cannot "
+            f"go on alone ({text})"
+        )
+    if LOST_WORKER in str(error):
+        return (
+            f"a data worker has ended from outside ({text}): most often the system ran out of memory and "
+            "killed it. Checkpoints written so far are intact; lower data.num_workers or data.image_size, "
+            "or ask for more memory, then go on with --run.resume auto"
+        )
+    if is_out_of_memory(error):
+        return f"out of memory ({text}). Checkpoints written so far are intact"
+    return None
 
 
 def report_skipped(

@@ -3,13 +3,22 @@
 Not by types of jsonargparse, which end at the first problem: here all are told at once.
 """
 
+import functools
 import math
 import os
+import typing
 from collections.abc import Iterator
 from typing import Any
 
 from errors import UserError
-from settings.keys import MAX_SYNTHETIC_SEED, Config, DataConfig, TrainConfig, config_to_dict
+from settings.keys import (
+    MAX_SYNTHETIC_SEED,
+    Config,
+    DataConfig,
+    TrainConfig,
+    config_to_dict,
+    leaf_keys,
+)
 
 
 def world_size() -> int:
@@ -34,6 +43,8 @@ def check_config(cfg: Config, world: int | None = None) -> None:
         UserError: listing every contradiction with its key, its value and what to write instead.
     """
     world = world_size() if world is None else world
+    if absent := list(_null(cfg)):  # the other checks count on values
+        raise UserError("\n  ".join(absent))
     problems = [
         *_not_finite(config_to_dict(cfg)),
         *_check_train(cfg, world),
@@ -50,6 +61,14 @@ def check_config(cfg: Config, world: int | None = None) -> None:
 def micro_batch_size(train: TrainConfig, world: int) -> int:
     """Images per forward pass on one device."""
     return train.micro_batch_size or max(1, train.global_batch_size // world)
+
+
+def _null(cfg: Config) -> Iterator[str]:
+    """Every key without a value (null) that needs one; the parser lets them pass."""
+    for key, kind in leaf_keys():
+        value = functools.reduce(getattr, key.split("."), cfg)
+        if value is None and type(None) not in typing.get_args(kind):
+            yield f"{key}: null; give it a value, or leave the key out for its default"
 
 
 def _not_finite(value: Any, key: str = "") -> Iterator[str]:

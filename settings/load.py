@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from disk import ROOT
 from errors import UserError
 from settings.checks import check_config
 from settings.keys import Config, leaf_keys
+from settings.plain_yaml import load_plain
 
 EMBEDDED_DEFAULT = ROOT / "configs" / "synthetic.yaml"
 
@@ -84,11 +84,9 @@ def _unknown_in_yaml(path: str, known: dict[str, Any]) -> Iterator[str]:
     if not Path(path).is_file():
         raise UserError(f"--config {path}: no such file")
     try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--config {path}: not valid YAML: {' '.join(str(error).split())}"
-        ) from error
+        content = load_plain(Path(path))
+    except ValueError as error:
+        raise UserError(f"--config {path}: {error}") from error
     if content is not None and not isinstance(content, dict):
         raise UserError(f"--config {path}: expected sections such as 'run:' and 'data:'")
     sections = {key.partition(".")[0] for key in known}

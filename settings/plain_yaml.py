@@ -1,4 +1,4 @@
-"""YAML of others: data alone, and no more of it than stands in the file."""
+"""YAML as plain data, and no more of it than stands in the file."""
 
 from pathlib import Path
 from typing import Any

@@ -21,7 +21,7 @@ from data.check.doctor import check_images, readable_places, splits_of
 from data.check.repair import refuse_full, write_repaired
 from data.check.statistics import SplitStatistics, split_statistics
 from data.findings import Finding, Findings
-from errors import UserError, fail
+from errors import UserError, ending_with_one_line
 from report.dataset_text import exit_status, finding_lines, statistics_lines, verdict
 from settings.load import load_config
 
@@ -132,8 +132,5 @@ def _cores() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        status = main(sys.argv[1:])
-    except UserError as error:
-        fail(error)
-    raise SystemExit(status)
+    with ending_with_one_line():
+        sys.exit(main(sys.argv[1:]))

@@ -17,10 +17,11 @@ from accelerate import Accelerator
 
 from data.build import build_data
 from data.feed.loader import eval_loader
-from errors import UserError, fail
+from errors import UserError, ending_with_one_line
 from evaluation.coco import coco_metrics
 from evaluation.predictions import predict_split
 from export.detector import load_detector
+from model.memory import MemoryWatch
 from report.evaluation import metric_lines, refuse_foreign, write_report
 from settings.load import load_config
 
@@ -62,6 +63,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         ),
         len(data.val),
         cfg.eval.max_detections,
+        MemoryWatch(accelerator.device, "eval.batch_size"),
     )
     assert predictions is not None, "nothing stops it"
     metrics = coco_metrics(data.val, predictions, data.taxonomy)
@@ -79,7 +81,5 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
+    with ending_with_one_line():
         main(sys.argv[1:])
-    except UserError as error:
-        fail(error)

@@ -19,7 +19,7 @@ from data.feed.transforms import resize
 from data.images.decode import decode
 from data.objects import Objects
 from disk import write_whole
-from errors import UserError, fail, printable
+from errors import UserError, ending_with_one_line, printable
 from export.detector import LoadedDetector, load_detector
 from report.drawing import draw_objects
 
@@ -132,7 +132,5 @@ def detect(
 
 
 if __name__ == "__main__":
-    try:
+    with ending_with_one_line():
         main(sys.argv[1:])
-    except UserError as error:
-        fail(error)

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
-from errors import UserError, fail
+from errors import UserError, ending_with_one_line
 from model.source import local_folder
 
 
@@ -43,7 +43,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with ending_with_one_line():
         main(sys.argv[1:])
-    except UserError as error:
-        fail(error)

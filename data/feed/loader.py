@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Iterator
@@ -37,6 +38,10 @@ PREFETCHED = 4
 """Batches that each worker prepares ahead"""
 LEAST_BYTES = 2_000_000
 """What workers need for their locks alone"""
+FEW_DESCRIPTORS = 256
+"""Files that a process has open beside its batches, with room to spare; each batch takes two"""
+LEAST_DESCRIPTORS = 64
+"""What a process and its workers need without any batch"""
 BYTES_PER_PX = 4
 """Three of pixels, one of the mask"""
 MAX_CANDIDATES = 64
@@ -156,40 +161,57 @@ def eval_loader(
 ) -> DataLoader[Batch]:
     """Every world-th batch of the validation split, beginning with batch `rank`."""
     batches = evaluation_batches(len(split), batch_size)[rank::world]
-    short = shared_memory_short(rule.full, batch_size, num_workers) is not None
+    short = workers_short(rule.full, batch_size, num_workers) is not None
     return _loader(EvalDataset(split, rule), batches, num_workers, pin, short)
 
 
-def shared_memory_short(
-    canvas: tuple[int, int], batch_size: int, num_workers: int, place: Path = SHARED_MEMORY
-) -> str | None:
-    """What is wrong if the batches on their way from workers do not fit into shared memory.
+def workers_short(canvas: tuple[int, int], batch_size: int, num_workers: int) -> str | None:
+    """What workers lack to pass batches on in shared memory, and what is done instead; None if nothing.
 
-    A worker that runs out of it dies or waits for ever; batches then have to come through pipes.
+    A worker that runs out of shared memory or of file descriptors dies or waits for ever.
 
     Args:
         canvas: (height, width) of the largest batch, px.
     """
-    if not num_workers or not place.is_dir():
+    if not num_workers:
         return None
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     batch_bytes = batch_size * canvas[0] * canvas[1] * BYTES_PER_PX
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     needed = batch_bytes * (PREFETCHED * num_workers + 2) * ranks
-    free = shutil.disk_usage(place).free
-    if needed <= free:
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
+    descriptors, wanted = _descriptors(), FEW_DESCRIPTORS + 2 * PREFETCHED * num_workers
+    if needed <= free and wanted <= descriptors:
         return None
-    instead = "they come through pipes" if free > LEAST_BYTES else "the main process makes them"
-    return (
-        f"{place} has {free / 1e6:.1f} MB free, and batches on their way from {num_workers} worker(s) may "
-        f"need {needed / 1e6:.0f} MB: {instead}, which is slower (give the container more by --shm-size, "
-        "or lower data.num_workers)"
-    )
+    instead = "the main process makes them" if _workers_are_out() else "they come through pipes"
+    if needed > free:
+        lack = (
+            f"{SHARED_MEMORY} has {free / 1e6:.1f} MB free, and batches on their way from {num_workers} "
+            f"worker(s) may need {needed / 1e6:.0f} MB"
+        )
+        remedy = "give the container more by --shm-size"
+    else:
+        lack = (
+            f"a process may open {descriptors} files, and batches on their way from {num_workers} "
+            f"worker(s) may need {wanted}"
+        )
+        remedy = "raise `ulimit -n`"
+    return f"{lack}: {instead}, which is slower ({remedy}, or lower data.num_workers)"
+
+
+def _workers_are_out() -> bool:
+    """Whether there is too little for any worker at all."""
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else LEAST_BYTES + 1
+    return free <= LEAST_BYTES or _descriptors() < LEAST_DESCRIPTORS
+
+
+def _descriptors() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def _loader(
     dataset: Dataset, batches: object, num_workers: int, pin: bool, through_pipe: bool
 ) -> DataLoader[Batch]:
-    if through_pipe and shutil.disk_usage(SHARED_MEMORY).free <= LEAST_BYTES:
+    if through_pipe and _workers_are_out():
         num_workers = 0
     return DataLoader(
         dataset,

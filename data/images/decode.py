@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from data.images.headers import ORIENTATION, SIDEWAYS, readable_formats
+from data.images.headers import ORIENTATION, SIDEWAYS, of_the_machine, readable_formats
 from errors import UserError
 
 MILD_SHRINK = 1.25
@@ -37,6 +37,7 @@ def decode(
 
     Raises:
         UserError: naming `where` if the image cannot be read.
+        OSError, MemoryError: if the machine is short of what reading any image takes.
     """
     try:
         content = source if isinstance(source, bytes) else source.read_bytes()
@@ -62,6 +63,8 @@ def decode(
                     rgb = rgb.resize(at_most[::-1], Image.Resampling.BILINEAR)
             return np.asarray(rgb)
     except Exception as error:  # Pillow's parsers raise whatever they run into
+        if of_the_machine(error):
+            raise
         raise UserError(f"{where}: cannot decode the image: {_reason(error)}") from error
 
 

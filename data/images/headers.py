@@ -1,6 +1,7 @@
 """What an image's header says, without decoding its pixels: the one place that looks."""
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import io
@@ -31,6 +32,7 @@ EXTENSIONS = {
 """The formats that a file of this extension may have"""
 MAX_PIXELS = 200_000_000
 """Pillow's own limit against decompression bombs, 179 megapixels, usually comes first"""
+SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 ENDS_BYTES = 4096
 ORIENTATION = 0x0112
 SIDEWAYS = {5, 6, 7, 8}
@@ -111,7 +113,15 @@ def inspect(source: Path | bytes) -> Header | BadHeader:
         with source.open("rb") as stream:
             return _of_stream(stream, source.stat().st_size)
     except Exception as error:  # Pillow's readers raise whatever their parsing runs into
+        if of_the_machine(error):
+            raise
         return BadHeader("unreadable image", f"{type(error).__name__}: {error}")
+
+
+def of_the_machine(error: Exception) -> bool:
+    """Whether an error says nothing of the image that was to be read: the machine is short of
+    descriptors or of memory. Another image in its place would make the data depend on the machine."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in SHORTAGES
 
 
 inspect_file: Callable[[Path], Header | BadHeader] = inspect

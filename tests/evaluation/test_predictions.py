@@ -13,6 +13,7 @@ from data.feed.loader import eval_loader
 from evaluation.coco import coco_metrics
 from evaluation.predictions import predict_split
 from model.build import build_processor, get_family
+from model.memory import MemoryWatch
 from model.normalization import Normalization
 from model.trainable import Trainable
 from settings.keys import DataConfig, ImageSizeConfig
@@ -59,7 +60,10 @@ def score(tmp_path, head, size, spoil=0.0):
     model = Oracle(list(loader), head == "detr", len(data.taxonomy.names), spoil)
     processor = build_processor(get_family(head), rule, Normalization())
     trainable = Trainable(model, processor, Normalization(), None)
-    predictions = predict_split(Accelerator(cpu=True), trainable, loader, len(data.val), 100)
+    memory = MemoryWatch(torch.device("cpu"), "eval.batch_size")
+    predictions = predict_split(
+        Accelerator(cpu=True), trainable, loader, len(data.val), 100, memory
+    )
     return coco_metrics(data.val, predictions, data.taxonomy)
 
 

@@ -16,7 +16,7 @@ from lives import Strike
 from training.manifest import find_defect
 from training.stopping import EXIT_INTERRUPTED, EXIT_STOPPED
 
-SIGNALS = [(signal.SIGTERM, 1), (signal.SIGUSR1, 2), (signal.SIGINT, 1)]
+SIGNALS = [(signal.SIGTERM, 1), (signal.SIGUSR1, 2), (signal.SIGINT, 1), (signal.SIGHUP, 2)]
 """(signal, number of processes)"""
 
 

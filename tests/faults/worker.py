@@ -127,6 +127,7 @@ def main() -> None:
 
     import train_accelerate  # noqa: F401
 
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may have been started by nohup
     torch.set_num_threads(1)
     print("ready", flush=True)
     for line in sys.stdin:
