@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.masks import Planes
 from data.objects import Objects
 
 
@@ -29,6 +30,8 @@ class Sample:
     """What was wrong with the images that this one stands in for"""
     missing: bool = False
     """Its pixels cannot be had, and are blank"""
+    planes: Planes | None = None
+    """The objects' masks on `image`, where masks are learned"""
 
 
 @dataclass
@@ -53,22 +56,28 @@ class Batch:
     """Whether an image's pixels cannot be had"""
     bad: list[str] = field(default_factory=list)
     """Images that could not be decoded, and why; another one is in the place of each"""
+    ignored: torch.Tensor | None = None
+    """uint8 [B, H/4, W/4] beside masks: how many of the 16 pixels of each square nobody knows"""
     through_pipe: bool = False
     """On the way from a worker: no shared memory, where there is too little of it"""
 
     def __getstate__(self) -> dict[str, Any]:
         """For the way from a worker: small tensors as arrays, since each tensor costs a handshake."""
-        state = {**self.__dict__, "objects": self.objects.each(torch.Tensor.numpy)}
+        large: dict[str, Any] = {"masks": self.objects.masks, "ignored": self.ignored}
+        large |= {"pixel_values": self.pixel_values, "pixel_mask": self.pixel_mask}
         if self.through_pipe:
-            state |= {name: state[name].numpy() for name in ("pixel_values", "pixel_mask")}
-        return state
+            large = {n: None if t is None else t.numpy() for n, t in large.items()}
+        small = replace(self.objects, masks=None).each(torch.Tensor.numpy)
+        return {**self.__dict__, **large, "objects": small}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.objects = self.objects.each(torch.from_numpy)
-        if self.through_pipe:
-            self.pixel_values = torch.from_numpy(self.pixel_values)
-            self.pixel_mask = torch.from_numpy(self.pixel_mask)
+        large = {n: state[n] for n in ("pixel_values", "pixel_mask", "masks", "ignored")}
+        if state["through_pipe"]:
+            large = {n: None if a is None else torch.from_numpy(a) for n, a in large.items()}
+        masks = large.pop("masks")
+        self.__dict__.update({**state, **large})
+        del self.__dict__["masks"]
+        self.objects = replace(self.objects.each(torch.from_numpy), masks=masks)
 
     def pin_memory(self) -> "Batch":
         """Called by the DataLoader's pinning thread."""
@@ -81,4 +90,5 @@ class Batch:
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         pixels, mask = change(self.pixel_values), change(self.pixel_mask)
         objects = self.objects.each(change)
-        return replace(self, pixel_values=pixels, pixel_mask=mask, objects=objects)
+        ignored = None if self.ignored is None else change(self.ignored)
+        return replace(self, pixel_values=pixels, pixel_mask=mask, objects=objects, ignored=ignored)

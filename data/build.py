@@ -1,5 +1,6 @@
 """From `cfg.data` to two clean splits and the taxonomy."""
 
+import functools
 import hashlib
 import importlib
 import json
@@ -25,6 +26,8 @@ READERS = {
 }
 """Module of each `data.source`; it has read_split(cfg, which, findings) -> Split"""
 
+MASK_READERS = ("coco", "synthetic")
+"""Those whose read_split takes masks=True"""
 MAX_LISTED = 20
 """Findings that an error names"""
 
@@ -48,13 +51,18 @@ class Data:
             line = f"{record.image_id}:{record.width}x{record.height}:{record.digest}"
             digest.update(line.encode("utf-8", "surrogatepass"))
             digest.update(record.objects.boxes.tobytes() + record.objects.classes.tobytes())
+            for mask in [] if record.objects.masks is None else record.objects.masks:
+                digest.update(mask.key())
         return digest.hexdigest()
 
 
-def build_data(cfg: DataConfig, seed: int, max_bad_images: int | None = None) -> Data:
+def build_data(
+    cfg: DataConfig, seed: int, max_bad_images: int | None = None, masks: bool = False
+) -> Data:
     """Read both splits, map categories to class indices, clean the boxes.
 
     Args:
+        masks: whether objects need masks.
         max_bad_images: more images than these that cannot be read are refused; None: never.
 
     Raises:
@@ -62,7 +70,7 @@ def build_data(cfg: DataConfig, seed: int, max_bad_images: int | None = None) ->
     """
     findings = Findings()
     try:
-        data = read_data(cfg, seed, findings)
+        data = read_data(cfg, seed, findings, masks)
     except UserError:
         check_findings(findings, cfg.strict, max_bad_images)  # these explain more, if there are any
         raise
@@ -70,20 +78,27 @@ def build_data(cfg: DataConfig, seed: int, max_bad_images: int | None = None) ->
     return data
 
 
-def read_data(cfg: DataConfig, seed: int, findings: Findings) -> Data:
+def read_data(cfg: DataConfig, seed: int, findings: Findings, masks: bool = False) -> Data:
     """As `build_data`, with every defect in `findings` and none refused.
 
     Raises:
         UserError: if there is nothing to train or to evaluate on.
     """
+    if masks and cfg.source not in MASK_READERS:
+        raise UserError(
+            f"data.source {cfg.source}: masks are not read from it yet; {' and '.join(MASK_READERS)} "
+            "have them, or set model.task detection"
+        )
     if cfg.source == "synthetic":
         from data.sources.synthetic import ensure_written
 
-        cfg = ensure_written(cfg, seed)
-    reader = importlib.import_module(READERS[cfg.source])
+        cfg = ensure_written(cfg, seed, masks)
+    read = importlib.import_module(READERS[cfg.source]).read_split
+    if masks:
+        read = functools.partial(read, masks=True)
     with cached_headers(cfg.path):
-        train = reader.read_split(cfg, "train", findings)
-        val = train if cfg.val_split is None else reader.read_split(cfg, "val", findings)
+        train = read(cfg, "train", findings)
+        val = train if cfg.val_split is None else read(cfg, "val", findings)
     if cfg.val_split is None and not cfg.val_on_train:
         train, val = split_off(train, cfg.val_fraction, seed)
     # Not before: which images are set aside does not depend on which can be read.
@@ -97,7 +112,8 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings) -> Data:
     val = train if cfg.val_on_train else cleaned(val, "val", taxonomy, findings)
     for name, split in (("training", train), ("validation", val)):
         if not any(len(record.objects) for record in split.records):
-            raise UserError(f"the {name} split has {len(split)} images and not one valid box")
+            what = "mask" if masks else "box"
+            raise UserError(f"the {name} split has {len(split)} images and not one valid {what}")
     return Data(train, val, taxonomy, findings)
 
 

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import get_image_size_for_max_height_width
 
-from settings.keys import ImageSizeConfig
+from settings.keys import Fit, ImageSizeConfig
 
 COMMON_MULTIPLE_PX = 32
 """What fits the strides 4 to 32 of most backbones"""
@@ -27,6 +27,8 @@ def side_multiple(strides: Iterable[int]) -> int:
 
 def resized_size(height: int, width: int, cfg: ImageSizeConfig) -> tuple[int, int]:
     """(height, width) after the one resize; known before the image is decoded."""
+    if cfg.fit == "stretch":
+        return cfg.longest, cfg.longest
     if cfg.shortest is None:
         size = get_image_size_for_max_height_width((height, width), cfg.longest, cfg.longest)
     else:
@@ -54,6 +56,14 @@ class CanvasRule:
     """Sides are multiples of it, px"""
 
     @staticmethod
+    def fitted(size: ImageSizeConfig, multiple: int, fit: Fit) -> "CanvasRule":
+        """That of a configuration, for a head that wants `fit` where the configuration says nothing."""
+        size = replace(size, fit=size.fit or fit)
+        if size.fit == "stretch":
+            size = replace(size, longest=round_up(size.longest, multiple), shortest=None)
+        return CanvasRule(size, multiple)
+
+    @staticmethod
     def of_processor(settings: Mapping[str, Any]) -> "CanvasRule":
         """That of a transformers image processor, by its settings (`to_dict()`).
 
@@ -63,15 +73,21 @@ class CanvasRule:
         size, padded = settings["size"], settings.get("pad_size")
         multiple = max(padded.values()) if padded else COMMON_MULTIPLE_PX
         if "max_height" in size:
-            return CanvasRule(ImageSizeConfig(longest=size["max_height"]), multiple)
+            return CanvasRule(ImageSizeConfig(longest=size["max_height"], fit="pad"), multiple)
+        if size.get("height") is not None and size["height"] == size.get("width"):
+            return CanvasRule(
+                ImageSizeConfig(longest=size["height"], fit="stretch"), size["height"]
+            )
         if "shortest_edge" in size and "longest_edge" in size:
-            limits = ImageSizeConfig(longest=size["longest_edge"], shortest=size["shortest_edge"])
+            limits = ImageSizeConfig(size["longest_edge"], size["shortest_edge"], "pad")
             return CanvasRule(limits, multiple)
         raise ValueError(f"its image processor resizes to {size}, not supported here")
 
     def processor_settings(self) -> dict[str, dict[str, int]]:
         """The settings by which a transformers image processor does the same."""
         limits = self.size
+        if limits.fit == "stretch":
+            return {"size": {"height": limits.longest, "width": limits.longest}}
         if limits.shortest is None:
             size = {"max_height": limits.longest, "max_width": limits.longest}
         else:

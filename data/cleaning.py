@@ -7,6 +7,7 @@ import numpy as np
 
 from data.boxes import from_corners, to_corners
 from data.findings import Findings
+from data.masks import bounds
 from data.objects import Objects
 from data.schema import Record, Split
 from data.taxonomy import Taxonomy
@@ -15,6 +16,10 @@ MIN_SIDE_PX = 1e-3
 """A box thinner than this has no area to speak of"""
 MOVED_PX = 0.5
 """A side that clipping moves by no more is none that sticks out: files round"""
+
+AGREEING_IOU = 0.5
+"""A box that shares less with that around its object's mask is of something else"""
+OUTSIDE = "mask outside the image"
 
 
 @dataclass(frozen=True)
@@ -84,11 +89,13 @@ def cleaned(split: Split, name: str, taxonomy: Taxonomy, findings: Findings) -> 
     classes = taxonomy.class_indices(given.classes)
     sizes = np.array([_limits(record) for record in records])[given.image].reshape(-1, 2)
     clean = clean_boxes(given.boxes, sizes[:, 0], sizes[:, 1])
-    wanted = classes[clean.kept] >= 0
+    of_masks = _mask_problems(given, sizes)
+    wanted = (classes[clean.kept] >= 0) & ~np.isin(clean.kept, of_masks[OUTSIDE])
     kept = clean.kept[wanted]
     known = dataclasses.replace(given, classes=classes).take(kept)
     problems = {
         **clean.problems,
+        **of_masks,
         "unknown category": np.flatnonzero(classes < 0),
         "duplicate box": kept[repeated_boxes(known)],
     }
@@ -110,6 +117,28 @@ def cleaned(split: Split, name: str, taxonomy: Taxonomy, findings: Findings) -> 
             for record, table in zip(records, tables, strict=True)
         ],
     )
+
+
+def _mask_problems(objects: Objects, sizes: np.ndarray) -> dict[str, np.ndarray]:
+    """Places of objects by what is wrong with their masks, a key of findings.KINDS.
+
+    Args:
+        sizes: (width, height) of each one's image, px, float64 [n, 2].
+    """
+    if objects.masks is None or not len(objects):
+        return {OUTSIDE: np.zeros(0, np.int64)}
+    around = np.stack([bounds(mask) for mask in objects.masks]) * np.tile(sizes, 2)
+    empty = (around[:, 2:] <= around[:, :2]).any(axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        corners = to_corners(objects.boxes).clip(0, np.tile(sizes, 2))
+        low, high = (
+            np.maximum(around[:, :2], corners[:, :2]),
+            np.minimum(around[:, 2:], corners[:, 2:]),
+        )
+        shared = (high - low).clip(0).prod(axis=1)
+        total = sum((c[:, 2:] - c[:, :2]).clip(0).prod(axis=1) for c in (around, corners)) - shared
+        differ = ~empty & (shared < AGREEING_IOU * total)
+    return {OUTSIDE: np.flatnonzero(empty), "mask and box disagree": np.flatnonzero(differ)}
 
 
 def _limits(record: Record) -> tuple[float, float]:

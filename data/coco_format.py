@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from data.masks import to_rle
 from data.objects import Objects
 from data.taxonomy import Taxonomy
 
@@ -13,7 +14,8 @@ def coco_content(
     """Content of an annotation file.
 
     Args:
-        images: entries with at least an `id`. objects: `image` counts them; areas and iscrowd too.
+        images: entries with at least an `id`, and a size where objects have masks.
+        objects: `image` counts them; areas and iscrowd too; masks become run lengths.
 
     Annotation ids start at 1: the COCO evaluation takes a match with id 0 for no match.
     """
@@ -31,6 +33,10 @@ def coco_content(
             _rows(objects, "image", "classes", "boxes", "areas", "iscrowd"), 1
         )
     ]
+    if objects.masks is not None:
+        sizes = [(image["height"], image["width"]) for image in images]
+        for row, image, mask in zip(annotations, objects.image, objects.masks, strict=True):
+            row["segmentation"] = to_rle(mask, sizes[image]).coco()
     categories = [
         {"id": category, "name": name}
         for category, name in zip(taxonomy.category_ids, taxonomy.names, strict=True)
@@ -42,7 +48,7 @@ def coco_results(
     objects: Objects, image_ids: Sequence[int | str], category_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Predictions in COCO's results format; `objects.image` counts `image_ids`."""
-    return [
+    results = [
         {
             "image_id": image_ids[image],
             "category_id": category_ids[kind],
@@ -51,6 +57,10 @@ def coco_results(
         }
         for image, kind, box, score in _rows(objects, "image", "classes", "boxes", "scores")
     ]
+    if objects.masks is not None:
+        for row, mask in zip(results, objects.masks, strict=True):
+            row["segmentation"] = mask.coco()
+    return results
 
 
 def _rows(objects: Objects, *names: str) -> Any:

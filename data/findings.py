@@ -108,6 +108,21 @@ KINDS: dict[str, Kind] = {
     ),
     "box partly outside": Kind("repaired", "clipped to the image", "box clipped"),
     "duplicate box": Kind("noted", "the same box and class twice in one image"),
+    # masks
+    "no mask": Kind("left out", "it has a box and no mask", "object left out"),
+    "broken mask": Kind(
+        "refused", "neither polygons nor run lengths; mend or delete it", "object left out"
+    ),
+    "mask without area": Kind("left out", "it covers no pixel", "object left out"),
+    "mask of another size": Kind(
+        "left out", "its run lengths are of a picture of another shape", "object left out"
+    ),
+    "mask outside the image": Kind(
+        "left out", "nothing of it lies inside its image", "object left out"
+    ),
+    "mask and box disagree": Kind(
+        "noted", "its box is another than that around its mask; the mask counts"
+    ),
     # whole dataset
     "duplicate image": Kind("noted", "the same pixels twice in one split, which count double"),
     "training image in validation": Kind("noted", "it makes the validation look better than it is"),

@@ -31,6 +31,9 @@ class Objects:
     """int64 [n]: what each annotation is called in its file: its id or line, or ~place without one"""
     scores: Column = None
     """float64 [n], of predictions"""
+    masks: Column = None
+    """object [n] of `data.masks.Mask`, in pixels of the decoded image; in a batch uint8 [n, H/4, W/4]:
+    how many of the 16 pixels of each square it covers"""
 
     def __len__(self) -> int:
         return len(self.boxes)

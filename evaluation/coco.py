@@ -32,7 +32,8 @@ def coco_metrics(split: Split, predictions: Predictions, taxonomy: Taxonomy) -> 
 
     The boxes of images that could not be read count as missed; `missing_images` says how many.
     Sizes are areas in pixels of the decoded image (small < 32^2, large > 96^2). A number without
-    any object to measure it on is None.
+    any object to measure it on is None. Of predictions with masks these are the numbers of the masks,
+    and those of the boxes around them are called box_AP and so on.
 
     Classes are evaluated one by one, each on the images that it is on: time and memory follow the
     objects, not images times classes.
@@ -40,11 +41,18 @@ def coco_metrics(split: Split, predictions: Predictions, taxonomy: Taxonomy) -> 
     objects = split.objects
     counts = np.bincount(objects.classes[~objects.iscrowd], minlength=len(taxonomy.names))
     truth, found = _by_class(objects, taxonomy), _by_class(predictions.objects, taxonomy)
-    tables = {c: _class_tables(truth[c], found[c], split) for c in np.flatnonzero(counts).tolist()}
-    metrics: dict[str, Any] = {
-        name: _mean([table[kind][iou, ..., areas] for table in tables.values()])
-        for name, (kind, iou, areas) in SUMMARY.items()
-    }
+    kinds = ("bbox",) if predictions.objects.masks is None else ("segm", "bbox")
+    metrics: dict[str, Any] = {}
+    for kind in reversed(kinds):
+        tables = {
+            c: _class_tables(truth[c], found[c], split, kind)
+            for c in np.flatnonzero(counts).tolist()
+        }
+        prefix = "" if kind == kinds[0] else "box_"
+        for name, (table, iou, areas) in SUMMARY.items():
+            values = [own[table][iou, ..., areas] for own in tables.values()]
+            metrics[f"{prefix}{name}"] = _mean(values)
+    metrics = {name: metrics[name] for name in sorted(metrics, key=lambda n: n.startswith("box_"))}
     metrics["missing_images"] = len(predictions.missing)
     metrics["per_class"] = {
         name: {
@@ -64,17 +72,27 @@ def _by_class(objects: Objects, taxonomy: Taxonomy) -> list[Objects]:
     return [objects.take(order[start:end]) for start, end in pairwise(ends)]
 
 
-def _class_tables(truth: Objects, found: Objects, split: Split) -> dict[str, np.ndarray]:
+def _class_tables(truth: Objects, found: Objects, split: Split, kind: str) -> dict[str, np.ndarray]:
     """precision [10 IoU thresholds, 101 recalls, 4 ranges of areas] and recall [10, 4] of one class,
-    -1 where there is nothing to measure."""
+    -1 where there is nothing to measure.
+
+    Args:
+        kind: bbox or segm.
+    """
+    if kind == "bbox":
+        truth, found = replace(truth, masks=None), replace(found, masks=None)
     places, image = np.unique(np.concatenate([truth.image, found.image]), return_inverse=True)
     records = [split.records[place] for place in places.tolist()]
     images = [{"id": i, "width": r.width, "height": r.height} for i, r in enumerate(records)]
     truth = replace(truth, image=image[: len(truth)], classes=np.zeros(len(truth), np.int64))
     found = replace(found, image=image[len(truth) :], classes=np.zeros(len(found), np.int64))
     content = COCO(coco_content(images, truth, Taxonomy(("",), (0,))))
-    results = content.loadRes(coco_results(found, range(len(images)), (0,)))
-    evaluator = COCOeval_faster(content, results, "bbox", print_function=lambda *_: None)
+    rows = coco_results(found, range(len(images)), (0,))
+    if kind == "segm":
+        for row in rows:
+            del row["bbox"]  # or its area would count as the mask's
+    results = content.loadRes(rows)
+    evaluator = COCOeval_faster(content, results, kind, print_function=lambda *_: None)
     evaluator.params.maxDets = [MAX_DETECTIONS]
     evaluator.evaluate()
     evaluator.accumulate()

@@ -10,12 +10,16 @@ from torch.utils.data import DataLoader
 
 from data.batch import Batch
 from data.feed.loader import batches_of
+from data.masks import Rle, mask_column
 from data.objects import Objects
 from model.memory import MemoryWatch
 from model.trainable import Trainable
 
-GATHER_ROWS = 65_536
-"""Most boxes per rank and gather: device memory does not grow with the validation split"""
+GATHER_BYTES = 1 << 22
+"""Most bytes per rank and gather: device memory does not grow with the validation split"""
+NOTHING = Objects(
+    np.zeros((0, 4)), np.zeros(0, np.int64), image=np.zeros(0, np.int64), scores=np.zeros(0)
+)
 COLUMNS = {"image": 1, "boxes": 4, "scores": 1, "classes": 1}
 """What is gathered of predictions, and its width"""
 
@@ -25,8 +29,8 @@ class Predictions:
     """What was found on a whole split."""
 
     objects: Objects
-    """Boxes xywh in px of the decoded image, classes, scores and `image`, ordered by image and falling
-    score"""
+    """Boxes xywh in px of the decoded image, classes, scores, `image`, and masks (run lengths) if the
+    model finds them; ordered by image and falling score"""
     missing: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """int64 [m]: images whose pixels could not be had; nothing is found on them"""
 
@@ -59,7 +63,7 @@ def predict_split(
     """
     was_training = trainable.training
     trainable.eval()
-    tables: list[np.ndarray] = [np.zeros((0, sum(COLUMNS.values())))]
+    tables: list[Objects] = []
     seen: list[tuple[int, bool]] = []
     try:
         with batches_of(loader) as batches:
@@ -71,25 +75,23 @@ def predict_split(
                     continue
                 with memory.holds(batch):
                     found = trainable.predict(batch.to(accelerator.device), max_detections)
-                found = replace(found, image=np.array(batch.indices)[found.image])
-                tables.append(_to_rows(found))
+                tables.append(replace(found, image=np.array(batch.indices)[found.image]))
                 seen += zip(batch.indices, batch.missing, strict=True)
     finally:
         trainable.train(was_training)
     covered = _gather(accelerator, np.array(seen, dtype=np.float64).reshape(-1, 2)).astype(int)
     assert sorted(covered[:, 0]) == list(range(num_images)), "each image is predicted once"
     missing = np.sort(covered[covered[:, 1] > 0, 0])
-    objects = _from_rows(_gather(accelerator, np.concatenate(tables)))
+    objects = _gather_objects(accelerator, Objects.concat(tables))
     objects = objects.take(~np.isin(objects.image, missing))
     return Predictions(objects.take(np.lexsort((-objects.scores, objects.image))), missing)
 
 
-def _to_rows(objects: Objects) -> np.ndarray:
-    """float64 [n, 7]: the columns side by side, as one tensor travels best."""
-    return np.column_stack([objects.columns()[name] for name in COLUMNS])
-
-
-def _from_rows(rows: np.ndarray) -> Objects:
+def _gather_objects(accelerator: Accelerator, own: Objects) -> Objects:
+    """Collective: called on every rank. The objects of all ranks, one rank's after the other's."""
+    own = own if own.image is not None else NOTHING
+    rows = np.column_stack([own.columns()[name] for name in COLUMNS]).astype(np.float64)
+    rows = _gather(accelerator, rows)
     ends = np.cumsum(list(COLUMNS.values()))
     parts = dict(zip(COLUMNS, np.split(rows, ends[:-1], axis=1), strict=True))
     return Objects(
@@ -97,6 +99,25 @@ def _from_rows(rows: np.ndarray) -> Objects:
         boxes=parts["boxes"],
         scores=parts["scores"][:, 0],
         classes=parts["classes"][:, 0].astype(np.int64),
+        masks=_gather_masks(accelerator, own.masks),
+    )
+
+
+def _gather_masks(accelerator: Accelerator, own: np.ndarray | None) -> np.ndarray | None:
+    """Collective: called on every rank. The run lengths of all ranks; None if no rank has a column."""
+    if not _gather(accelerator, np.array([[own is not None]], np.int64)).any():
+        return None
+    masks = [] if own is None else list(own)
+    shapes = np.array([(*mask.size, len(mask.counts)) for mask in masks], np.int64).reshape(-1, 3)
+    text = np.frombuffer(b"".join(mask.counts for mask in masks), np.uint8)
+    shapes = _gather(accelerator, shapes)
+    text = _gather(accelerator, text[:, None])[:, 0]
+    ends = np.cumsum(shapes[:, 2])
+    return mask_column(
+        [
+            Rle((height, width), text[end - length : end].tobytes())
+            for (height, width, length), end in zip(shapes.tolist(), ends.tolist(), strict=True)
+        ]
     )
 
 
@@ -107,15 +128,17 @@ def _most_batches(accelerator: Accelerator, loader: DataLoader[Batch]) -> int:
 
 
 def _gather(accelerator: Accelerator, rows: np.ndarray) -> np.ndarray:
-    """Collective: called on every rank. The rows, float64 [n, C], of all ranks, whatever their n."""
+    """Collective: called on every rank. The rows, [n, C], of all ranks, whatever their n."""
     if accelerator.num_processes == 1:
         return rows
     counts = accelerator.gather(torch.tensor([len(rows)], device=accelerator.device)).tolist()
     chunks = []
-    for start in range(0, max(counts), GATHER_ROWS):
-        own = torch.from_numpy(rows[start : start + GATHER_ROWS])
-        padded = torch.zeros(min(GATHER_ROWS, max(counts) - start), rows.shape[1], dtype=own.dtype)
+    most = GATHER_BYTES // (rows.shape[1] * rows.itemsize)
+    for start in range(0, max(counts), most):
+        own = torch.from_numpy(rows[start : start + most].copy())
+        padded = torch.zeros(min(most, max(counts) - start), rows.shape[1], dtype=own.dtype)
         padded[: len(own)] = own
         chunks.append(accelerator.gather(padded[None].to(accelerator.device)).cpu().numpy())
-    parts = np.concatenate([np.zeros((len(counts), 0, rows.shape[1])), *chunks], axis=1)
+    nothing = np.zeros((len(counts), 0, rows.shape[1]), rows.dtype)
+    parts = np.concatenate([nothing, *chunks], axis=1)
     return np.concatenate([part[:count] for part, count in zip(parts, counts, strict=True)])

@@ -9,7 +9,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from errors import markdown_text, printable
 from settings.keys import Config, config_to_dict
 
-TASK = "object-detection"
+PIPELINES = {"detection": "object-detection", "instance_segmentation": "image-segmentation"}
+"""The pipeline of transformers that an exported model of each task is for"""
 SHOWN = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100")
 """Metrics that the card has"""
 
@@ -23,6 +24,7 @@ def model_card(cfg: Config, metrics: dict[str, Any], facts: dict[str, Any], step
     """
     name = printable(cfg.run.name or Path(cfg.run.output_dir).name)
     header = card_header(cfg, metrics, facts, name)
+    masks = cfg.model.task != "detection"
     frozen = "frozen" if cfg.model.freeze == "all" else "trained with the head"
     return f"""---
 {header.to_yaml().strip()}
@@ -39,14 +41,12 @@ the checkpoint, sha256 `{facts["backbone_sha256"]}`), {step} optimizer steps of
 ```python
 from transformers import pipeline
 
-detector = pipeline("object-detection", model="path/or/repo_id")
-for box in detector("image.jpg", threshold={cfg.eval.score_threshold}):
-    print(box["label"], round(box["score"], 2), box["box"])
+{USE[cfg.model.task].format(threshold=cfg.eval.score_threshold)}
 ```
 
 ## Results
 
-COCO metrics on {facts["val_images"]} validation images, prepared by the image processor in this folder, in fp32.
+COCO metrics{" of the masks" if masks else ""} on {facts["val_images"]} validation images, prepared by the image processor in this folder, in fp32.
 
 | AP | AP50 | AP75 | AP small | AP medium | AP large | AR 100 |
 |---|---|---|---|---|---|---|
@@ -73,6 +73,17 @@ Image processing: {facts["image_processor"]} (Pillow resizing).
 """
 
 
+USE = {
+    "detection": """detector = pipeline("object-detection", model="path/or/repo_id")
+for box in detector("image.jpg", threshold={threshold}):
+    print(box["label"], round(box["score"], 2), box["box"])""",
+    "instance_segmentation": """segmenter = pipeline("image-segmentation", model="path/or/repo_id")
+for part in segmenter("image.jpg", threshold={threshold}):  # no two of its masks overlap
+    print(part["label"], round(part["score"], 2), part["mask"].getbbox())""",
+}
+"""Python that uses a model of each task"""
+
+
 def code_text(code: dict[str, Any]) -> str:
     """The project's own version, in words."""
     if code["commit"] is None:
@@ -89,7 +100,7 @@ def card_header(
     dataset = printable(public_name(cfg.data.path or cfg.data.source))
     results = [
         EvalResult(
-            task_type=TASK,
+            task_type=PIPELINES[cfg.model.task],
             dataset_type=dataset if on_hub else cfg.data.source,
             dataset_name=dataset,
             dataset_split=public_name(cfg.data.val_split or "set aside from training"),
@@ -101,8 +112,8 @@ def card_header(
     ]
     return ModelCardData(
         library_name="transformers",
-        pipeline_tag=TASK,
-        tags=[TASK, cfg.model.head, "permafrost"],
+        pipeline_tag=PIPELINES[cfg.model.task],
+        tags=[PIPELINES[cfg.model.task], cfg.model.head, "permafrost"],
         base_model=None if facts["backbone_is_local"] else cfg.model.backbone,
         datasets=[str(cfg.data.path)] if on_hub else None,
         model_name=name,

@@ -1,10 +1,21 @@
 """An exported detector, loaded for the tools."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    AutoModelForUniversalSegmentation,
+    PretrainedConfig,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_OBJECT_DETECTION_MAPPING,
+    MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
+)
 from transformers.utils import logging as transformers_logging
 
 from data.canvas import CanvasRule
@@ -28,6 +39,12 @@ class LoadedDetector:
         labels = self.trainable.model.config.id2label
         return [labels[index] for index in range(len(labels))]
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether it finds masks."""
+        family = self.trainable.family
+        return family is not None and family.task != "detection"
+
 
 def load_detector(name: str) -> LoadedDetector:
     """Load a folder made by training (`export/`) or a detector of the Hub.
@@ -42,9 +59,8 @@ def load_detector(name: str) -> LoadedDetector:
         raise UserError(f"--model {name}: has no config.json, so it is not a model folder{hint}")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForObjectDetection.from_pretrained(
-            folder, config=config, dtype=torch.float32, **SAFE
-        )
+        kind = _auto_class(config, name)
+        model = kind.from_pretrained(folder, config=config, dtype=torch.float32, **SAFE)
         processor = AutoImageProcessor.from_pretrained(
             folder, backend="pil", trust_remote_code=False
         )
@@ -63,5 +79,23 @@ def load_detector(name: str) -> LoadedDetector:
     except ValueError as error:
         raise UserError(f"--model {name}: {error}") from error
     normalization = Normalization.of_settings(settings)
-    trainable = Trainable(model, processor, normalization, family_of(model))
+    family = family_of(model)
+    if family is None and kind is not AutoModelForObjectDetection:
+        raise UserError(f"--model {name}: {type(model).__name__} is not supported here")
+    trainable = Trainable(model, processor, normalization, family)
     return LoadedDetector(trainable.eval(), rule)
+
+
+def _auto_class(config: PretrainedConfig, name: str) -> Any:
+    """
+    Raises:
+        UserError: if it is the config of neither a detector nor a segmenter.
+    """
+    if type(config) in MODEL_FOR_OBJECT_DETECTION_MAPPING:
+        return AutoModelForObjectDetection
+    if type(config) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING:
+        return AutoModelForUniversalSegmentation
+    raise UserError(
+        f"--model {name}: model type {config.model_type!r} is neither a detector nor a segmenter of "
+        "transformers"
+    )

@@ -1,4 +1,4 @@
-"""A folder that `transformers.pipeline("object-detection", model=FOLDER)` loads."""
+"""A folder that `transformers.pipeline(..., model=FOLDER)` loads."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def check_export(trainable: Trainable, folder: Path, batch: Batch) -> None:
     ours, theirs = (t.predict(batch) for t in (trainable, loaded.to(batch.pixel_values.device)))
     trainable.train(was_training)
     # Scores fall, and boxes are taken on average: rounding may swap two of nearly equal scores.
-    if not (
+    if len(ours) != len(theirs) or not (
         np.allclose(ours.scores, theirs.scores, atol=SCORE_TOLERANCE)
         and np.allclose(ours.boxes.mean(0), theirs.boxes.mean(0), atol=BOX_TOLERANCE_PX)
     ):

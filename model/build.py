@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from data.batch import Batch
 from data.canvas import CanvasRule, side_multiple
+from data.masks import CELL_PIXELS, CELL_PX
 from data.objects import Objects
 from data.taxonomy import Taxonomy
 from errors import UserError
@@ -25,6 +26,7 @@ HEADS = {
     "detr": "model.heads.detr",
     "conditional_detr": "model.heads.conditional_detr",
     "deformable_detr": "model.heads.deformable_detr",
+    "maskformer": "model.heads.maskformer",
 }
 """Module of each `model.head`; it has FAMILY"""
 
@@ -77,6 +79,8 @@ def build_model(
         UserError: for anything wrong with the backbone or the head's arguments.
     """
     family = get_family(cfg.head)
+    size = image_size or ImageSizeConfig()
+    refuse_contradictions(cfg, family, size)
     backbone = load_backbone(cfg, family.num_maps({**family.defaults, **cfg.head_args}))
     model, origin = build_detector(family, cfg, backbone, taxonomy)
     module = family.backbone_of(model)
@@ -85,7 +89,7 @@ def build_model(
     else:
         module.requires_grad_(True)
     multiple = side_multiple(family.level_strides(model.config, backbone.strides))
-    rule = CanvasRule(image_size or ImageSizeConfig(), multiple)
+    rule = CanvasRule.fitted(size, multiple, family.fit)
     processor = build_processor(family, rule, backbone.normalization)
     trainable = Trainable(model, processor, backbone.normalization, family)
     unused = without_gradient(trainable)
@@ -97,16 +101,36 @@ def build_model(
     return Detector(trainable, family, backbone, rule, origin, tuple(unused))
 
 
+def refuse_contradictions(cfg: ModelConfig, family: HeadFamily, size: ImageSizeConfig) -> None:
+    """
+    Raises:
+        UserError: if the head is for another task, or cannot have images fitted as configured.
+    """
+    if family.task != cfg.task:
+        fitting = [name for name in HEADS if get_family(name).task == cfg.task]
+        raise UserError(
+            f"model.head {cfg.head} is for {family.task}, model.task is {cfg.task}; set model.task "
+            f"{family.task}, or model.head {' or '.join(fitting)}"
+        )
+    if family.fit == "stretch" and size.fit == "pad":
+        raise UserError(
+            f"data.image_size.fit pad: {cfg.head} takes padding for a part of the image, and so does what "
+            "transformers makes of its masks; leave the key out, or set stretch"
+        )
+
+
 def without_gradient(trainable: Trainable) -> dict[str, nn.Parameter]:
     """Trainable parameters of the model that get no gradient, by name, found by one small step.
 
     Examples: level embeddings of a head without encoder; backbone stages behind the last one read.
     """
     first, box = torch.zeros(1, dtype=torch.int64), torch.tensor([[0.5, 0.5, 0.5, 0.5]])
+    cells = PROBE_PX // CELL_PX
+    mask = torch.full((1, cells, cells), CELL_PIXELS, dtype=torch.uint8)
     batch = Batch(
         pixel_values=torch.zeros(1, 3, PROBE_PX, PROBE_PX, dtype=torch.uint8),
         pixel_mask=torch.ones(1, PROBE_PX, PROBE_PX, dtype=torch.bool),
-        objects=Objects(image=first, boxes=box, classes=first),
+        objects=Objects(image=first, boxes=box, classes=first, masks=mask),
         num_objects=[1],
     )
     was_training = trainable.training

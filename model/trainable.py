@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from data.batch import Batch
-from data.boxes import from_corners
 from data.objects import Objects
+from model.finding import find_boxes
 from model.heads.family import HeadFamily, call_with_mask
 from model.losses.terms import Counts, Losses
 from model.normalization import Normalization
@@ -62,7 +61,8 @@ class Trainable(nn.Module):
     def predict(
         self, batch: Batch, max_detections: int | None = None, threshold: float = NO_THRESHOLD
     ) -> Objects:
-        """What is found on a batch: boxes xywh in px of the decoded images, classes, scores.
+        """What is found on a batch: boxes xywh in px of the decoded images, classes, scores, and masks
+        on these if the model finds masks.
 
         Args:
             max_detections: the highest-scored of each image; default: all.
@@ -71,28 +71,10 @@ class Trainable(nn.Module):
         Returns: numpy columns, image by image, by falling score.
         """
         call = call_with_mask if self.family is None else self.family.call
+        find = find_boxes if self.family is None else self.family.find
         outputs = call(self.model, self._pixels(batch), batch.pixel_mask)
         sizes = torch.tensor(batch.orig_sizes, device=batch.pixel_mask.device)
-        found = self.processor.post_process_object_detection(
-            outputs, threshold=threshold, target_sizes=sizes
-        )
-        rows = []
-        for row, result in enumerate(found):
-            top = result["scores"].argsort(descending=True, stable=True)[:max_detections]
-            columns = [
-                torch.full_like(result["scores"], row)[top, None],
-                result["boxes"][top],
-                result["scores"][top, None],
-                result["labels"][top, None].to(result["scores"]),
-            ]
-            rows.append(torch.cat(columns, dim=1))
-        table = torch.cat(rows).cpu().numpy().astype(np.float64)  # one copy to the host
-        return Objects(
-            image=table[:, 0].astype(np.int64),
-            boxes=from_corners(table[:, 1:5]),
-            scores=table[:, 5],
-            classes=table[:, 6].astype(np.int64),
-        )
+        return find(outputs, self.processor, sizes, max_detections, threshold)
 
     def _pixels(self, batch: Batch) -> torch.Tensor:
         return self.normalization(batch.pixel_values, batch.pixel_mask).to(self.model.dtype)

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from data.batch import Batch
 from data.boxes import to_corners
 from data.feed.collate import absolute
+from data.masks import CELL_PIXELS, CELL_PX, Mask, encode, mask_column, pixels_of
 from data.objects import Objects
 from errors import printable
 
@@ -22,6 +23,8 @@ COLOURS = [
     (0, 210, 210),
     (255, 130, 40),
 ]
+TINT = 0.45
+"""Share of its class's colour in the pixels of a mask"""
 MIN_SIDE_PX = 320
 """Small images are enlarged to this, so that labels can be read"""
 
@@ -37,6 +40,8 @@ def draw_objects(
     scale = max(1.0, MIN_SIDE_PX / max(image.shape[:2]))
     height, width = (round(side * scale) for side in image.shape[:2])
     canvas = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    if objects.masks is not None:
+        canvas = _with_masks(np.array(canvas), objects, truth)
     pen = ImageDraw.Draw(canvas)
     line = max(2, round(max(width, height) / 400))
     font = ImageFont.load_default(size=max(11, round(max(width, height) / 50)))
@@ -55,6 +60,32 @@ def draw_objects(
             pen.rectangle((x, y, x + w, y + h), fill=colour)
             pen.text((x + 3, y + 1), label, fill="white", font=font)
     return canvas
+
+
+def _with_masks(pixels: np.ndarray, objects: Objects, truth: Objects | None) -> Image.Image:
+    """The picture, uint8 [H, W, 3], with tinted masks, and edges of the true ones."""
+    size = (pixels.shape[0], pixels.shape[1])
+    for mask, kind in zip(reversed(objects.masks), reversed(objects.classes), strict=True):
+        rows, columns = pixels_of(mask, size)
+        colour = np.array(COLOURS[int(kind) % len(COLOURS)])
+        tinted = (1 - TINT) * pixels[rows, columns] + TINT * colour
+        pixels[rows, columns] = tinted.astype(np.uint8)
+        rows, columns = _edge(mask, size)
+        pixels[rows, columns] = colour
+    for mask in [] if truth is None or truth.masks is None else truth.masks:
+        rows, columns = _edge(mask, size)
+        pixels[rows, columns] = TRUTH
+    return Image.fromarray(pixels)
+
+
+def _edge(mask: Mask, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of a mask's pixels that have one of their four neighbours outside of it."""
+    rows, columns = pixels_of(mask, size)
+    plane = np.zeros((size[0] + 2, size[1] + 2), bool)
+    plane[rows + 1, columns + 1] = True
+    inner = plane[:-2, 1:-1] & plane[2:, 1:-1] & plane[1:-1, :-2] & plane[1:-1, 2:]
+    rows, columns = np.nonzero(plane[1:-1, 1:-1] & ~inner)
+    return rows, columns
 
 
 def save_grid(images: Sequence[Image.Image], file: Path, columns: int = 4, gap_px: int = 6) -> None:
@@ -83,9 +114,17 @@ def draw_batch(batch: Batch, names: Sequence[str], file: Path) -> None:
         own = objects.of_image(row)
         sides = np.array([width, height, width, height])
         own = replace(own, boxes=absolute(own.boxes, sides))
+        if own.masks is not None:
+            own = replace(own, masks=mask_column([_of_cells(cells) for cells in own.masks]))
         image = pixels.permute(1, 2, 0).cpu().numpy()
         images.append(draw_objects(image, own, [names[c] for c in own.classes]))
     save_grid(images, file)
+
+
+def _of_cells(cells: np.ndarray) -> Mask:
+    """What is covered for at least half, uint8 [H/4, W/4], as the model gets it."""
+    half = cells >= CELL_PIXELS // 2
+    return encode(half.repeat(CELL_PX, axis=0).repeat(CELL_PX, axis=1))
 
 
 def _corners(objects: Objects, scale: float) -> list[tuple[float, float, float, float]]:

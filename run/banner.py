@@ -82,7 +82,8 @@ def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) 
     """What is allowed but will probably disappoint."""
     head = detector.family
     if cfg.model.init_from is None and num_steps < head.few_steps:
-        other = "" if cfg.model.head == "deformable_detr" else ", take deformable_detr"
+        others = cfg.model.task == "detection" and cfg.model.head != "deformable_detr"
+        other = ", take deformable_detr" if others else ""
         yield _row(
             "WARNING",
             f"a {cfg.model.head} head from scratch learns little in {num_steps} steps "

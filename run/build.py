@@ -76,8 +76,9 @@ class Run:
     def train_loader(self) -> tuple[DataLoader[Batch], int]:
         """This rank's micro-batches from the next step on, and how many of them make a step."""
         cfg, accelerator = self.cfg, self.accelerator
+        data_cfg = dataclasses.replace(cfg.data, image_size=self.detector.rule.size)
         sampler = StepSampler(
-            resized_sizes(self.data.train, cfg.data.image_size),
+            resized_sizes(self.data.train, data_cfg.image_size),
             cfg.train.global_batch_size,
             micro_batch_size(cfg.train, accelerator.num_processes),
             cfg.run.seed,
@@ -86,7 +87,7 @@ class Run:
             world=accelerator.num_processes,
             multiple=self.detector.rule.multiple,
         )
-        dataset = TrainDataset(self.data.train, cfg.data, cfg.run.seed)
+        dataset = TrainDataset(self.data.train, data_cfg, cfg.run.seed)
         pin = accelerator.device.type == "cuda"
         short = workers_short(
             self.detector.rule.full, sampler.micro_batch_size, cfg.data.num_workers
@@ -153,7 +154,8 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
     set_seed(cfg.run.seed)
     with accelerator.main_process_first():
         Augment(cfg.data.augment)  # refuses what it cannot do, before anything is written
-        data = build_data(cfg.data, cfg.run.seed, cfg.run.max_bad_images)
+        masks = cfg.model.task != "detection"
+        data = build_data(cfg.data, cfg.run.seed, cfg.run.max_bad_images, masks)
         if cfg.data.strict and accelerator.is_main_process:  # what only decoding shows
             seen = check_images(data, max(1, cfg.data.num_workers))
             check_findings(seen, strict=True, max_bad_images=None)

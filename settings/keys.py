@@ -14,6 +14,7 @@ MAX_SYNTHETIC_SEED = 500_000
 belong to the pretraining of the shipped backbone"""
 
 T = TypeVar("T")
+Fit = Literal["pad", "stretch"]
 
 
 def harmless(default: T) -> T:
@@ -58,12 +59,15 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class ImageSizeConfig:
-    """Size of the image after the one resize, in pixels; the aspect ratio is kept"""
+    """Size of the image after the one resize, in pixels"""
 
     longest: int = 1024
-    """Upper limit of the longest side, px"""
+    """Upper limit of the longest side, px; with fit stretch both sides"""
     shortest: int | None = None
     """Wanted shortest side, px, as far as `longest` allows; default: the longest side decides"""
+    fit: Fit | None = None
+    """pad: the aspect ratio is kept, and the rest of the canvas is empty; stretch: every image fills the
+    same square; default: what the head needs (mask heads: stretch)"""
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ class DataConfig:
 class ModelConfig:
     """The detector: a pretrained backbone and a head"""
 
-    task: Literal["detection"] = "detection"
+    task: Literal["detection", "instance_segmentation"] = "detection"
     """What the head predicts"""
     backbone: str = harmless("street/backbone")
     """Hub id or folder of a transformers backbone with safetensors weights"""
@@ -129,8 +133,8 @@ class ModelConfig:
     """all: the backbone is never changed; none: it is trained with optim.backbone_lr"""
     out_features: list[str] | None = None
     """Backbone stages the head reads, e.g. [stage3, stage4]; default: the last ones, as the head needs"""
-    head: Literal["detr", "conditional_detr", "deformable_detr"] = "deformable_detr"
-    """Detection head"""
+    head: Literal["detr", "conditional_detr", "deformable_detr", "maskformer"] = "deformable_detr"
+    """Head: detr, conditional_detr and deformable_detr find boxes, maskformer masks"""
     head_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the head's transformers config, e.g. {num_queries: 50, decoder_layers: 3}"""
     init_from: str | None = harmless(None)

@@ -1,6 +1,8 @@
 """What scenes are painted with: a canvas that keeps part labels, fonts, colours, noise."""
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ PART_NAMES = (
 )  # fmt: skip
 
 PART = {name: label for label, name in enumerate(PART_NAMES)}
+INSTANCE_PARTS = frozenset(PART_NAMES) - {"sky", "ground", "lane", "post", "shadow"}
+"""Parts of things that are told apart; the others lie in front of them, or behind"""
 SUPERSAMPLE = 2  # shapes are drawn at twice the size: Pillow's polygons have no anti-aliasing
 _LETTERS = np.array(list("ABCDEFGHJKLMNPRSTUVWXYZ0123456789"))
 
@@ -28,10 +32,20 @@ class Canvas:
         self.height, self.width = height, width
         self.image = Image.fromarray(background).resize(size, Image.Resampling.NEAREST)
         self.parts = Image.fromarray(parts).resize(size, Image.Resampling.NEAREST)
-        self._pens = ImageDraw.Draw(self.image), ImageDraw.Draw(self.parts)
+        self.ids = Image.new("L", size)
+        self._pens = tuple(map(ImageDraw.Draw, (self.image, self.parts, self.ids)))
+        self._current = 0
+
+    @contextmanager
+    def instance(self, number: int) -> Iterator[None]:
+        """What is drawn in this block, of the kinds in INSTANCE_PARTS, is instance `number`, above 0."""
+        self._current = number
+        yield
+        self._current = 0
 
     def _strokes(self, colour: Colour, part: str) -> list[tuple[ImageDraw.ImageDraw, Any]]:
-        return list(zip(self._pens, (colour, PART[part]), strict=True))
+        number = self._current if part in INSTANCE_PARTS else 0
+        return list(zip(self._pens, (colour, PART[part], number), strict=True))
 
     def polygon(self, points, colour: Colour, part: str) -> None:
         scaled = [(x * SUPERSAMPLE, y * SUPERSAMPLE) for x, y in points]
@@ -69,6 +83,7 @@ class Canvas:
         )
         self.image.paste(warped, (left, top), mask)
         self.parts.paste(PART[part], (left, top), mask)
+        self.ids.paste(self._current, (left, top), mask)
 
 
 @functools.cache

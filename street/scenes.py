@@ -50,6 +50,8 @@ class Scene:
     plate_boxes: np.ndarray  # float64 [n, 4], tight around each plate's warped quadrilateral
     car_boxes: np.ndarray  # float64 [m, 4]
     parts: np.ndarray  # uint8 [H, W], index into PART_NAMES; for pretraining only
+    ids: np.ndarray  # uint8 [H, W], what can be seen of instance k is k + 1; 0 is none of them
+    kinds: tuple[str, ...]  # of each instance: building, sign, car; a plate is a part of its car
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,13 @@ def render_scene(seed: int, index: int, longest_px: int = _REFERENCE_PX) -> Scen
     unit = longest_px / _REFERENCE_PX
     horizon = height * rng.uniform(0.25, 0.5)
     canvas = Canvas(*background(rng, height, width, horizon))
-    _draw_street(rng, canvas, horizon, unit)
+    kinds: list[str] = []
+    _draw_street(rng, canvas, horizon, unit, kinds)
     cars = _place_cars(rng, height, width, horizon, unit)
     for car in cars:
-        _draw_car(rng, canvas, car)
+        kinds.append("car")
+        with canvas.instance(len(kinds)):
+            _draw_car(rng, canvas, car)
     plates = [car.plate_quad for car in cars if car.plate_quad is not None]
     plate_bounds = [(*quad.min(axis=0), *quad.max(axis=0)) for quad in plates]
     return Scene(
@@ -93,6 +98,8 @@ def render_scene(seed: int, index: int, longest_px: int = _REFERENCE_PX) -> Scen
         plate_boxes=_clipped_xywh(plate_bounds, height, width),
         car_boxes=_clipped_xywh([car.bounds for car in cars], height, width),
         parts=np.asarray(canvas.parts)[::SUPERSAMPLE, ::SUPERSAMPLE].copy(),
+        ids=np.asarray(canvas.ids)[::SUPERSAMPLE, ::SUPERSAMPLE].copy(),
+        kinds=tuple(kinds),
     )
 
 
@@ -110,10 +117,14 @@ def _clipped_xywh(bounds: list[Box], height: int, width: int) -> np.ndarray:
     return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 
 
-def _draw_street(rng: np.random.Generator, canvas: Canvas, horizon: float, unit: float) -> None:
-    """Everything behind the cars: buildings, lane marks, posts and signs."""
+def _draw_street(
+    rng: np.random.Generator, canvas: Canvas, horizon: float, unit: float, kinds: list[str]
+) -> None:
+    """Everything behind the cars: buildings, lane marks, posts and signs; adds to the instances' kinds."""
     for _ in range(int(rng.integers(0, 5))):
-        _draw_building(rng, canvas, horizon, unit)
+        kinds.append("building")
+        with canvas.instance(len(kinds)):
+            _draw_building(rng, canvas, horizon, unit)
     lane = (225, 215, 120) if rng.random() < 0.3 else (215, 215, 215)
     for _ in range(int(rng.integers(0, 5))):
         x, y = rng.uniform(0, canvas.width), rng.uniform(horizon + 4, canvas.height)
@@ -127,7 +138,9 @@ def _draw_street(rng: np.random.Generator, canvas: Canvas, horizon: float, unit:
         width = rng.uniform(1.5, 6) * unit
         canvas.rectangle((x, top, x + width, bottom), random_colour(rng, 20, 150), "post")
     for _ in range(int(rng.integers(0, 4))):
-        _draw_sign(rng, canvas, horizon, unit)
+        kinds.append("sign")
+        with canvas.instance(len(kinds)):
+            _draw_sign(rng, canvas, horizon, unit)
 
 
 def _draw_building(rng: np.random.Generator, canvas: Canvas, horizon: float, unit: float) -> None:

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "street.scenes": {"street.paint"},
     "data": {*BASE, "settings"},
     "data.images": DATA,
-    "data.sources": {*DATA, "data.images", "street.scenes"},
+    "data.sources": {*DATA, "data.images", "street.scenes", "street.paint"},
     "data.build": {*DATA, "data.sources", "data.images"},
     "data.feed": {*DATA, "data.images"},
     "data.check": {*DATA, "data.images", "data.build", "data.sources"},

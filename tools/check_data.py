@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     most = None if args.all else EXAMPLES
     noted = Findings()
     try:
-        data = read_data(cfg.data, cfg.run.seed, noted)
+        data = read_data(cfg.data, cfg.run.seed, noted, cfg.model.task != "detection")
     except UserError:
         print("\n".join(finding_lines(list(noted), most, cfg.data.path)))  # they may explain it
         raise

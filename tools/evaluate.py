@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     data_cfg = replace(cfg.data, image_size=detector.rule.size, augment=[])
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     with accelerator.main_process_first():
-        data = build_data(data_cfg, cfg.run.seed)
+        data = build_data(data_cfg, cfg.run.seed, masks=detector.has_masks)
     if list(data.taxonomy.names) != detector.names:
         raise UserError(
             f"the model's classes {detector.names} are not the dataset's {list(data.taxonomy.names)}"

@@ -60,16 +60,20 @@ def main(argv: Sequence[str]) -> list[dict[str, Any]]:
         names = [detector.names[c] for c in found.classes]
         texts = [f"{name} {score:.2f}" for name, score in zip(names, found.scores, strict=True)]
         draw_objects(image, found, texts).save(drawing)
-        objects = [
+        objects: list[dict[str, Any]] = [
             {"label": name, "score": round(score, 4), "box_xywh": [round(v, 2) for v in box]}
             for name, score, box in zip(
                 names, found.scores.tolist(), found.boxes.tolist(), strict=True
             )
         ]
+        for entry, mask in zip(objects, [] if found.masks is None else found.masks, strict=False):
+            entry["mask_rle"] = mask.coco()
         results.append({"image": str(file), "drawing": str(drawing), "objects": objects})
         print(printable(f"{file}: {', '.join(texts) or 'nothing found'}"))
     write_whole(args.out / RESULTS, json.dumps(results, indent=1) + "\n")
-    print(f"{len(results)} image(s) drawn; boxes in {args.out / RESULTS}")
+    print(
+        f"{len(results)} image(s) drawn; boxes{' and masks' if detector.has_masks else ''} in {args.out / RESULTS}"
+    )
     return results
 
 
@@ -124,7 +128,7 @@ def earlier_drawings(out: Path) -> set[Path]:
 def detect(
     detector: LoadedDetector, image: np.ndarray, threshold: float, device: torch.device
 ) -> Objects:
-    """Objects in uint8 [H, W, 3] by falling score; boxes xywh in px of the image."""
+    """Objects in uint8 [H, W, 3] by falling score; boxes xywh in px of the image, masks on it."""
     height, width = image.shape[:2]
     small = resize(image, detector.rule.resized(height, width))
     sample = Sample(small, Objects.none(), 0, 0, (height, width), detector.rule.full)

@@ -28,10 +28,13 @@ def collate(samples: Sequence[Sample], through_pipe: bool = False) -> Batch:
     objects = Objects.of_images([sample.objects for sample in samples])
     sides = np.array([sample.image.shape[1::-1] * 2 for sample in samples])[objects.image]
     boxes = relative(objects.boxes, sides)
+    masks, ignored = _cells(samples)
+    columns = replace(objects, boxes=boxes, masks=masks, **dict.fromkeys(UNUSED))
     return Batch(
         pixel_values=torch.from_numpy(pixels),
         pixel_mask=mask,
-        objects=replace(objects, boxes=boxes, **dict.fromkeys(UNUSED)).each(torch.from_numpy),
+        objects=columns.each(torch.from_numpy),
+        ignored=None if ignored is None else torch.from_numpy(ignored),
         num_objects=[len(sample.objects) for sample in samples],
         image_ids=[sample.image_id for sample in samples],
         indices=[sample.index for sample in samples],
@@ -40,6 +43,20 @@ def collate(samples: Sequence[Sample], through_pipe: bool = False) -> Batch:
         bad=[text for sample in samples for text in sample.bad],
         through_pipe=through_pipe,
     )
+
+
+def _cells(samples: Sequence[Sample]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Masks uint8 [n, H/4, W/4] of all objects, and what is ignored, uint8 [B, H/4, W/4]."""
+    planes = [sample.planes for sample in samples if sample.planes is not None]
+    if not planes:
+        return None, None
+    canvas = samples[0].canvas
+    masks = [
+        sample.planes.cells(len(sample.objects), canvas)
+        for sample in samples
+        if sample.planes is not None
+    ]
+    return np.concatenate(masks), np.stack([own.ignored_cells(canvas) for own in planes])
 
 
 def relative(boxes: np.ndarray, sides: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from data.feed.collate import collate
 from data.feed.sampler import SampleRef, StepSampler, evaluation_batches
 from data.feed.transforms import Augment, resize
 from data.images.decode import decode
+from data.masks import Planes
 from data.objects import Objects
 from data.schema import Split
 from errors import UserError
@@ -80,13 +81,19 @@ class TrainDataset(Dataset):
         sample = load_sample(self.split, index, self.cfg.image_size, draft=True)
         planned = sample.canvas
         objects = sample.objects.take(~sample.objects.iscrowd)
+        planes = None
+        if objects.masks is not None:
+            crowds = sample.objects.take(sample.objects.iscrowd)
+            planes = Planes.drawn(objects, planned).ignoring(crowds)
+            objects = replace(objects, masks=None)
         seed = (self.seed, ref.epoch, index)
-        image, objects = self.augment(sample.image, objects, seed, planned)
+        image, objects, planes = self.augment(sample.image, objects, seed, planned, planes)
         # A transform that crops or rotates by 90 degrees, or another image than the step was cut for
         room = (min(planned[0], ref.canvas[0]), min(planned[1], ref.canvas[1]))
         if image.shape[:2] != room:
-            image, objects = fit_into(image, objects, room)
-        return replace(sample, image=image, objects=objects, canvas=ref.canvas)
+            stretch = self.cfg.image_size.fit == "stretch"
+            image, objects, planes = fit_into(image, objects, room, planes, stretch)
+        return replace(sample, image=image, objects=objects, canvas=ref.canvas, planes=planes)
 
 
 class EvalDataset(Dataset):
@@ -111,7 +118,9 @@ class EvalDataset(Dataset):
             size = (record.height, record.width)
             blank = np.zeros((*self.rule.resized(*size), 3), np.uint8)
             return Sample(blank, Objects.none(), record.image_id, index, size, canvas, missing=True)
-        return replace(sample, image=resize(sample.image, sample.canvas), canvas=canvas)
+        objects = replace(sample.objects, masks=None)  # of no use to `predict`
+        image = resize(sample.image, sample.canvas)
+        return replace(sample, image=image, objects=objects, canvas=canvas)
 
 
 def load_sample(split: Split, index: int, size: ImageSizeConfig, draft: bool = False) -> Sample:
@@ -134,13 +143,24 @@ def load_sample(split: Split, index: int, size: ImageSizeConfig, draft: bool = F
 
 
 def fit_into(
-    image: np.ndarray, objects: Objects, size: tuple[int, int]
-) -> tuple[np.ndarray, Objects]:
-    """Scale an image and its objects to fit into `size` (height, width), keeping the aspect ratio."""
+    image: np.ndarray,
+    objects: Objects,
+    size: tuple[int, int],
+    planes: Planes | None = None,
+    stretch: bool = False,
+) -> tuple[np.ndarray, Objects, Planes | None]:
+    """Scale an image, its objects and their masks to fit into `size` (height, width).
+
+    Args:
+        stretch: to fill it, whatever becomes of the aspect ratio.
+    """
     height, width = image.shape[:2]
     scale = min(size[0] / height, size[1] / width)
-    new = (max(1, int(height * scale)), max(1, int(width * scale)))
-    return resize(image, new), objects.scaled(new[1] / width, new[0] / height)
+    new = size if stretch else (max(1, int(height * scale)), max(1, int(width * scale)))
+    objects = objects.scaled(new[1] / width, new[0] / height)
+    if planes is not None:
+        planes, objects = planes.resized(new).fit(objects)
+    return resize(image, new), objects, planes
 
 
 def train_loader(

@@ -17,6 +17,7 @@ from PIL import Image
 
 from data.boxes import from_corners, to_corners
 from data.images.decode import MILD_SHRINK
+from data.masks import Planes
 from data.objects import Objects
 from errors import UserError
 
@@ -67,7 +68,7 @@ class Augment:
         transforms = [_transform(spec, place) for place, spec in enumerate(specs)]
         self.warps = list(itertools.takewhile(_is_warp, transforms))
         self.others = transforms[len(self.warps) :]
-        self.compose = self.others and _compose(self.others)
+        self.compose = _compose(self.others) if self.others else None
 
     def __call__(
         self,
@@ -75,7 +76,8 @@ class Augment:
         objects: Objects,
         seed: Sequence[int],
         size: tuple[int, int] | None = None,
-    ) -> tuple[np.ndarray, Objects]:
+        planes: Planes | None = None,
+    ) -> tuple[np.ndarray, Objects, Planes | None]:
         """Resize and augment one image.
 
         Args:
@@ -83,9 +85,10 @@ class Augment:
             objects: inside the image, with boxes in px of the resized one.
             seed: equal seeds give equal draws.
             size: (height, width) to resize to before everything else; default: as it is.
+            planes: the objects' masks on the resized image, if masks are learned.
 
         Returns:
-            The image and the objects left in it. A transform under which the image would lose all its
+            The image, the objects left in it, with boxes around what is left of their masks, and these. A transform under which the image would lose all its
             objects is left out.
         """
         size = size or (image.shape[0], image.shape[1])
@@ -93,31 +96,51 @@ class Augment:
         states = np.random.SeedSequence(list(seed)).generate_state(1 + num)
         warp = _Warp.drawn(self.warps, [int(s) for s in states[1 : 1 + len(self.warps)]], size)
         if warp is not None:
-            moved = warp.objects(objects, size)
+            moved, left = warp.objects(objects, size)
             if len(objects) and not len(moved):
                 warp = None
             else:
+                if planes is not None:
+                    planes = warp.planes(planes).only(left, len(objects))
                 objects = moved
         image = resize(image, size, fast=True) if warp is None else warp.image(image, size)
-        if not self.compose:
-            return image, objects
-        self.compose.set_random_seed(int(states[0]))
+        if self.compose is not None:
+            transformed = self._transformed(self.compose, image, objects, planes, states)
+            image, objects, planes = transformed
+        if planes is not None:
+            planes, objects = planes.fit(objects)
+        return image, objects, planes
+
+    def _transformed(
+        self,
+        compose: A.Compose,
+        image: np.ndarray,
+        objects: Objects,
+        planes: Planes | None,
+        states: np.ndarray,
+    ) -> tuple[np.ndarray, Objects, Planes | None]:
+        """What the transforms after the warp do, by albumentations."""
+        compose.set_random_seed(int(states[0]))
         # Compose gives all transforms one seed, and with it the same draws.
         for transform, state in zip(self.others, states[1 + len(self.warps) :], strict=True):
             transform.set_random_seed(int(state))
         try:
-            out = self.compose(image=image, bboxes=objects.boxes, kept=np.arange(len(objects)))
+            layers = {} if planes is None else {"masks": planes.layers()}
+            kept = np.arange(len(objects))
+            out = compose(image=image, bboxes=objects.boxes, kept=kept, **layers)
         except Exception as error:
             text = " ".join(str(error).split())
             raise UserError(
-                f"data.augment fails on an image of {size[1]} x {size[0]} px: "
+                f"data.augment fails on an image of {image.shape[1]} x {image.shape[0]} px: "
                 f"{type(error).__name__}: {text}"
             ) from error
         left = np.asarray(out["kept"], dtype=np.int64).reshape(-1)
         if len(objects) and not len(left):
-            return image, objects
+            return image, objects, planes
         boxes = np.asarray(out["bboxes"], dtype=np.float64).reshape(-1, 4)
-        return out["image"], replace(objects.take(left), boxes=boxes)
+        if planes is not None:
+            planes = planes.with_layers(out["masks"]).only(left, len(objects))
+        return out["image"], replace(objects.take(left), boxes=boxes), planes
 
 
 @dataclass(frozen=True)
@@ -178,8 +201,25 @@ class _Warp:
         )
         return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB)
 
-    def objects(self, objects: Objects, size: tuple[int, int]) -> Objects:
-        """The objects that are left, with boxes around their warped ones."""
+    def planes(self, planes: Planes) -> Planes:
+        """The planes of the resized image, warped; each pixel is what the nearest one was."""
+        height, width = planes.ids.shape[1:]
+        if self.is_affine:
+            moved = [
+                cv2.warpAffine(layer, self.matrix[:2], (width, height), flags=cv2.INTER_NEAREST)
+                for layer in planes.layers()
+            ]
+        else:
+            upside_down, mirrored = self.matrix[1, 1] < 0, self.matrix[0, 0] < 0
+            step = (
+                slice(None, None, -1 if upside_down else 1),
+                slice(None, None, -1 if mirrored else 1),
+            )
+            moved = [layer[step] for layer in planes.layers()]
+        return planes.with_layers(moved)
+
+    def objects(self, objects: Objects, size: tuple[int, int]) -> tuple[Objects, np.ndarray]:
+        """The objects that are left, with boxes around their warped ones, and their places, int64."""
         x1, y1, x2, y2 = to_corners(objects.boxes).T
         quads = np.stack([x1, y1, x2, y2, x1, y2, x2, y1], axis=1).reshape(-1, 4, 2)
         # Box coordinates have 0 at the edge of the first pixel, half a pixel before its centre.
@@ -188,7 +228,7 @@ class _Warp:
         boxes = from_corners(whole.clip(0, np.array([*size[::-1], *size[::-1]], dtype=np.float64)))
         area = from_corners(whole)[:, 2:].prod(axis=1)
         left = np.flatnonzero(boxes[:, 2:].prod(axis=1) >= MIN_VISIBILITY * area)
-        return replace(objects.take(left), boxes=boxes[left])
+        return replace(objects.take(left), boxes=boxes[left]), left
 
 
 def _compose(transforms: Sequence[A.BasicTransform]) -> A.Compose:

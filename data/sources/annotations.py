@@ -1,6 +1,5 @@
 """From the values of an annotation file to a record: every reader checks and converts here."""
 
-from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,22 +8,25 @@ import numpy as np
 
 from data.boxes import from_centres, from_corners
 from data.findings import Findings
-from data.images.headers import MAX_PIXELS, Header, read_header
+from data.images.headers import Header, read_header
+from data.masks import Rle, mask_column
 from data.objects import Objects
 from data.schema import Record, number_text
-
-MAX_INT = 2**62
+from data.sources.segmentations import mask_of_segmentation
+from data.sources.values import as_float, as_floats, as_int, short
 
 
 class Boxes:
     """The annotations of one image, collected one by one; broken ones become findings."""
 
-    def __init__(self, where: str, unit: str, findings: Findings):
+    def __init__(self, where: str, unit: str, findings: Findings, with_masks: bool = False):
         """
         Args:
             where: the image's file or row, for messages.
             unit: what the annotations' numbers count, as in Record.
+            with_masks: whether `add` gets segmentations, and objects without a mask are left out.
         """
+        self.segmentations: list[Any] | None = [] if with_masks else None
         self.where = where
         self.unit = unit
         self.findings = findings
@@ -39,7 +41,13 @@ class Boxes:
         self.findings.add("broken row", f"{self.where}, {number_text(self.unit, number)}", detail)
 
     def add(
-        self, number: int, box: Any, category: Any, area: Any = None, iscrowd: Any = None
+        self,
+        number: int,
+        box: Any,
+        category: Any,
+        area: Any = None,
+        iscrowd: Any = None,
+        segmentation: Any = None,
     ) -> None:
         """Take one annotation, or note what is wrong with it."""
         four = as_floats(box, 4)
@@ -60,6 +68,8 @@ class Boxes:
             self.categories.append(known)
             self.areas.append(size)
             self.iscrowd.append(bool(crowd))
+            if self.segmentations is not None:
+                self.segmentations.append(segmentation)
 
     def record(
         self,
@@ -85,6 +95,8 @@ class Boxes:
             iscrowd=np.array(self.iscrowd, dtype=bool),
             numbers=np.array(self.numbers, dtype=np.int64),
         )
+        if self.segmentations is not None:
+            objects = self._masked(objects, annotated, (width, height))
         if len(objects):
             objects = replace(objects, boxes=self._xywh(objects.boxes, box_format, width, height))
             in_px = box_format not in ("albumentations", "yolo")
@@ -93,6 +105,29 @@ class Boxes:
                 objects = objects.scaled(width / annotated[0], height / annotated[1])
         digest = header.digest if header else ""
         return Record(image_id, self.where, width, height, objects, self.unit, digest, unreadable)
+
+    def _masked(
+        self, objects: Objects, annotated: tuple[int, int] | None, decoded: tuple[int, int]
+    ) -> Objects:
+        """The objects that have a mask, with it; the others become findings. Sizes (width, height)."""
+        assert self.segmentations is not None
+        picture = annotated if annotated and _same_shape(annotated, decoded) else decoded
+        kept, masks = [], []
+        for place, segmentation in enumerate(self.segmentations):
+            mask = mask_of_segmentation(segmentation, picture[::-1])
+            detail = f"{short(segmentation)}"
+            if isinstance(mask, Rle) and not _same_shape(mask.size[::-1], decoded):
+                detail = (
+                    f"{mask.size[1]} x {mask.size[0]} px, the image has {decoded[0]} x {decoded[1]}"
+                )
+                mask = "mask of another size"
+            if isinstance(mask, str):
+                number = number_text(self.unit, self.numbers[place])
+                self.findings.add(mask, f"{self.where}, {number}", detail)
+            else:
+                kept.append(place)
+                masks.append(mask)
+        return replace(objects.take(np.array(kept, dtype=np.int64)), masks=mask_column(masks))
 
     def _header(self, source: Path | bytes | None) -> Header | None:
         if source is None:
@@ -139,78 +174,6 @@ class Boxes:
             if box_format == "voc":  # from 1-based inclusive pixels to pixel edges
                 low = low - 1.0
             return from_corners(np.concatenate([low, high], axis=1))
-
-
-def as_int(value: Any) -> int | None:
-    """An integer given as a number or as digits; None for anything else."""
-    if isinstance(value, str) and len(value) < 20:
-        digits = value.strip()
-        value = int(digits) if digits.removeprefix("-").isdecimal() else None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) < MAX_INT
-    return value if fits else None
-
-
-def as_float(value: Any) -> float | None:
-    """A number, which may be infinite or no number (NaN); None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return float("inf")
-
-
-def as_floats(values: Any, count: int) -> list[float] | None:
-    """`count` numbers; None for anything else."""
-    if not isinstance(values, (list, tuple)) or len(values) != count:
-        return None
-    floats = [as_float(value) for value in values]
-    return None if None in floats else floats  # type: ignore[return-value]
-
-
-def as_id(value: Any) -> int | str | None:
-    """An image id; None for what is none."""
-    return value if isinstance(value, str) and value else as_int(value)
-
-
-def as_size(width: Any, height: Any) -> tuple[int, int] | None:
-    """An annotated (width, height), px; None unless it can be an image's."""
-    w, h = as_int(width), as_int(height)
-    if w is None or h is None or w <= 0 or h <= 0 or w * h > MAX_PIXELS:
-        return None
-    return w, h
-
-
-def short(value: Any) -> str:
-    """What a value is, in a few words; deep or long values are not printed."""
-    if isinstance(value, (list, tuple, dict)):
-        return f"a {type(value).__name__} of {len(value)}"
-    text = repr(value) if not isinstance(value, int) or abs(value) < MAX_INT else "a huge integer"
-    return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-class Unique:
-    """Ids that must not repeat."""
-
-    def __init__(self, kind: str, findings: Findings):
-        self.kind = kind
-        self.findings = findings
-        self.seen: set[Hashable] = set()
-
-    def is_new(self, value: Hashable, where: str) -> bool:
-        """Whether `value` comes for the first time; if not, there is a finding at `where`."""
-        if value in self.seen:
-            self.findings.add(self.kind, where, f"id {short(value)} was used before")
-            return False
-        self.seen.add(value)
-        return True
-
-
-def numbers_in(values: Sequence[Any]) -> list[float] | None:
-    """The values as numbers, however many; None if one is none."""
-    return as_floats(list(values), len(values))
 
 
 def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:

@@ -11,15 +11,19 @@ from typing import Any
 
 from data.findings import Findings
 from data.schema import Split, number_text
-from data.sources.annotations import Boxes, Unique, as_id, as_int, as_size, short
+from data.sources.annotations import Boxes
 from data.sources.files import ImageFiles, Inside, existing_folder, load_json, note_unlisted
 from data.sources.segmentations import box_of_segmentation
+from data.sources.values import Unique, as_id, as_int, as_size, short
 from errors import UserError
 from settings.keys import DataConfig
 
 
-def read_split(cfg: DataConfig, which: str, findings: Findings) -> Split:
+def read_split(cfg: DataConfig, which: str, findings: Findings, masks: bool = False) -> Split:
     """The training or validation split ("train" or "val") of a COCO dataset.
+
+    Args:
+        masks: whether objects get the masks of their segmentations.
 
     Raises:
         UserError: for a missing folder or annotation file, or one that is no COCO file.
@@ -42,7 +46,7 @@ def read_split(cfg: DataConfig, which: str, findings: Findings) -> Split:
     else:
         names = {}
     entries = _images(content["images"], file, findings)
-    boxes = _annotations(content, file, folder, entries, findings)
+    boxes = _annotations(content, file, folder, entries, findings, masks)
     inside = Inside(root, folder)
     records, paths = [], []
     for image_id, entry in entries.items():
@@ -101,10 +105,11 @@ def _annotations(
     folder: Path,
     entries: dict[int | str, dict[str, Any]],
     findings: Findings,
+    masks: bool,
 ) -> dict[int | str, Boxes]:
     """The usable annotations by image id."""
     boxes = {
-        image_id: Boxes(str(folder / entry["file_name"]), "annotation", findings)
+        image_id: Boxes(str(folder / entry["file_name"]), "annotation", findings, masks)
         for image_id, entry in entries.items()
     }
     unique = Unique("duplicate annotation id", findings)
@@ -125,13 +130,14 @@ def _annotations(
 
 
 def _take(boxes: Boxes, number: int, entry: dict[str, Any]) -> None:
-    box = entry.get("bbox")
+    box, segmentation = entry.get("bbox"), entry.get("segmentation")
     if box is None:
-        box = box_of_segmentation(entry.get("segmentation"))
+        box = box_of_segmentation(segmentation)
         if box is None:
             boxes.broken(number, "neither a bbox nor a segmentation that has one")
             return
-    boxes.add(number, box, entry.get("category_id"), entry.get("area"), entry.get("iscrowd"))
+    area, crowd = entry.get("area"), entry.get("iscrowd")
+    boxes.add(number, box, entry.get("category_id"), area, crowd, segmentation)
 
 
 def _objects(

@@ -6,7 +6,8 @@ from typing import Any
 
 from data.findings import Findings
 from data.schema import Record
-from data.sources.annotations import Boxes, Unique, as_id, as_size, short
+from data.sources.annotations import Boxes
+from data.sources.values import Unique, as_id, as_size, short
 from settings.keys import DataConfig
 
 CATEGORY_KEYS = ("category", "category_id")

@@ -1,4 +1,4 @@
-"""Boxes of COCO segmentations, for annotations that have no box of their own.
+"""COCO segmentations: their masks, and boxes for annotations that have none of their own.
 
 Run lengths are read here and not by pycocotools, whose C code trusts them: sizes of zero end the
 process, and counts beyond the image are not checked. Format: pycocotools' maskApi.c.
@@ -8,9 +8,66 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from faster_coco_eval.core import mask as mask_api
 
 from data.boxes import from_corners, to_corners
-from data.sources.annotations import as_int, as_size, numbers_in
+from data.masks import Polygons, Rle
+from data.sources.values import as_int, as_size, numbers_in
+
+FARTHEST = 4
+"""Corners of polygons are kept within this many sides of the picture; what is filled there is not seen"""
+
+
+def mask_of_segmentation(segmentation: Any, size: tuple[int, int]) -> Polygons | Rle | str:
+    """The mask of polygons [[x, y, x, y, ...], ...] or of an RLE {"size", "counts"}.
+
+    Args:
+        size: (height, width) of the picture that polygons are in.
+
+    Returns: a kind of finding, if there is no mask to be had.
+    """
+    if segmentation is None or segmentation == []:
+        return "no mask"
+    if isinstance(segmentation, dict):
+        return _rle(segmentation)
+    if not isinstance(segmentation, list):
+        return "broken mask"
+    polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
+    rings = []
+    for polygon in polygons:
+        numbers = numbers_in(polygon) if isinstance(polygon, list) else None
+        if numbers is None or len(numbers) % 2 or not np.isfinite(numbers).all():
+            return "broken mask"
+        if len(numbers) >= 6:
+            ring = np.array(numbers, dtype=np.float64).reshape(-1, 2)
+            sides = np.array(size[::-1], dtype=np.float64)
+            rings.append(ring.clip(-FARTHEST * sides, (1 + FARTHEST) * sides))
+    return Polygons(size, tuple(rings)) if rings else "mask without area"
+
+
+def _rle(rle: dict[str, Any]) -> Rle | str:
+    checked = _checked_runs(rle)
+    if checked is None:
+        return "broken mask"
+    size, runs = checked
+    if not sum(runs[1::2]):
+        return "mask without area"
+    runs.append(size[0] * size[1] - sum(runs))  # files may leave out the background at the end
+    counts = mask_api.frPyObjects({"size": list(size), "counts": runs}, *size)["counts"]
+    return Rle(size, counts if isinstance(counts, bytes) else counts.encode("ascii"))
+
+
+def _checked_runs(rle: dict[str, Any]) -> tuple[tuple[int, int], list[int]] | None:
+    """(height, width) and run lengths that fit into it; None if they are none."""
+    size, counts = rle.get("size"), rle.get("counts")
+    if not isinstance(size, list) or len(size) != 2 or (wh := as_size(size[1], size[0])) is None:
+        return None
+    if isinstance(counts, str):
+        counts = decode_counts(counts)
+    runs = [as_int(count) for count in counts] if isinstance(counts, list) else [None]
+    if any(run is None or run < 0 for run in runs) or sum(runs) > wh[0] * wh[1]:  # type: ignore[arg-type]
+        return None
+    return wh[::-1], runs  # type: ignore[return-value]
 
 
 def box_of_segmentation(segmentation: Any) -> list[float] | None:
@@ -48,15 +105,10 @@ def _around(points: np.ndarray) -> list[float]:
 
 
 def _box_of_rle(rle: dict[str, Any]) -> list[float] | None:
-    size, counts = rle.get("size"), rle.get("counts")
-    if not isinstance(size, list) or len(size) != 2 or (wh := as_size(size[1], size[0])) is None:
+    checked = _checked_runs(rle)
+    if checked is None:
         return None
-    if isinstance(counts, str):
-        counts = decode_counts(counts)
-    runs = [as_int(count) for count in counts] if isinstance(counts, list) else [None]
-    if any(run is None or run < 0 for run in runs) or sum(runs) > wh[0] * wh[1]:  # type: ignore[arg-type]
-        return None
-    height = wh[1]
+    (height, _), runs = checked
     ends = np.cumsum(np.array(runs, dtype=np.int64))
     first, last = ends[:-1:2], ends[1::2] - 1  # every second run is foreground; columns first
     first = first[: len(last)]

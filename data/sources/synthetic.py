@@ -12,36 +12,46 @@ import numpy as np
 from PIL import Image
 
 from data.coco_format import coco_content
+from data.masks import Planes, encode_all, mask_column
 from data.objects import Objects
 from data.sources.coco import read_split as read_split  # the written files are a COCO dataset
 from data.taxonomy import Taxonomy
 from disk import cache_root, whole_folder
 from settings.keys import MAX_SYNTHETIC_SEED, DataConfig
-from street.scenes import render_scene
+from street.paint import PART
+from street.scenes import Scene, render_scene
 
 FORMAT = 1
 """Raise it when scenes change, so that old caches are not read"""
 JPEG_QUALITY = 92
 TAXONOMY = Taxonomy(("license_plate",), (1,))
+MASK_TAXONOMY = Taxonomy(("license_plate", "car", "sign", "building"), (1, 2, 3, 4))
+MIN_MASK_PX = 16
+"""What shows less of itself is not labelled"""
 
 
-def ensure_written(cfg: DataConfig, seed: int) -> DataConfig:
-    """Write the scenes unless they are there, and return `cfg` pointing at the COCO files."""
-    folder = cache_folder(cfg, seed)
+def ensure_written(cfg: DataConfig, seed: int, masks: bool = False) -> DataConfig:
+    """Write the scenes unless they are there, and return `cfg` pointing at the COCO files.
+
+    Args:
+        masks: plates, cars, signs and buildings with their masks, instead of plates alone.
+    """
+    folder = cache_folder(cfg, seed, masks)
     if not folder.is_dir():
         with whole_folder(folder, shared=True) as temporary:
-            write_scenes(temporary, "train", cfg.synthetic_train, seed)
-            write_scenes(temporary, "val", cfg.synthetic_val, seed + MAX_SYNTHETIC_SEED)
+            write_scenes(temporary, "train", cfg.synthetic_train, seed, masks)
+            write_scenes(temporary, "val", cfg.synthetic_val, seed + MAX_SYNTHETIC_SEED, masks)
     return dataclasses.replace(cfg, path=str(folder), val_split=None if cfg.val_on_train else "val")
 
 
-def cache_folder(cfg: DataConfig, seed: int) -> Path:
+def cache_folder(cfg: DataConfig, seed: int, masks: bool = False) -> Path:
     """Folder of the scenes of this seed and these numbers."""
     root = Path(cfg.path).expanduser() if cfg.path else cache_root()
-    return root / f"scenes-v{FORMAT}-seed{seed}-{cfg.synthetic_train}-{cfg.synthetic_val}"
+    kind = "masks-" if masks else ""
+    return root / f"scenes-{kind}v{FORMAT}-seed{seed}-{cfg.synthetic_train}-{cfg.synthetic_val}"
 
 
-def write_scenes(root: Path, split: str, num_scenes: int, seed: int) -> None:
+def write_scenes(root: Path, split: str, num_scenes: int, seed: int, masks: bool = False) -> None:
     """Write `num_scenes` scenes as root/split/*.jpg with root/annotations/split.json."""
     (root / split).mkdir(parents=True)
     (root / "annotations").mkdir(exist_ok=True)
@@ -53,8 +63,9 @@ def write_scenes(root: Path, split: str, num_scenes: int, seed: int) -> None:
         name = f"{index:06d}.jpg"
         Image.fromarray(scene.image).save(root / split / name, quality=JPEG_QUALITY)
         images.append({"id": index + 1, "file_name": name, "width": width, "height": height})
-        tables.append(_plates(scene.plate_boxes))
-    content = coco_content(images, Objects.of_images(tables), TAXONOMY)
+        tables.append(_things(scene) if masks else _plates(scene.plate_boxes))
+    taxonomy = MASK_TAXONOMY if masks else TAXONOMY
+    content = coco_content(images, Objects.of_images(tables), taxonomy)
     (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
 
 
@@ -66,4 +77,28 @@ def _plates(boxes: np.ndarray) -> Objects:
         classes=np.zeros(len(boxes), np.int64),
         areas=np.array(areas),
         iscrowd=np.zeros(len(boxes), bool),
+    )
+
+
+def _things(scene: Scene) -> Objects:
+    """What can be seen of every plate, car, sign and building; a plate is a part of its car."""
+    planes: list[np.ndarray] = []
+    classes: list[int] = []
+    for number, kind in enumerate(scene.kinds, 1):
+        own = scene.ids == number
+        found = [(own, kind), (own & (scene.parts == PART["plate"]), "license_plate")]
+        for plane, name in found if kind == "car" else found[:1]:
+            if plane.sum() >= MIN_MASK_PX:
+                planes.append(plane)
+                classes.append(MASK_TAXONOMY.label2id[name])
+    if not planes:
+        return Objects.none()
+    ids = np.stack([plane * np.uint8(1) for plane in planes])
+    parts = [Planes(plane[None]).boxes(1) for plane in ids]
+    return Objects(
+        boxes=np.concatenate([boxes for boxes, _ in parts]),
+        classes=np.array(classes),
+        areas=np.concatenate([areas for _, areas in parts]).astype(np.float64),
+        iscrowd=np.zeros(len(planes), bool),
+        masks=mask_column(encode_all(ids)),
     )

@@ -20,7 +20,7 @@ from xml.etree.ElementTree import Element
 
 from data.findings import Findings
 from data.schema import Record, Split
-from data.sources.annotations import Boxes, Unique, as_size, short
+from data.sources.annotations import Boxes
 from data.sources.files import (
     ImageFiles,
     Inside,
@@ -29,6 +29,7 @@ from data.sources.files import (
     note_unlisted,
     read_lines,
 )
+from data.sources.values import Unique, as_size, short
 from data.sources.xml_tree import XmlError, parse_xml
 from errors import UserError
 from settings.keys import DataConfig

@@ -18,9 +18,10 @@ import numpy as np
 from data.boxes import to_centres
 from data.findings import Findings
 from data.schema import Record, Split
-from data.sources.annotations import Boxes, Unique, as_int, short
+from data.sources.annotations import Boxes
 from data.sources.files import ImageFiles, Inside, existing_folder, image_files, read_lines
 from data.sources.segmentations import box_of_polygon
+from data.sources.values import Unique, as_int, short
 from errors import UserError
 from settings.keys import DataConfig
 from settings.plain_yaml import load_plain

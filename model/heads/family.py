@@ -1,7 +1,7 @@
 """What a head file says about its family, and what all families share: building, starting weights."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,24 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from data.objects import Objects
 from data.taxonomy import Taxonomy
 from errors import UserError
 from model.backbone import Backbone, transplant
+from model.finding import find_boxes
 from model.losses.terms import Criterion
 from model.source import SAFE, local_folder, quiet_transformers
-from settings.keys import ModelConfig
+from settings.keys import Fit, ModelConfig
+
+
+def refuse_unknown(args: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    """
+    Raises:
+        UserError: naming the first argument that is not among the known ones.
+    """
+    unknown = sorted(set(args) - set(known))
+    if unknown:
+        raise UserError(f"model.head_args.{unknown[0]}: {where} has no such argument")
 
 
 def call_with_mask(model: Any, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> Any:
@@ -53,6 +65,15 @@ class HeadFamily:
     few_steps_source: str
     call: Callable[[Any, torch.Tensor, torch.Tensor], Any] = call_with_mask
     """(model, pixel_values, pixel_mask) -> what the processor's post-processing takes"""
+    make_config: Callable[[dict[str, Any], dict[str, Any]], PretrainedConfig] | None = None
+    """(arguments, what all heads get: backbone_config, id2label, label2id) -> config; default: the
+    config class takes both"""
+    find: Callable[[Any, Any, torch.Tensor, int | None, float], Objects] = find_boxes
+    """(what `call` gave, processor, sizes, most of an image, threshold) -> what is on the images"""
+    task: str = "detection"
+    """The model.task that it is for"""
+    fit: Fit = "pad"
+    """The data.image_size.fit that it needs"""
     level_strides: Callable[[Any, Sequence[int]], Sequence[int]] = lambda config, strides: strides
     """Strides of all maps that the head works on, px, given its config and those of the backbone"""
 
@@ -82,27 +103,29 @@ def head_config(
     Raises:
         UserError: naming the argument that does not exist or is refused.
     """
-    known = {field.name for field in dataclasses.fields(family.config_class)}
-    unknown = sorted(set(cfg.head_args) - known)
-    if unknown:
-        raise UserError(
-            f"model.head_args.{unknown[0]}: {family.config_class.__name__} has no such argument"
-        )
+    args = {**family.defaults, **cfg.head_args}
+    shared = {
+        "backbone_config": backbone.module.config,
+        "id2label": taxonomy.id2label,
+        "label2id": taxonomy.label2id,
+    }
     kind: Any = family.config_class
     try:
-        return kind(
-            backbone_config=backbone.module.config,
-            id2label=taxonomy.id2label,
-            label2id=taxonomy.label2id,
-            **{**family.defaults, **cfg.head_args},
-        )
+        if family.make_config is not None:
+            return family.make_config(args, shared)
+        known = {field.name for field in dataclasses.fields(kind)}
+        refuse_unknown(args, known, kind.__name__)
+        return kind(**shared, **args)
+    except UserError:
+        raise
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise UserError(f"model.head_args: {' '.join(str(error).split())}") from error
 
 
 def _from_scratch(family: HeadFamily, config: PretrainedConfig) -> PreTrainedModel:
     try:
-        model = family.model_class(config)
+        with quiet_transformers():
+            model = family.model_class(config)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"model.head_args: the head cannot be built: {error}") from error
     family.initialise(model)

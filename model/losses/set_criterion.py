@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from transformers import PretrainedConfig
 
 from data.batch import Batch
@@ -19,7 +18,7 @@ from data.objects import Objects
 from model.losses.boxes import box_giou
 from model.losses.focal import focal_cost, sigmoid_focal_loss
 from model.losses.matching import match, per_image
-from model.losses.terms import Counts, Losses
+from model.losses.terms import Counts, Losses, class_cross_entropy, fp32
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class SetCriterion:
         """Terms of layer i < L - 1 end in `_i`, those of proposals in `_enc`."""
         objects, numbers = batch.objects, batch.num_objects
         with torch.autocast(device_type=outputs.logits.device.type, enabled=False):
-            logits, boxes = _fp32(outputs.logits), _fp32(outputs.boxes)
+            logits, boxes = fp32(outputs.logits), fp32(outputs.boxes)
             terms = self.layer_losses(logits, boxes, objects, numbers, step_counts)
             proposed = self.proposal_losses(outputs.proposals, objects, numbers, step_counts)
             weights = {
@@ -91,7 +90,7 @@ class SetCriterion:
         """
         if proposals is None:
             return {}
-        logits, boxes = (_fp32(tensor)[None] for tensor in proposals)
+        logits, boxes = (fp32(tensor)[None] for tensor in proposals)
         objects = replace(objects, classes=torch.zeros_like(objects.classes))
         return self.layer_losses(logits, boxes, objects, num_objects, step_counts)
 
@@ -135,15 +134,9 @@ class SetCriterion:
             goal[(*matched, classes)] = 1.0
             loss = sigmoid_focal_loss(logits, goal, self.config.focal_alpha)
             return loss.sum((1, 2, 3)), max(step_counts["boxes"], 1.0)
-        no_object = logits.shape[-1] - 1
-        goal = torch.full(logits.shape[:3], no_object, device=logits.device)
-        goal[matched] = classes
-        weight = torch.ones(no_object + 1, dtype=logits.dtype, device=logits.device)
-        weight[no_object] = self.config.eos_coefficient
-        loss = F.cross_entropy(logits.flatten(0, 2), goal.flatten(), weight, reduction="none")
-        unmatched = step_counts["images"] * logits.shape[2] - step_counts["matched"]
-        total_weight = step_counts["matched"] + self.config.eos_coefficient * unmatched
-        return loss.view(logits.shape[0], -1).sum(1), total_weight
+        return class_cross_entropy(
+            logits, matched, classes, step_counts, self.config.eos_coefficient
+        )
 
     @torch.no_grad()
     def cost(
@@ -168,8 +161,3 @@ class SetCriterion:
         giou = box_giou(boxes[..., :, None, :], goals[None, :, None])
         c = self.config
         return c.class_cost * scores + c.bbox_cost * distance - c.giou_cost * giou
-
-
-def _fp32(tensor: torch.Tensor) -> torch.Tensor:
-    """At least fp32; fp64 stays, for exactness tests."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

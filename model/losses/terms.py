@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 
 from data.batch import Batch
 
@@ -48,3 +49,32 @@ class Criterion(Protocol):
                 names of `counts`.
         """
         ...
+
+
+def class_cross_entropy(
+    logits: torch.Tensor,
+    matched: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    classes: torch.Tensor,
+    step_counts: Mapping[str, float],
+    no_object_weight: float,
+) -> tuple[torch.Tensor, float]:
+    """Sum of each layer's weighted cross-entropy, [L], and the step's weight to divide it by.
+
+    Args:
+        logits: [L, B, Q, C + 1], the last one of no object. matched: layer, image, query of each match.
+        classes: of each match. step_counts: with `matched` and `images`.
+    """
+    no_object = logits.shape[-1] - 1
+    goal = torch.full(logits.shape[:3], no_object, device=logits.device)
+    goal[matched] = classes
+    weight = torch.ones(no_object + 1, dtype=logits.dtype, device=logits.device)
+    weight[no_object] = no_object_weight
+    loss = F.cross_entropy(logits.flatten(0, 2), goal.flatten(), weight, reduction="none")
+    unmatched = step_counts["images"] * logits.shape[2] - step_counts["matched"]
+    total_weight = step_counts["matched"] + no_object_weight * unmatched
+    return loss.view(logits.shape[0], -1).sum(1), total_weight
+
+
+def fp32(tensor: torch.Tensor) -> torch.Tensor:
+    """At least fp32; fp64 stays, for exactness tests."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

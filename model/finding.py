@@ -1,0 +1,95 @@
+"""What a model's outputs say is on the images: boxes or masks, with classes and scores."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from data.boxes import from_corners
+from data.masks import Rle, encode_all, mask_column
+from data.objects import Objects
+
+MASKS_AT_ONCE = 16
+"""Masks that are made as large as the image at the same time"""
+
+
+def find_boxes(
+    outputs: Any, processor: Any, sizes: torch.Tensor, most: int | None, threshold: float
+) -> Objects:
+    """Boxes xywh in px of the decoded images, image by image, by falling score.
+
+    Args:
+        sizes: int64 [B, 2] (height, width) of the decoded images. most: highest-scored of each image.
+        threshold: only scores above it.
+    """
+    found = processor.post_process_object_detection(
+        outputs, threshold=threshold, target_sizes=sizes
+    )
+    rows = []
+    for row, result in enumerate(found):
+        top = result["scores"].argsort(descending=True, stable=True)[:most]
+        columns = [
+            torch.full_like(result["scores"], row)[top, None],
+            result["boxes"][top],
+            result["scores"][top, None],
+            result["labels"][top, None].to(result["scores"]),
+        ]
+        rows.append(torch.cat(columns, dim=1))
+    table = torch.cat(rows).cpu().numpy().astype(np.float64)  # one copy to the host
+    return Objects(
+        image=table[:, 0].astype(np.int64),
+        boxes=from_corners(table[:, 1:5]),
+        scores=table[:, 5],
+        classes=table[:, 6].astype(np.int64),
+    )
+
+
+def find_masks(
+    outputs: Any, processor: Any, sizes: torch.Tensor, most: int | None, threshold: float
+) -> Objects:
+    """Whole masks on the decoded images, with boxes around them; arguments as of `find_boxes`.
+
+    The score of a query's mask for a class is the class's probability times the mean probability of
+    the mask's pixels, as MaskFormer's authors have it; a mask is what has a probability above one half
+    after it was made as large as the image.
+    """
+    tables = []
+    for image, (height, width) in enumerate(sizes.tolist()):
+        masks = outputs.masks_queries_logits[image].float()
+        inside = (masks > 0).flatten(1).float()
+        quality = (masks.sigmoid().flatten(1) * inside).sum(1) / inside.sum(1).clamp(min=1)
+        classes = outputs.class_queries_logits[image].float().softmax(-1)[:, :-1]
+        scores, order = (classes * quality[:, None]).flatten().sort(descending=True, stable=True)
+        order = order[(scores > threshold) & (scores > 0)][:most]
+        queries, kinds = order // classes.shape[1], order % classes.shape[1]
+        wanted, place = queries.unique(return_inverse=True)
+        whole = _rles(masks[wanted], (height, width))
+        table = Objects(
+            image=np.full(len(order), image),
+            boxes=np.zeros((len(order), 4)),
+            scores=scores[: len(order)].cpu().numpy().astype(np.float64),
+            classes=kinds.cpu().numpy(),
+            masks=mask_column([whole[i][0] for i in place.tolist()]),
+        )
+        boxes = np.array([whole[i][1] for i in place.tolist()]).reshape(-1, 4)
+        filled = (boxes[:, 2:] > 0).all(axis=1)
+        tables.append(Objects(**{**table.columns(), "boxes": boxes}).take(filled))
+    return Objects.concat(tables)
+
+
+def _rles(masks: torch.Tensor, size: Sequence[int]) -> list[tuple[Rle, list[float]]]:
+    """Run lengths and xywh boxes of mask logits [k, h, w] made as large as `size` (height, width)."""
+    found = []
+    for part in masks.split(MASKS_AT_ONCE):
+        large = F.interpolate(part[None], size=tuple(size), mode="bilinear")[0] > 0
+        planes = large.cpu().numpy().view(np.uint8)
+        for rle, plane in zip(encode_all(planes), planes, strict=True):
+            rows, columns = np.flatnonzero(plane.any(1)), np.flatnonzero(plane.any(0))
+            box = [0.0, 0.0, 0.0, 0.0]
+            if len(rows):
+                right, bottom = columns[-1] + 1, rows[-1] + 1
+                box = [columns[0], rows[0], right - columns[0], bottom - rows[0]]
+            found.append((rle, [float(side) for side in box]))
+    return found

@@ -1,0 +1,215 @@
+"""The criterion of mask heads: Hungarian matching of whole masks, then class, mask and dice losses.
+
+As in `set_criterion`, every term is a sum over this micro-batch divided by a count of the whole step.
+Masks are compared in squares of 4 x 4 pixels, of which the target is the covered part; squares that are
+padded or ignored take no part, in proportion to their ignored pixels.
+
+Sources: MaskFormer (https://arxiv.org/abs/2107.06278), dice loss (https://arxiv.org/abs/1606.04797).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from data.batch import Batch
+from data.masks import CELL_PIXELS, CELL_PX
+from model.losses.focal import sigmoid_focal_loss
+from model.losses.matching import match
+from model.losses.terms import Counts, Losses, class_cross_entropy, fp32
+
+ALPHA = 0.25
+"""Weight of covered squares in the focal loss"""
+
+
+@dataclass(frozen=True)
+class MaskOutputs:
+    """What a mask head predicts for a batch; layer L - 1 is the last decoder layer."""
+
+    logits: torch.Tensor
+    """[L, B, Q, C + 1]"""
+    masks: Callable[[int, int, torch.Tensor | slice], torch.Tensor]
+    """(layer, image, queries) -> logits of these queries' masks [k, h, w]; so that those of all queries
+    and layers need not be kept at once"""
+
+
+@dataclass(frozen=True)
+class MaskWeights:
+    """Weights of the terms, in the loss and in the matching cost alike."""
+
+    classes: float
+    mask: float
+    dice: float
+    no_object: float
+    """Weight of a query without an object in the class loss"""
+
+
+class MaskCriterion:
+    """Matches predicted masks and objects, and gives the micro-batch's share of the loss."""
+
+    def __init__(self, weights: MaskWeights, num_queries: int, focal: bool):
+        """
+        Args:
+            num_queries: most objects that can be matched in an image.
+            focal: focal loss for masks (MaskFormer), else cross-entropy.
+        """
+        self.weights = weights
+        self.num_queries = num_queries
+        self.focal = focal
+
+    def counts(self, batch: Batch) -> Counts:
+        """Masks, those of them that find a query, and images."""
+        matched = sum(min(num, self.num_queries) for num in batch.num_objects)
+        images = len(batch.num_objects)
+        return Counts({"masks": sum(batch.num_objects), "matched": matched, "images": images})
+
+    def __call__(
+        self, outputs: MaskOutputs, batch: Batch, step_counts: Mapping[str, float]
+    ) -> Losses:
+        """Terms of layer i < L - 1 end in `_i`."""
+        with torch.autocast(device_type=outputs.logits.device.type, enabled=False):
+            logits = fp32(outputs.logits)
+            goals, known = targets(batch, logits.dtype)
+            cost = self.cost(outputs, logits, goals, known, batch)
+            queries, places = match(cost, batch.num_objects)
+            layer, image, query = queries.to(logits.device)
+            found = places.to(logits.device)
+            class_sum, class_count = class_cross_entropy(
+                logits,
+                (layer, image, query),
+                batch.objects.classes[found],
+                step_counts,
+                self.weights.no_object,
+            )
+            mask_sums, dice_sums = self.mask_losses(outputs, queries, places, goals, known)
+            per_mask = max(step_counts["masks"], 1.0)
+            terms = {
+                "loss_ce": class_sum / class_count,
+                "loss_mask": mask_sums / per_mask,
+                "loss_dice": dice_sums / per_mask,
+            }
+            weights = (self.weights.classes, self.weights.mask, self.weights.dice)
+            parts = [w * v.sum() for w, v in zip(weights, terms.values(), strict=True)]
+        last = logits.shape[0] - 1
+        by_name = {
+            name if number == last else f"{name}_{number}": values[number]
+            for name, values in terms.items()
+            for number in range(last + 1)
+        }
+        return Losses(sum(parts[1:], parts[0]), by_name)
+
+    @torch.no_grad()
+    def cost(
+        self,
+        outputs: MaskOutputs,
+        logits: torch.Tensor,
+        goals: torch.Tensor,
+        known: torch.Tensor,
+        batch: Batch,
+    ) -> torch.Tensor:
+        """Matching cost [L, B, Q, T] of every query and object; T is the most objects of an image.
+
+        One image and layer at a time: memory holds the masks of one image's queries.
+        """
+        layers, images, queries, _ = logits.shape
+        cost = logits.new_zeros(layers, images, queries, max(batch.num_objects))
+        own_goals = goals.split(list(batch.num_objects))
+        own_classes = batch.objects.classes.split(list(batch.num_objects))
+        for image, number in enumerate(batch.num_objects):
+            if not number:
+                continue
+            for layer in range(layers):
+                masks = fp32(outputs.masks(layer, image, slice(None)))
+                shape = masks.shape[-2:]
+                goal = _in_shape(own_goals[image], shape).flatten(1)
+                weight = _in_shape(known[image][None], shape).flatten()
+                scores = logits[layer, image].softmax(-1)[:, own_classes[image]]
+                own = self.weights.mask * self._mask_cost(masks.flatten(1), goal, weight)
+                own += self.weights.dice * _dice_cost(masks.flatten(1), goal, weight)
+                cost[layer, image, :, :number] = own - self.weights.classes * scores
+        return cost
+
+    def mask_losses(
+        self,
+        outputs: MaskOutputs,
+        queries: torch.Tensor,
+        places: torch.Tensor,
+        goals: torch.Tensor,
+        known: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sums of the mask and the dice losses of each layer's matched masks, [L] each.
+
+        Args:
+            queries: int64 [3, K] on the host: layer, image, query of every match. places: int64 [K] on
+                the host: its object, numbered through the batch.
+        """
+        layers = outputs.logits.shape[0]
+        sums = [[goals.new_zeros(()), goals.new_zeros(())] for _ in range(layers)]
+        for layer, image in sorted(set(zip(*queries[:2].tolist(), strict=True))):
+            own = ((queries[0] == layer) & (queries[1] == image)).nonzero()[:, 0]
+            masks = fp32(outputs.masks(layer, image, queries[2, own].to(goals.device)))
+            goal, weight = goals[places[own].to(goals.device)], known[image]
+            if masks.shape[-2:] != goal.shape[-2:]:
+                masks = F.interpolate(masks[None], size=goal.shape[-2:], mode="bilinear")[0]
+            sums[layer][0] = sums[layer][0] + self._mask_loss(masks, goal, weight)
+            sums[layer][1] = sums[layer][1] + _dice_loss(masks, goal, weight)
+        mask_sums, dice_sums = zip(*sums, strict=True)
+        # A micro-batch without objects has to give every parameter a gradient as well, of zero.
+        nothing = outputs.masks(layers - 1, 0, slice(0, 1)).sum() * 0
+        return torch.stack(mask_sums) + nothing, torch.stack(dice_sums)
+
+    def _mask_loss(
+        self, masks: torch.Tensor, goal: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        """Sum over masks [k, h, w] of their mean over the known squares; weight [h, w]."""
+        if self.focal:
+            loss = sigmoid_focal_loss(masks, goal, ALPHA)
+        else:
+            loss = F.binary_cross_entropy_with_logits(masks, goal, reduction="none")
+        return (loss * weight).sum() / weight.sum().clamp(min=1e-6)
+
+    def _mask_cost(
+        self, masks: torch.Tensor, goal: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        """[Q, T] of masks [Q, S] and goals [T, S]; weight [S]."""
+        if self.focal:
+            one, zero = (torch.full_like(masks, value) for value in (1.0, 0.0))
+            covered = sigmoid_focal_loss(masks, one, ALPHA) * weight
+            free = sigmoid_focal_loss(masks, zero, ALPHA) * weight
+        else:
+            covered, free = F.softplus(-masks) * weight, F.softplus(masks) * weight
+        return (covered @ goal.T + free @ (1 - goal).T) / weight.sum().clamp(min=1e-6)
+
+
+def targets(batch: Batch, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Covered parts [n, h, w] of every object's squares, and known parts [B, h, w] of every image's."""
+    assert batch.objects.masks is not None
+    covered = batch.objects.masks.to(dtype) / CELL_PIXELS
+    known = F.avg_pool2d(batch.pixel_mask.to(dtype)[:, None], CELL_PX)[:, 0]
+    if batch.ignored is not None:
+        known = known - batch.ignored.to(dtype) / CELL_PIXELS
+    return covered, known
+
+
+def _dice_cost(masks: torch.Tensor, goal: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """[Q, T] of masks [Q, S] and goals [T, S]; weight [S]."""
+    part = masks.sigmoid() * weight
+    both = 2 * part @ goal.T
+    total = part.sum(-1)[:, None] + (goal * weight).sum(-1)[None]
+    return 1 - (both + 1) / (total + 1)
+
+
+def _dice_loss(masks: torch.Tensor, goal: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Sum of the dice losses of masks [k, h, w]; weight [h, w]."""
+    part = masks.sigmoid() * weight
+    both = 2 * (part * goal).sum((1, 2))
+    total = part.sum((1, 2)) + (goal * weight).sum((1, 2))
+    return (1 - (both + 1) / (total + 1)).sum()
+
+
+def _in_shape(planes: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Planes [n, h, w] in the size of the predicted masks, for the cost alone."""
+    if tuple(planes.shape[-2:]) == tuple(shape):
+        return planes
+    return F.adaptive_avg_pool2d(planes[None], (shape[0], shape[1]))[0]
