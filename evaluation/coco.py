@@ -1,5 +1,6 @@
 """COCO detection metrics, by faster-coco-eval."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -33,26 +34,24 @@ def coco_metrics(split: Split, predictions: Predictions, taxonomy: Taxonomy) -> 
     The boxes of images that could not be read count as missed; `missing_images` says how many.
     Sizes are areas in pixels of the decoded image (small < 32^2, large > 96^2). A number without
     any object to measure it on is None. Of predictions with masks these are the numbers of the masks,
-    and those of the boxes around them are called box_AP and so on.
+    those of the boxes around them are called box_AP and so on, and flat_AP and so on those of what a
+    pipeline makes of them, where no two masks overlap.
 
     Classes are evaluated one by one, each on the images that it is on: time and memory follow the
     objects, not images times classes.
     """
     objects = split.objects
     counts = np.bincount(objects.classes[~objects.iscrowd], minlength=len(taxonomy.names))
-    truth, found = _by_class(objects, taxonomy), _by_class(predictions.objects, taxonomy)
+    truth = _by_class(objects, taxonomy)
     kinds = ("bbox",) if predictions.objects.masks is None else ("segm", "bbox")
-    metrics: dict[str, Any] = {}
-    for kind in reversed(kinds):
-        tables = {
-            c: _class_tables(truth[c], found[c], split, kind)
-            for c in np.flatnonzero(counts).tolist()
-        }
-        prefix = "" if kind == kinds[0] else "box_"
-        for name, (table, iou, areas) in SUMMARY.items():
-            values = [own[table][iou, ..., areas] for own in tables.values()]
-            metrics[f"{prefix}{name}"] = _mean(values)
-    metrics = {name: metrics[name] for name in sorted(metrics, key=lambda n: n.startswith("box_"))}
+    found = _by_class(predictions.objects, taxonomy)
+    tables = _tables(truth, found, counts, split, kinds[0])
+    metrics = _summary(tables, "")
+    for kind in kinds[1:]:
+        metrics |= _summary(_tables(truth, found, counts, split, kind), "box_")
+    if predictions.flat is not None:
+        found = _by_class(predictions.flat, taxonomy)
+        metrics |= _summary(_tables(truth, found, counts, split, kinds[0]), "flat_")
     metrics["missing_images"] = len(predictions.missing)
     metrics["per_class"] = {
         name: {
@@ -63,6 +62,21 @@ def coco_metrics(split: Split, predictions: Predictions, taxonomy: Taxonomy) -> 
         for c, name in enumerate(taxonomy.names)
     }
     return metrics
+
+
+def _tables(
+    truth: Sequence[Objects], found: Sequence[Objects], counts: np.ndarray, split: Split, kind: str
+) -> dict[int, dict[str, np.ndarray]]:
+    """Those of `_class_tables` by class, for the classes that are there."""
+    present = np.flatnonzero(counts).tolist()
+    return {c: _class_tables(truth[c], found[c], split, kind) for c in present}
+
+
+def _summary(tables: Mapping[int, Mapping[str, np.ndarray]], prefix: str) -> dict[str, Any]:
+    return {
+        f"{prefix}{name}": _mean([own[table][iou, ..., areas] for own in tables.values()])
+        for name, (table, iou, areas) in SUMMARY.items()
+    }
 
 
 def _by_class(objects: Objects, taxonomy: Taxonomy) -> list[Objects]:

@@ -33,6 +33,8 @@ class Predictions:
     model finds them; ordered by image and falling score"""
     missing: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """int64 [m]: images whose pixels could not be had; nothing is found on them"""
+    flat: Objects | None = None
+    """Beside masks: those of `pipeline("image-segmentation")`, of which no two overlap"""
 
 
 @torch.no_grad()
@@ -42,6 +44,7 @@ def predict_split(
     loader: DataLoader[Batch],
     num_images: int,
     max_detections: int,
+    flat_threshold: float,
     memory: MemoryWatch,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Predictions | None:
@@ -54,6 +57,7 @@ def predict_split(
         trainable: itself, not its DDP wrapper.
         loader: this rank's share of the batches of `evaluation_batches`.
         num_images: size of the split.
+        flat_threshold: lowest score of what a pipeline is to give, where that differs.
         stopped: asked before every batch, by all ranks together; True ends the evaluation.
 
     Returns: None if it was stopped.
@@ -64,6 +68,7 @@ def predict_split(
     was_training = trainable.training
     trainable.eval()
     tables: list[Objects] = []
+    flat: list[Objects] = []
     seen: list[tuple[int, bool]] = []
     try:
         with batches_of(loader) as batches:
@@ -74,8 +79,13 @@ def predict_split(
                 if batch is None:  # another rank has one more
                     continue
                 with memory.holds(batch):
-                    found = trainable.predict(batch.to(accelerator.device), max_detections)
-                tables.append(replace(found, image=np.array(batch.indices)[found.image]))
+                    found, own_flat = trainable.predict_with_flat(
+                        batch.to(accelerator.device), max_detections, flat_threshold
+                    )
+                places = np.array(batch.indices)
+                tables.append(replace(found, image=places[found.image]))
+                if own_flat is not None:
+                    flat.append(replace(own_flat, image=places[own_flat.image]))
                 seen += zip(batch.indices, batch.missing, strict=True)
     finally:
         trainable.train(was_training)
@@ -83,8 +93,17 @@ def predict_split(
     assert sorted(covered[:, 0]) == list(range(num_images)), "each image is predicted once"
     missing = np.sort(covered[covered[:, 1] > 0, 0])
     objects = _gather_objects(accelerator, Objects.concat(tables))
+    objects = _in_order(objects, missing)
+    if objects.masks is None:
+        return Predictions(objects, missing)
+    flat_objects = _gather_objects(accelerator, Objects.concat(flat))
+    return Predictions(objects, missing, _in_order(flat_objects, missing))
+
+
+def _in_order(objects: Objects, missing: np.ndarray) -> Objects:
+    """By image and falling score, without those of missing images."""
     objects = objects.take(~np.isin(objects.image, missing))
-    return Predictions(objects.take(np.lexsort((-objects.scores, objects.image))), missing)
+    return objects.take(np.lexsort((-objects.scores, objects.image)))
 
 
 def _gather_objects(accelerator: Accelerator, own: Objects) -> Objects:

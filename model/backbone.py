@@ -194,7 +194,7 @@ def _from_pretrained(cfg: ModelConfig, folder: Path, num_maps: int) -> tuple[nn.
     except (OSError, ValueError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}") from error
     stages = list(config.stage_names)
-    features = cfg.out_features or stages[-num_maps:]
+    features = cfg.out_features or [stage for stage in stages if stage != "stem"][-num_maps:]
     if not set(features) <= set(stages):
         raise UserError(f"model.out_features {features}: this backbone has {stages}")
     try:

@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from data.boxes import from_corners
-from data.masks import Rle, encode_all, mask_column
+from data.masks import Rle, encode, encode_all, mask_column
 from data.objects import Objects
+from model.source import quiet_transformers
 
+PIPELINE_OVERLAP = 0.5
+"""The pipeline's own default of overlap_mask_area_threshold"""
 MASKS_AT_ONCE = 16
 """Masks that are made as large as the image at the same time"""
 
@@ -79,17 +82,50 @@ def find_masks(
     return Objects.concat(tables)
 
 
+def find_flat_masks(outputs: Any, processor: Any, sizes: torch.Tensor, threshold: float) -> Objects:
+    """What `pipeline("image-segmentation")` gives: one map of the image, where each pixel belongs to the
+    most probable mask; arguments as of `find_boxes`."""
+    with quiet_transformers():  # that nothing is to be fused is no news
+        found = processor.post_process_panoptic_segmentation(
+            outputs,
+            threshold=threshold,
+            overlap_mask_area_threshold=PIPELINE_OVERLAP,
+            label_ids_to_fuse=set(),
+            target_sizes=[tuple(size) for size in sizes.tolist()],
+        )
+    tables = []
+    for image, result in enumerate(found):
+        plane = result["segmentation"].cpu().numpy().astype(np.int64)
+        segments = result["segments_info"]
+        masks = [plane == segment["id"] for segment in segments]
+        tables.append(
+            Objects(
+                image=np.full(len(segments), image),
+                boxes=np.array([_box(mask) for mask in masks]).reshape(-1, 4),
+                scores=np.array([segment["score"] for segment in segments], np.float64),
+                classes=np.array([segment["label_id"] for segment in segments], np.int64),
+                masks=mask_column([encode(mask) for mask in masks]),
+            )
+        )
+    return Objects.concat(tables)
+
+
+def _box(plane: np.ndarray) -> list[float]:
+    """xywh around what is set of [H, W], px; all 0 if nothing is."""
+    rows, columns = np.flatnonzero(plane.any(1)), np.flatnonzero(plane.any(0))
+    if not len(rows):
+        return [0.0, 0.0, 0.0, 0.0]
+    right, bottom = columns[-1] + 1, rows[-1] + 1
+    box = (columns[0], rows[0], right - columns[0], bottom - rows[0])
+    return [float(side) for side in box]
+
+
 def _rles(masks: torch.Tensor, size: Sequence[int]) -> list[tuple[Rle, list[float]]]:
     """Run lengths and xywh boxes of mask logits [k, h, w] made as large as `size` (height, width)."""
     found = []
-    for part in masks.split(MASKS_AT_ONCE):
+    for part in masks.split(MASKS_AT_ONCE) if len(masks) else ():
         large = F.interpolate(part[None], size=tuple(size), mode="bilinear")[0] > 0
         planes = large.cpu().numpy().view(np.uint8)
         for rle, plane in zip(encode_all(planes), planes, strict=True):
-            rows, columns = np.flatnonzero(plane.any(1)), np.flatnonzero(plane.any(0))
-            box = [0.0, 0.0, 0.0, 0.0]
-            if len(rows):
-                right, bottom = columns[-1] + 1, rows[-1] + 1
-                box = [columns[0], rows[0], right - columns[0], bottom - rows[0]]
-            found.append((rle, [float(side) for side in box]))
+            found.append((rle, _box(plane)))
     return found

@@ -70,11 +70,32 @@ class Trainable(nn.Module):
 
         Returns: numpy columns, image by image, by falling score.
         """
-        call = call_with_mask if self.family is None else self.family.call
         find = find_boxes if self.family is None else self.family.find
-        outputs = call(self.model, self._pixels(batch), batch.pixel_mask)
-        sizes = torch.tensor(batch.orig_sizes, device=batch.pixel_mask.device)
+        outputs, sizes = self._raw(batch)
         return find(outputs, self.processor, sizes, max_detections, threshold)
+
+    @torch.no_grad()
+    def predict_with_flat(
+        self, batch: Batch, max_detections: int, flat_threshold: float
+    ) -> tuple[Objects, Objects | None]:
+        """As `predict`, and what a pipeline of transformers makes of the same outputs, where no two masks
+        overlap.
+
+        Args:
+            flat_threshold: of the pipeline. Returns: None in its place for boxes, which are the same there.
+        """
+        outputs, sizes = self._raw(batch)
+        if self.family is None or self.family.find_flat is None:
+            find = find_boxes if self.family is None else self.family.find
+            return find(outputs, self.processor, sizes, max_detections, NO_THRESHOLD), None
+        whole = self.family.find(outputs, self.processor, sizes, max_detections, NO_THRESHOLD)
+        return whole, self.family.find_flat(outputs, self.processor, sizes, flat_threshold)
+
+    def _raw(self, batch: Batch) -> tuple[Any, torch.Tensor]:
+        """The model's own outputs, and (height, width) of the decoded images, int64 [B, 2]."""
+        call = call_with_mask if self.family is None else self.family.call
+        outputs = call(self.model, self._pixels(batch), batch.pixel_mask)
+        return outputs, torch.tensor(batch.orig_sizes, device=batch.pixel_mask.device)
 
     def _pixels(self, batch: Batch) -> torch.Tensor:
         return self.normalization(batch.pixel_values, batch.pixel_mask).to(self.model.dtype)

@@ -45,12 +45,14 @@ def draw_objects(
     pen = ImageDraw.Draw(canvas)
     line = max(2, round(max(width, height) / 400))
     font = ImageFont.load_default(size=max(11, round(max(width, height) / 50)))
-    for box in [] if truth is None else _corners(truth, scale):
+    edges = truth if truth is not None and objects.masks is None else Objects.none()
+    for box in _corners(edges, scale):
         pen.rectangle(box, outline=TRUTH, width=max(1, line // 2))
     for box, label, kind in zip(_corners(objects, scale), labels, objects.classes, strict=True):
         colour = COLOURS[int(kind) % len(COLOURS)]
         x1, y1, x2, y2 = box
-        pen.rectangle((x1, y1, x2, y2), outline=colour, width=line)
+        if objects.masks is None:
+            pen.rectangle((x1, y1, x2, y2), outline=colour, width=line)
         label = printable(label, 60)
         if label:
             left, top, right, bottom = pen.textbbox((0, 0), label, font=font)

@@ -120,9 +120,10 @@ def metric_lines(metrics: dict[str, Any], max_classes: int = 20) -> Iterator[str
     """One line of totals, then one per class (the worst ones, if there are many)."""
     totals = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100"]
     yield "  ".join(f"{name} {_text(metrics[name])}" for name in totals)
-    if "box_AP" in metrics:
-        boxes = "  ".join(f"{name} {_text(metrics[f'box_{name}'])}" for name in totals)
-        yield f"boxes around masks  {boxes}"
+    for prefix, what in (("box_", "boxes around masks"), ("flat_", "flat map of pipeline()")):
+        if f"{prefix}AP" in metrics:
+            values = "  ".join(f"{name} {_text(metrics[prefix + name])}" for name in totals)
+            yield f"{what}: {values}"
     if metrics["missing_images"]:
         yield (
             f"  {metrics['missing_images']} validation image(s) cannot be read; their boxes count as "

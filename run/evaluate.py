@@ -60,6 +60,7 @@ def score(
         run.val_loader(),
         len(run.data.val),
         run.cfg.eval.max_detections,
+        run.cfg.eval.score_threshold,
         MemoryWatch(run.accelerator.device, "eval.batch_size"),
         stopped,
     )

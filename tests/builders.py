@@ -38,6 +38,11 @@ def write_images(folder: Path, num: int, seed: int = 0) -> list[str]:
     return names
 
 
+def cut_box(x: float, y: float, w: float, h: float) -> list[float]:
+    """A polygon that fills a box but for its lower right corner."""
+    return [x, y, x + w, y, x + w, y + h / 2, x + w / 2, y + h, x, y + h]
+
+
 def write_coco(
     root: Path, num: int = 8, split: str = "train", ids: Sequence[int] = (1,), seed: int = 0
 ) -> Path:
@@ -56,6 +61,7 @@ def write_coco(
                     "bbox": [x, y, w, h],
                     "area": w * h,
                     "iscrowd": 0,
+                    "segmentation": [cut_box(x, y, w, h)],
                 }
             )
     file = root / "annotations" / f"{split}.json"
@@ -113,17 +119,25 @@ TINY_HEAD = {
     "detr": TINY_TRANSFORMER,
     "conditional_detr": TINY_TRANSFORMER,
     "deformable_detr": {**TINY_TRANSFORMER, "num_feature_levels": 1},
+    "maskformer": {
+        **{n: v for n, v in TINY_TRANSFORMER.items() if "encoder" not in n},
+        "fpn_feature_size": 32,
+        "mask_feature_size": 16,
+    },
 }
 """head_args of heads that take seconds"""
+MASK_HEADS = ["maskformer"]
+BOX_HEADS = [head for head in TINY_HEAD if head not in MASK_HEADS]
 
-VARIANTS = {
-    **{head: (head, {}) for head in TINY_HEAD},
+BOX_VARIANTS = {
+    **{head: (head, {}) for head in BOX_HEADS},
     "deformable_detr_two_stage": (
         "deformable_detr",
         {"two_stage": True, "two_stage_num_proposals": 6},
     ),
     "deformable_detr_plain": ("deformable_detr", {"with_box_refine": False}),
 }
+VARIANTS = {**BOX_VARIANTS, **{head: (head, {}) for head in MASK_HEADS}}
 """(head, further head_args) by name"""
 
 FOUR_IMAGES = {
@@ -135,6 +149,11 @@ FOUR_IMAGES = {
 """Boxes of four images; the tiny heads have 6 queries"""
 
 
+def task_of(head: str) -> str:
+    """The model.task of a head."""
+    return "instance_segmentation" if head in MASK_HEADS else "detection"
+
+
 def tiny_detector(folder: Path, variant: str):
     """A detector of three classes on a tiny backbone written to `folder`, always the same."""
     from data.taxonomy import Taxonomy
@@ -144,7 +163,8 @@ def tiny_detector(folder: Path, variant: str):
     if not folder.exists():
         save_backbone(folder)
     head, arguments = VARIANTS[variant]
-    cfg = ModelConfig(backbone=str(folder), head=head, head_args={**TINY_HEAD[head], **arguments})
+    head_args = {**TINY_HEAD[head], **arguments}
+    cfg = ModelConfig(task_of(head), str(folder), head=head, head_args=head_args)
     torch.manual_seed(0)
     return build_model(cfg, Taxonomy(("a", "b", "c"), (0, 1, 2)))
 
@@ -167,9 +187,18 @@ def make_batch(numbers: Sequence[int], seed: int = 1, num_classes: int = 3):
         tables.append(Objects(torch.cat([centres, sides], 1).numpy(), classes.numpy()))
     objects = Objects.of_images(tables).each(torch.from_numpy)
     objects = dataclasses.replace(objects, boxes=objects.boxes.float())
+    masks = torch.randint(0, 17, (len(objects), 16, 24), generator=generator).byte()
+    for row, (x, y, w, h) in enumerate((objects.boxes * torch.tensor([24, 16, 24, 16])).tolist()):
+        inside = torch.zeros(16, 24, dtype=torch.bool)
+        inside[int(y - h / 2) : int(y + h / 2) + 1, int(x - w / 2) : int(x + w / 2) + 1] = True
+        masks[row, ~inside] = 0
+    objects = dataclasses.replace(objects, masks=masks)
     names = list(range(len(numbers)))
     sizes = [(64, 96)] * len(numbers)
-    return Batch(pixels.byte(), mask, objects, list(numbers), names, names, sizes)
+    batch = Batch(pixels.byte(), mask, objects, list(numbers), names, names, sizes)
+    batch.ignored = torch.zeros(len(numbers), 16, 24, dtype=torch.uint8)
+    batch.ignored[-1, :3, :5] = 7
+    return batch
 
 
 def part_of(batch, rows: slice):
@@ -187,6 +216,7 @@ def part_of(batch, rows: slice):
         batch.pixel_mask[rows],
         objects.each(torch.from_numpy),
         *(getattr(batch, name)[rows] for name in lists),
+        ignored=batch.ignored[rows],
     )
 
 
@@ -221,6 +251,7 @@ def tiny_run(tmp_path: Path, variant: str = "deformable_detr", **keys: object) -
         "data__image_size__longest": 64,
         "data__num_workers": 0,
         "model__backbone": backbone,
+        "model__task": task_of(head),
         "model__head": head,
         "model__head_args": json.dumps({**TINY_HEAD[head], **arguments}),
         "optim__warmup_steps": 1,

@@ -63,6 +63,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         ),
         len(data.val),
         cfg.eval.max_detections,
+        cfg.eval.score_threshold,
         MemoryWatch(accelerator.device, "eval.batch_size"),
     )
     assert predictions is not None, "nothing stops it"

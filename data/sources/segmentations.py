@@ -52,7 +52,8 @@ def _rle(rle: dict[str, Any]) -> Rle | str:
     size, runs = checked
     if not sum(runs[1::2]):
         return "mask without area"
-    runs.append(size[0] * size[1] - sum(runs))  # files may leave out the background at the end
+    if rest := size[0] * size[1] - sum(runs):  # files may leave out the background at the end
+        runs = [*runs, rest] if len(runs) % 2 == 0 else [*runs[:-1], runs[-1] + rest]
     counts = mask_api.frPyObjects({"size": list(size), "counts": runs}, *size)["counts"]
     return Rle(size, counts if isinstance(counts, bytes) else counts.encode("ascii"))
 

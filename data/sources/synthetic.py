@@ -25,8 +25,8 @@ FORMAT = 1
 """Raise it when scenes change, so that old caches are not read"""
 JPEG_QUALITY = 92
 TAXONOMY = Taxonomy(("license_plate",), (1,))
-MASK_TAXONOMY = Taxonomy(("license_plate", "car", "sign", "building"), (1, 2, 3, 4))
-MIN_MASK_PX = 16
+MASK_TAXONOMY = Taxonomy(("license_plate", "car"), (1, 2))
+MIN_MASK_PX = 64
 """What shows less of itself is not labelled"""
 
 
@@ -34,7 +34,7 @@ def ensure_written(cfg: DataConfig, seed: int, masks: bool = False) -> DataConfi
     """Write the scenes unless they are there, and return `cfg` pointing at the COCO files.
 
     Args:
-        masks: plates, cars, signs and buildings with their masks, instead of plates alone.
+        masks: plates and cars with their masks, instead of plates alone.
     """
     folder = cache_folder(cfg, seed, masks)
     if not folder.is_dir():
@@ -81,13 +81,14 @@ def _plates(boxes: np.ndarray) -> Objects:
 
 
 def _things(scene: Scene) -> Objects:
-    """What can be seen of every plate, car, sign and building; a plate is a part of its car."""
+    """What can be seen of every car, and of its plate, which is a part of it."""
     planes: list[np.ndarray] = []
     classes: list[int] = []
     for number, kind in enumerate(scene.kinds, 1):
+        if kind != "car":
+            continue
         own = scene.ids == number
-        found = [(own, kind), (own & (scene.parts == PART["plate"]), "license_plate")]
-        for plane, name in found if kind == "car" else found[:1]:
+        for plane, name in ((own, kind), (own & (scene.parts == PART["plate"]), "license_plate")):
             if plane.sum() >= MIN_MASK_PX:
                 planes.append(plane)
                 classes.append(MASK_TAXONOMY.label2id[name])

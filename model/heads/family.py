@@ -70,6 +70,9 @@ class HeadFamily:
     config class takes both"""
     find: Callable[[Any, Any, torch.Tensor, int | None, float], Objects] = find_boxes
     """(what `call` gave, processor, sizes, most of an image, threshold) -> what is on the images"""
+    find_flat: Callable[[Any, Any, torch.Tensor, float], Objects] | None = None
+    """(what `call` gave, processor, sizes, threshold) -> what a pipeline of transformers gives, if that
+    is less than `find` does"""
     task: str = "detection"
     """The model.task that it is for"""
     fit: Fit = "pad"

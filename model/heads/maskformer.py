@@ -12,7 +12,7 @@ from transformers.models.maskformer.image_processing_pil_maskformer import (
 )
 
 from errors import UserError
-from model.finding import find_masks
+from model.finding import find_flat_masks, find_masks
 from model.heads.family import HeadFamily, refuse_unknown
 from model.losses.mask_criterion import MaskCriterion, MaskOutputs, MaskWeights
 
@@ -109,5 +109,6 @@ FAMILY = HeadFamily(
     call=call,
     make_config=make_config,
     find=find_masks,
+    find_flat=find_flat_masks,
     fit="stretch",
 )

@@ -188,7 +188,7 @@ def targets(batch: Batch, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tenso
     covered = batch.objects.masks.to(dtype) / CELL_PIXELS
     known = F.avg_pool2d(batch.pixel_mask.to(dtype)[:, None], CELL_PX)[:, 0]
     if batch.ignored is not None:
-        known = known - batch.ignored.to(dtype) / CELL_PIXELS
+        known = (known - batch.ignored.to(dtype) / CELL_PIXELS).clamp(min=0)
     return covered, known
 
 

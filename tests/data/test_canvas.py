@@ -68,9 +68,11 @@ def test_further_levels_of_a_head_count(tmp_path):
 @pytest.mark.parametrize(
     "rule",
     [
-        CanvasRule(ImageSizeConfig(192)),
-        CanvasRule(ImageSizeConfig(100), 14),
-        CanvasRule(ImageSizeConfig(1333, 800), 64),
+        CanvasRule.fitted(ImageSizeConfig(192), 32, "pad"),
+        CanvasRule.fitted(ImageSizeConfig(100), 14, "pad"),
+        CanvasRule.fitted(ImageSizeConfig(1333, 800), 64, "pad"),
+        CanvasRule.fitted(ImageSizeConfig(100, 50), 32, "stretch"),
+        CanvasRule.fitted(ImageSizeConfig(100, fit="stretch"), 14, "pad"),
     ],
 )
 def test_rule_comes_back_from_the_exported_processors_settings(rule):
@@ -82,4 +84,4 @@ def test_rule_comes_back_from_the_exported_processors_settings(rule):
 
 def test_processor_that_resizes_otherwise_is_refused():
     with pytest.raises(ValueError, match="resizes to .*not supported"):
-        CanvasRule.of_processor({"size": {"height": 640, "width": 640}})
+        CanvasRule.of_processor({"size": {"height": 640, "width": 480}})

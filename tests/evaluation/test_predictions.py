@@ -62,7 +62,7 @@ def score(tmp_path, head, size, spoil=0.0):
     trainable = Trainable(model, processor, Normalization(), None)
     memory = MemoryWatch(torch.device("cpu"), "eval.batch_size")
     predictions = predict_split(
-        Accelerator(cpu=True), trainable, loader, len(data.val), 100, memory
+        Accelerator(cpu=True), trainable, loader, len(data.val), 100, 0.5, memory
     )
     return coco_metrics(data.val, predictions, data.taxonomy)
 

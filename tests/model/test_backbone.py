@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from builders import SHARED, TINY_HEAD, losses_of, make_batch, save_backbone
+from builders import SHARED, TINY_HEAD, losses_of, make_batch, save_backbone, task_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoBackbone, DetrConfig, DetrForObjectDetection
 
@@ -20,7 +20,8 @@ STREET = ROOT / "street" / "backbone"
 
 def tiny(folder, head="detr", **changes):
     return ModelConfig(
-        **{"backbone": str(folder), "head": head, "head_args": TINY_HEAD[head], **changes}
+        task=task_of(head),
+        **{"backbone": str(folder), "head": head, "head_args": TINY_HEAD[head], **changes},
     )
 
 

@@ -40,7 +40,7 @@ BOX = np.array([[40.0, 30.0, 20.0, 10.0]])
 def augmented(specs, image, boxes, seed, size=None):
     """Image, boxes, and which of the given boxes they are."""
     augment = specs if isinstance(specs, Augment) else Augment(specs)
-    image, objects = augment(image, Objects(boxes, np.arange(len(boxes))), seed, size)
+    image, objects, _ = augment(image, Objects(boxes, np.arange(len(boxes))), seed, size)
     return image, objects.boxes, objects.classes
 
 

@@ -34,7 +34,7 @@ SECOND, IMAGE, CATEGORY = ("annotations", 1), ("images", 1), ("categories", 1)
 
 COCO = {
     "annotation that is no object": (coco(SECOND, 5), "broken row", "annotations at place 1"),
-    "no bbox": (coco(SECOND, bbox=ABSENT), "broken row", "annotation 2"),
+    "no bbox": (coco(SECOND, bbox=ABSENT, segmentation=ABSENT), "broken row", "annotation 2"),
     "bbox of three": (coco(SECOND, bbox=[1, 2, 3]), "broken row", "002.jpg, annotation 2"),
     "bbox of texts": (coco(SECOND, bbox=list("1234")), "broken row", "002.jpg, annotation 2"),
     "bbox with null": (coco(SECOND, bbox=[1, 2, None, 4]), "broken row", "annotation 2"),

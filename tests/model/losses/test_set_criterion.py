@@ -1,7 +1,7 @@
 import pytest
 import torch
+from builders import BOX_VARIANTS, VARIANTS, losses_of, make_batch, part_of, tiny_detector
 from builders import FOUR_IMAGES as TARGETS
-from builders import VARIANTS, losses_of, make_batch, part_of, tiny_detector
 
 from benchmarks.default_criterion import labels_of
 from model.losses.set_criterion import SetCriterion, SetOutputs
@@ -26,7 +26,7 @@ def gradient(model):
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", BOX_VARIANTS)
 @pytest.mark.parametrize("targets", TARGETS)
 def test_equals_transformers_on_one_process_and_one_batch(tmp_path, head, targets):
     """Term by term; the proposals of two stages come on top, since transformers leaves them out."""

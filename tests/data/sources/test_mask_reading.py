@@ -1,0 +1,185 @@
+"""Masks of COCO files: every way to write them, every way to get them wrong."""
+
+import json
+import random
+import resource
+
+import numpy as np
+import pytest
+from builders import write_coco
+from pycocotools import mask as reference
+
+from data.build import build_data, read_data
+from data.findings import Findings
+from data.masks import Polygons, Rle, pixels_of, to_rle
+from data.sources.segmentations import mask_of_segmentation
+from errors import UserError
+from settings.keys import DataConfig
+
+SIZE = (64, 96)
+TRIANGLE = [[10.0, 10, 60, 12, 30, 50]]
+
+
+def as_rle(polygons, size=SIZE, compressed=True):
+    rle = reference.merge(reference.frPyObjects(polygons, *size))
+    counts = rle["counts"].decode()
+    if compressed:
+        return {"size": list(size), "counts": counts}
+    flat = reference.decode(rle).ravel(order="F")
+    changes = np.flatnonzero(np.diff(np.concatenate([[0], flat]))).tolist()
+    return {"size": list(size), "counts": np.diff([0, *changes, len(flat)]).tolist()}
+
+
+WAYS = {
+    "polygons": TRIANGLE,
+    "one polygon": TRIANGLE[0],
+    "compressed": as_rle(TRIANGLE),
+    "run lengths": as_rle(TRIANGLE, compressed=False),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_write_a_mask_gives_the_same_pixels(way):
+    mask = mask_of_segmentation(WAYS[way], SIZE)
+    wanted = reference.decode({**as_rle(TRIANGLE)})
+    plane = np.zeros(SIZE, np.uint8)
+    plane[pixels_of(mask, SIZE)] = 1
+    np.testing.assert_array_equal(plane, wanted)
+    assert to_rle(mask, SIZE).counts.decode() == as_rle(TRIANGLE)["counts"]
+
+
+BROKEN = {
+    "none": (None, "no mask"),
+    "empty list": ([], "no mask"),
+    "a text": ("mask", "broken mask"),
+    "odd numbers": ([[1, 2, 3, 4, 5, 6, 7]], "broken mask"),
+    "texts": ([["1", "2", "3", "4", "5", "6"]], "broken mask"),
+    "nan": ([[1, 2, 3, 4, 5, float("nan")]], "broken mask"),
+    "infinite": ([[1, 2, 3, 4, 5, float("inf")]], "broken mask"),
+    "two corners": ([[1, 2, 3, 4]], "mask without area"),
+    "counts beyond the picture": ({"size": [4, 4], "counts": [10, 10]}, "broken mask"),
+    "negative counts": ({"size": [4, 4], "counts": [10, -3, 5]}, "broken mask"),
+    "no counts": ({"size": [4, 4]}, "broken mask"),
+    "size of one": ({"size": [4], "counts": [16]}, "broken mask"),
+    "size of zero": ({"size": [0, 4], "counts": []}, "broken mask"),
+    "huge size": ({"size": [10**6, 10**6], "counts": [10**12]}, "broken mask"),
+    "characters that are none": ({"size": [4, 4], "counts": "é~"}, "broken mask"),
+    "nothing covered": ({"size": [4, 4], "counts": [16]}, "mask without area"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_is_no_mask_is_said(case):
+    segmentation, kind = BROKEN[case]
+    assert mask_of_segmentation(segmentation, SIZE) == kind
+
+
+def edited(tmp_path, edit):
+    write_coco(tmp_path, 8)
+    file = tmp_path / "annotations/train.json"
+    content = json.loads(file.read_text())
+    edit(content)
+    file.write_text(json.dumps(content))
+    return DataConfig(source="coco", path=str(tmp_path), val_fraction=0.25)
+
+
+PLANTED = {
+    "no mask": lambda a: a.pop("segmentation"),
+    "mask without area": lambda a: a.update(segmentation=[[1, 1, 5, 5]]),
+    "mask of another size": lambda a: a.update(segmentation=as_rle(TRIANGLE, (50, 300))),
+    "mask outside the image": lambda a: a.update(segmentation=[[500, 500, 600, 500, 600, 600]]),
+    "mask and box disagree": lambda a: a.update(segmentation=[[60, 40, 90, 40, 90, 60]]),
+    "broken mask": lambda a: a.update(segmentation=[[1, 2, 3]]),
+}
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_planted_defects_are_named_once_and_by_their_annotation(tmp_path, kind):
+    cfg = edited(tmp_path, lambda content: PLANTED[kind](content["annotations"][0]))
+    findings = Findings()
+    data = read_data(cfg, 0, findings, masks=True)
+    ((found),) = [f for f in findings if "mask" in f.kind]
+    assert found.kind == kind
+    assert "000.jpg, annotation 1" in found.where
+    kept = sum(len(record.objects) for record in [*data.train.records, *data.val.records])
+    assert kept == (8 if kind == "mask and box disagree" else 7)
+    if kind == "broken mask":
+        with pytest.raises(UserError, match=r"000.jpg, annotation 1: broken mask"):
+            build_data(cfg, 0, masks=True)
+
+
+def test_run_lengths_of_another_size_of_the_picture_are_scaled(tmp_path):
+    def double(content):
+        twice = [[2 * v for v in TRIANGLE[0]]]
+        content["annotations"][0]["segmentation"] = as_rle(twice, (128, 192))
+
+    data = read_data(edited(tmp_path, double), 0, findings := Findings(), masks=True)
+    assert not [f for f in findings if "size" in f.kind]
+    (mask,) = next(r for r in data.train.records if "000.jpg" in r.where).objects.masks
+    assert mask.size == (128, 192)
+    wanted = int(reference.area(as_rle(TRIANGLE)))
+    assert len(pixels_of(mask, SIZE)[0]) == pytest.approx(wanted, abs=40)
+
+
+def test_boxes_alone_are_no_dataset_for_masks(tmp_path):
+    cfg = edited(tmp_path, lambda c: [a.pop("segmentation") for a in c["annotations"]])
+    with pytest.raises(UserError, match="not one valid mask"):
+        read_data(cfg, 0, Findings(), masks=True)
+    assert len(read_data(cfg, 0, Findings()).train.objects)
+
+
+def test_other_masks_are_another_dataset(tmp_path):
+    cfg = edited(tmp_path, lambda content: None)
+    before = build_data(cfg, 0, masks=True).fingerprint()
+    assert build_data(cfg, 0, masks=True).fingerprint() == before
+    other = edited(tmp_path, lambda c: c["annotations"][0]["segmentation"][0].__setitem__(0, 11))
+    assert build_data(other, 0, masks=True).fingerprint() != before
+
+
+def test_sources_without_masks_say_so(tmp_path):
+    with pytest.raises(UserError, match="data.source yolo: masks are not read from it yet"):
+        read_data(DataConfig(source="yolo", path=str(tmp_path)), 0, Findings(), masks=True)
+
+
+def mutant(rng):
+    """Polygons or run lengths with something wrong in them, most of the time."""
+    numbers = [0, -1, 1.5, 63, 96, 1e9, -1e9, 1e300, float("nan"), float("inf"), 2**70, None, "7"]
+    if rng.random() < 0.5:
+        polygons = [
+            [rng.uniform(-20, 120) for _ in range(rng.choice([0, 3, 4, 6, 8, 40, 400]))]
+            for _ in range(rng.choice([1, 1, 2, 5]))
+        ]
+        for _ in range(rng.choice([0, 1, 3])):
+            polygon = rng.choice(polygons)
+            if polygon:
+                polygon[rng.randrange(len(polygon))] = rng.choice(numbers)
+        return rng.choice([polygons, polygons, polygons[0], [polygons], {"size": polygons}])
+    rle = dict(rng.choice([as_rle(TRIANGLE), as_rle(TRIANGLE, compressed=False)]))
+    counts = rle["counts"]
+    place = rng.randrange(len(counts))
+    if isinstance(counts, str):
+        piece = "".join(chr(rng.randrange(30, 200)) for _ in range(rng.choice([0, 1, 5, 50])))
+        rle["counts"] = counts[:place] + piece + counts[place + rng.choice([0, 1, 9]) :]
+    else:
+        rle["counts"] = [*counts[:place], rng.choice([*numbers, 5, 100]), *counts[place + 1 :]]
+    if rng.random() < 0.3:
+        rle["size"] = [rng.choice([*numbers, 64, 96, 1, 10**5]) for _ in range(2)]
+    return rle
+
+
+def test_five_thousand_mutants_are_read_or_refused():
+    rng = random.Random(0)
+    read = 0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(5000):
+        mask = mask_of_segmentation(mutant(rng), SIZE)
+        if isinstance(mask, str):
+            assert mask in {"no mask", "broken mask", "mask without area"}
+            continue
+        assert isinstance(mask, (Polygons, Rle))
+        rows, columns = pixels_of(mask, SIZE)
+        assert ((rows >= 0) & (rows < SIZE[0]) & (columns >= 0) & (columns < SIZE[1])).all()
+        assert to_rle(mask, SIZE).size == SIZE
+        read += 1
+    assert 800 < read < 4000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
