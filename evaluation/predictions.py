@@ -34,7 +34,8 @@ class Predictions:
     missing: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """int64 [m]: images whose pixels could not be had; nothing is found on them"""
     flat: Objects | None = None
-    """Beside masks: those of `pipeline("image-segmentation")`, of which no two overlap"""
+    """Beside masks: those of `pipeline("image-segmentation")` with subtask instance, of which no two
+    overlap"""
 
 
 @torch.no_grad()

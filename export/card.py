@@ -78,7 +78,7 @@ USE = {
 for box in detector("image.jpg", threshold={threshold}):
     print(box["label"], round(box["score"], 2), box["box"])""",
     "instance_segmentation": """segmenter = pipeline("image-segmentation", model="path/or/repo_id")
-for part in segmenter("image.jpg", threshold={threshold}):  # no two of its masks overlap
+for part in segmenter("image.jpg", subtask="instance", threshold={threshold}):
     print(part["label"], round(part["score"], 2), part["mask"].getbbox())""",
 }
 """Python that uses a model of each task"""

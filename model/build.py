@@ -27,6 +27,7 @@ HEADS = {
     "conditional_detr": "model.heads.conditional_detr",
     "deformable_detr": "model.heads.deformable_detr",
     "maskformer": "model.heads.maskformer",
+    "mask2former": "model.heads.mask2former",
 }
 """Module of each `model.head`; it has FAMILY"""
 

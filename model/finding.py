@@ -10,10 +10,7 @@ import torch.nn.functional as F
 from data.boxes import from_corners
 from data.masks import Rle, encode, encode_all, mask_column
 from data.objects import Objects
-from model.source import quiet_transformers
 
-PIPELINE_OVERLAP = 0.5
-"""The pipeline's own default of overlap_mask_area_threshold"""
 MASKS_AT_ONCE = 16
 """Masks that are made as large as the image at the same time"""
 
@@ -83,20 +80,21 @@ def find_masks(
 
 
 def find_flat_masks(outputs: Any, processor: Any, sizes: torch.Tensor, threshold: float) -> Objects:
-    """What `pipeline("image-segmentation")` gives: one map of the image, where each pixel belongs to the
-    most probable mask; arguments as of `find_boxes`."""
-    with quiet_transformers():  # that nothing is to be fused is no news
-        found = processor.post_process_panoptic_segmentation(
-            outputs,
-            threshold=threshold,
-            overlap_mask_area_threshold=PIPELINE_OVERLAP,
-            label_ids_to_fuse=set(),
-            target_sizes=[tuple(size) for size in sizes.tolist()],
-        )
+    """What `pipeline("image-segmentation")(image, subtask="instance")` gives: one map of the image, where
+    later masks cover earlier ones; arguments as of `find_boxes`.
+
+    The pipeline's own default, panoptic, gives every pixel of the background to some object as well.
+    """
+    found = processor.post_process_instance_segmentation(
+        outputs,
+        threshold=threshold,
+        target_sizes=[tuple(size) for size in sizes.tolist()],
+    )
     tables = []
     for image, result in enumerate(found):
         plane = result["segmentation"].cpu().numpy().astype(np.int64)
-        segments = result["segments_info"]
+        shown = set(np.unique(plane).tolist())
+        segments = [segment for segment in result["segments_info"] if segment["id"] in shown]
         masks = [plane == segment["id"] for segment in segments]
         tables.append(
             Objects(

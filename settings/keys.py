@@ -133,8 +133,10 @@ class ModelConfig:
     """all: the backbone is never changed; none: it is trained with optim.backbone_lr"""
     out_features: list[str] | None = None
     """Backbone stages the head reads, e.g. [stage3, stage4]; default: the last ones, as the head needs"""
-    head: Literal["detr", "conditional_detr", "deformable_detr", "maskformer"] = "deformable_detr"
-    """Head: detr, conditional_detr and deformable_detr find boxes, maskformer masks"""
+    head: Literal["detr", "conditional_detr", "deformable_detr", "maskformer", "mask2former"] = (
+        "deformable_detr"
+    )
+    """Head: detr, conditional_detr and deformable_detr find boxes, maskformer and mask2former masks"""
     head_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the head's transformers config, e.g. {num_queries: 50, decoder_layers: 3}"""
     init_from: str | None = harmless(None)

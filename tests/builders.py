@@ -124,9 +124,14 @@ TINY_HEAD = {
         "fpn_feature_size": 32,
         "mask_feature_size": 16,
     },
+    "mask2former": {
+        **{"encoder_layers": 1, "decoder_layers": 3, "hidden_dim": 32, "feature_size": 32},
+        **{"encoder_feedforward_dim": 32, "dim_feedforward": 32, "num_attention_heads": 4},
+        **{"num_queries": 6, "mask_feature_size": 16},
+    },
 }
 """head_args of heads that take seconds"""
-MASK_HEADS = ["maskformer"]
+MASK_HEADS = ["maskformer", "mask2former"]
 BOX_HEADS = [head for head in TINY_HEAD if head not in MASK_HEADS]
 
 BOX_VARIANTS = {

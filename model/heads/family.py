@@ -36,6 +36,9 @@ def call_with_mask(model: Any, pixel_values: torch.Tensor, pixel_mask: torch.Ten
     return model(pixel_values=pixel_values, pixel_mask=pixel_mask)
 
 
+MakeConfig = Callable[[dict[str, Any], dict[str, Any], Sequence[int]], PretrainedConfig]
+
+
 @dataclass(frozen=True)
 class HeadFamily:
     """One head family of transformers, as its file describes it.
@@ -65,9 +68,9 @@ class HeadFamily:
     few_steps_source: str
     call: Callable[[Any, torch.Tensor, torch.Tensor], Any] = call_with_mask
     """(model, pixel_values, pixel_mask) -> what the processor's post-processing takes"""
-    make_config: Callable[[dict[str, Any], dict[str, Any]], PretrainedConfig] | None = None
-    """(arguments, what all heads get: backbone_config, id2label, label2id) -> config; default: the
-    config class takes both"""
+    make_config: MakeConfig | None = None
+    """(arguments, what all heads get: backbone_config, id2label, label2id; strides of the backbone's maps)
+    -> config; default: the config class takes the first two"""
     find: Callable[[Any, Any, torch.Tensor, int | None, float], Objects] = find_boxes
     """(what `call` gave, processor, sizes, most of an image, threshold) -> what is on the images"""
     find_flat: Callable[[Any, Any, torch.Tensor, float], Objects] | None = None
@@ -115,7 +118,7 @@ def head_config(
     kind: Any = family.config_class
     try:
         if family.make_config is not None:
-            return family.make_config(args, shared)
+            return family.make_config(args, shared, backbone.strides)
         known = {field.name for field in dataclasses.fields(kind)}
         refuse_unknown(args, known, kind.__name__)
         return kind(**shared, **args)

@@ -1,6 +1,7 @@
 """MaskFormer (Cheng et al. 2021, https://arxiv.org/abs/2107.06278)."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,9 @@ UNUSED_DECODER: dict[str, Any] = {"backbone_config": {"model_type": "resnet"}, "
 """Parts of that configuration that nothing reads, and that would ask for another library"""
 
 
-def make_config(args: dict[str, Any], shared: dict[str, Any]) -> MaskFormerConfig:
+def make_config(
+    args: dict[str, Any], shared: dict[str, Any], strides: Sequence[int]
+) -> MaskFormerConfig:
     """The head's config; arguments of the decoder stand beside the others.
 
     Raises:
