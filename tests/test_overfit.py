@@ -1,14 +1,50 @@
-"""Each head learns eight images by heart: data, loss, matching, boxes and metric fit together."""
+"""Each head learns eight images by heart: data, loss, matching, boxes, masks and metric fit together."""
 
 import json
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from runs import train
 
 import train_accelerate
 
 STEPS = {"deformable_detr": 100, "detr": 200}
+
+
+MASK_STEPS = {"maskformer": 120, "mask2former": 200}
+MASK_SIZES = {
+    "maskformer": {
+        **{"num_queries": 12, "decoder_layers": 3, "d_model": 64, "decoder_ffn_dim": 256},
+        **{"decoder_attention_heads": 4, "fpn_feature_size": 64, "mask_feature_size": 64},
+        "dropout": 0.0,
+    },
+    "mask2former": {
+        **{"num_queries": 12, "decoder_layers": 4, "hidden_dim": 64, "feature_size": 64},
+        **{"mask_feature_size": 64, "encoder_layers": 1, "encoder_feedforward_dim": 128},
+        **{"dim_feedforward": 256, "num_attention_heads": 4},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "head", ["maskformer", pytest.param("mask2former", marks=pytest.mark.slow)]
+)
+def test_masks_of_eight_images_are_learnt(tmp_path, head):
+    keys = {"run.output_dir": tmp_path / "run", "data.path": tmp_path / "scenes"}
+    steps = MASK_STEPS[head]
+    keys |= {"model.head": head, "train.steps": steps, "train.evaluate_every": "null"}
+    keys |= {"data.image_size.longest": 128}
+    keys |= {"data.limit": 8, "data.val_on_train": "true", "data.synthetic_train": 8}
+    keys |= {"data.synthetic_val": 2, "data.augment": "[]", "run.draw_batches": 0}
+    keys |= {"model.head_args": json.dumps(MASK_SIZES[head]), "data.num_workers": 0}
+    arguments = ["--config", "configs/synthetic_masks.yaml", "--run.tracker", "none"]
+    for key, value in keys.items():
+        arguments += [f"--{key}", str(value)]
+    train(arguments)
+    metrics = json.loads((tmp_path / f"run/eval/step-{steps:06d}/metrics.json").read_text())
+    assert metrics["AP50"] >= 0.9
+    assert metrics["box_AP50"] >= 0.9
 
 
 @pytest.mark.parametrize("head", STEPS)

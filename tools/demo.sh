@@ -1,18 +1,28 @@
 #!/bin/sh
-# The embedded default from start to end: train, evaluate, export, predict, and say where to look.
+# An embedded default from start to end: train, evaluate, export, predict, and say where to look.
+# sh tools/demo.sh [CONFIG [NAME]]
 set -eu
 python=.venv/bin/python
-run=runs/demo
+config=${1:-configs/synthetic.yaml}
+name=runs/${2:-demo}
+run=$name
 n=2
-while [ -e "$run" ]; do run=runs/demo-$n; n=$((n + 1)); done
+while [ -e "$run" ]; do run=$name-$n; n=$((n + 1)); done
+if grep -q "task: instance_segmentation" "$config"; then
+    what=masks
+    use="transformers.pipeline(\"image-segmentation\", model=\"$run/export\"), with subtask=\"instance\""
+else
+    what=boxes
+    use="transformers.pipeline(\"object-detection\", model=\"$run/export\")"
+fi
 
 export HF_HUB_OFFLINE=1 # nothing here needs the network
-$python train_accelerate.py --config configs/synthetic.yaml --run.output_dir "$run"
+$python train_accelerate.py --config "$config" --run.output_dir "$run"
 echo
 echo "The exported model, evaluated on its own:"
 $python -m tools.evaluate --model "$run/export" --config "$run/config.yaml" --out "$run/evaluation"
 echo
-echo "Boxes for scenes the model has not seen:"
+echo "What it finds in scenes that it has not seen:"
 $python -m street.rendering --seed 99 --num 6 --out "$run/new_scenes"
 $python -m tools.predict --model "$run/export" "$run/new_scenes" --out "$run/predictions"
 cat <<TEXT
@@ -20,7 +30,7 @@ cat <<TEXT
 Look at
   $run/samples/          the first batch, as the model got it
   $run/eval/             AP, a table per class and drawn predictions after each evaluation
-  $run/predictions/      boxes drawn on new scenes, and predictions.json
-  $run/export/           the model: transformers.pipeline("object-detection", model="$run/export")
+  $run/predictions/      $what drawn on new scenes, and predictions.json
+  $run/export/           the model: $use
   $run/metrics.jsonl     every number; the same in .venv/bin/trackio show --project permafrost
 TEXT

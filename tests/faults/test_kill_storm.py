@@ -31,19 +31,20 @@ MOMENTS = {
 }
 """Moments of a kill, and the highest number of the call (ms for "time") that is struck"""
 STORM = {
-    # (world, data workers)
-    "one process": (1, 0),
-    "two data workers": (1, 2),
-    "two processes": (2, 0),
+    # (world, data workers, head)
+    "one process": (1, 0, "deformable_detr"),
+    "two data workers": (1, 2, "deformable_detr"),
+    "two processes": (2, 0, "deformable_detr"),
+    "masks": (1, 2, "maskformer"),
 }
 
 
-def storm_run(tmp_path, folder, **keys):
+def storm_run(tmp_path, folder, variant="deformable_detr", **keys):
     """240 steps, 6 per epoch; saved every 2, evaluated every 6; dropout, flips and an average."""
     if not (tmp_path / "data").exists():
         write_coco(tmp_path / "data", 24)
         write_coco(tmp_path / "data", 6, "val", seed=1)
-    head = json.dumps({**TINY_HEAD["deformable_detr"], "dropout": 0.1})
+    head = json.dumps({**TINY_HEAD[variant], "dropout": 0.1})
     values = {
         "run__output_dir": folder,
         "run__resume": "auto",
@@ -59,7 +60,7 @@ def storm_run(tmp_path, folder, **keys):
         "train__evaluate_every": 6,
         "eval__batch_size": 2,
     }
-    return tiny_run(tmp_path, **{**values, **keys})
+    return tiny_run(tmp_path, variant, **{**values, **keys})
 
 
 def numbers(run):
@@ -95,12 +96,12 @@ def assert_same_runs(run, whole):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", STORM)
 def test_kill_storm(tmp_path, lives, case):
-    world, workers = STORM[case]
+    world, workers, head = STORM[case]
     keys = {"data__num_workers": workers}
-    lives.finish(storm_run(tmp_path, tmp_path / "whole", **keys), world)
+    lives.finish(storm_run(tmp_path, tmp_path / "whole", head, **keys), world)
 
     run = tmp_path / "run"
-    arguments = storm_run(tmp_path, run, **keys)
+    arguments = storm_run(tmp_path, run, head, **keys)
     rng = random.Random(case)
     killed: dict[str, int] = {}
     resumed_at = []
