@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from data.batch import Batch
 from data.masks import CELL_PIXELS, CELL_PX
-from model.losses.focal import sigmoid_focal_loss
+from model.losses.focal import GAMMA, sigmoid_focal_loss
 from model.losses.matching import match
 from model.losses.terms import Counts, Losses, class_cross_entropy, fp32
 
@@ -173,13 +173,15 @@ class MaskCriterion:
         self, masks: torch.Tensor, goal: torch.Tensor, weight: torch.Tensor
     ) -> torch.Tensor:
         """[Q, T] of masks [Q, S] and goals [T, S]; weight [S]."""
+        covered = F.softplus(-masks)  # cross-entropy of what is covered, and of what is free
+        free = masks + covered
         if self.focal:
-            one, zero = (torch.full_like(masks, value) for value in (1.0, 0.0))
-            covered = sigmoid_focal_loss(masks, one, ALPHA) * weight
-            free = sigmoid_focal_loss(masks, zero, ALPHA) * weight
-        else:
-            covered, free = F.softplus(-masks) * weight, F.softplus(masks) * weight
-        return (covered @ goal.T + free @ (1 - goal).T) / weight.sum().clamp(min=1e-6)
+            score = masks.sigmoid()
+            covered = ALPHA * (1 - score) ** GAMMA * covered
+            free = (1 - ALPHA) * score**GAMMA * free
+        free = free * weight
+        total = (covered * weight - free) @ goal.T + free.sum(-1, keepdim=True)
+        return total / weight.sum().clamp(min=1e-6)
 
 
 def targets(batch: Batch, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
