@@ -61,6 +61,12 @@ ADVICE = {
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it readable and writable"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise `ulimit -n`, or lower data.num_workers"),
     errno.ENOMEM: "ask for more memory, or lower data.num_workers",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "it is a link to itself; name what it should lead to",
+    errno.ENOTDIR: "a part of it is a file; name another place",
+    errno.EISDIR: "a folder has the name of a file that is written or read here; move it away",
+    errno.ENOENT: "name a place that exists",
+    errno.EINVAL: "name another place",
 }
 """What to do about errors of the system"""
 
@@ -82,11 +88,33 @@ def ending_with_one_line() -> Iterator[None]:
         yield
     except UserError as error:
         fail(error)
-    except OSError as error:
-        told = system_error(error)
+    except BrokenPipeError:  # nobody reads what is printed: `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) and "embedded null" in str(error):
+            fail(UserError("a file name holds a null character"))
+        told = system_error(error) if isinstance(error, OSError) else None
         if told is None:
             raise
         fail(UserError(told))
+
+
+@contextmanager
+def refusing(where: str) -> Iterator[None]:
+    """Around code of others that reads what a user brings, and raises whatever it runs into.
+
+    Raises:
+        UserError: beginning with `where`; what says nothing of the user's files passes.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        raise UserError(f"{where}: {kind}{text}") from error
 
 
 def fail(error: UserError) -> NoReturn:

@@ -206,7 +206,7 @@ def main(argv: Sequence[str]) -> int:
     cfg = load_config(argv)
     try:
         return whole_run(cfg)
-    except (OSError, RuntimeError, MemoryError) as error:
+    except Exception as error:
         told = explain(error)
         if told is None:
             raise

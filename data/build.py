@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from data.cleaning import cleaned
 from data.findings import IMAGE_KINDS, Finding, Findings, Remedy
 from data.images.header_cache import cached_headers
-from data.schema import Split
+from data.schema import Record, Split
 from data.splits import split_off
 from data.taxonomy import Taxonomy, build_taxonomy
 from errors import UserError
@@ -45,13 +45,16 @@ class Data:
     """Everything found wrong with both splits"""
 
     def fingerprint(self) -> str:
-        """Hash of ids, sizes, boxes and classes of both splits, and of each image's digest."""
-        digest = hashlib.sha256(json.dumps(self.taxonomy.names).encode())
+        """Hash of ids, sizes and all objects of both splits, and of each image's digest."""
+        names = [self.taxonomy.names, self.taxonomy.category_ids]
+        digest = hashlib.sha256(json.dumps(names).encode())
         for record in [*self.train.records, *self.val.records]:
             line = f"{record.image_id}:{record.width}x{record.height}:{record.digest}"
             digest.update(line.encode("utf-8", "surrogatepass"))
-            digest.update(record.objects.boxes.tobytes() + record.objects.classes.tobytes())
-            for mask in [] if record.objects.masks is None else record.objects.masks:
+            objects = record.objects
+            for column in (objects.boxes, objects.classes, objects.areas, objects.iscrowd):
+                digest.update(b"-" if column is None else column.tobytes())
+            for mask in [] if objects.masks is None else objects.masks:
                 digest.update(mask.key())
         return digest.hexdigest()
 
@@ -111,10 +114,19 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, masks: bool = Fals
     train = cleaned(train, "train", taxonomy, findings)
     val = train if cfg.val_on_train else cleaned(val, "val", taxonomy, findings)
     for name, split in (("training", train), ("validation", val)):
-        if not any(len(record.objects) for record in split.records):
+        if not any(_num_single(record) for record in split.records):
             what = "mask" if masks else "box"
-            raise UserError(f"the {name} split has {len(split)} images and not one valid {what}")
+            raise UserError(
+                f"the {name} split has {len(split)} images and not one valid {what} of a single object; "
+                "`python -m tools.check_data --config ...` says what is wrong with each"
+            )
     return Data(train, val, taxonomy, findings)
+
+
+def _num_single(record: Record) -> int:
+    """Objects that are no crowds, which alone are learnt."""
+    crowds = record.objects.iscrowd
+    return len(record.objects) - (0 if crowds is None else int(crowds.sum()))
 
 
 def check_findings(findings: Findings, strict: bool, max_bad_images: int | None) -> None:

@@ -12,6 +12,7 @@ from transformers.image_utils import get_image_size_for_max_height_width
 from settings.keys import Fit, ImageSizeConfig
 
 COMMON_MULTIPLE_PX = 32
+LARGEST_PX = 16_384
 """What fits the strides 4 to 32 of most backbones"""
 
 
@@ -70,11 +71,18 @@ class CanvasRule:
         Raises:
             ValueError: if it resizes in a way not known here.
         """
-        size, padded = settings["size"], settings.get("pad_size")
+        size: Any = settings.get("size")
+        padded: Any = settings.get("pad_size")
+        numbers = [*_sides(size), *(_sides(padded) if padded else ())]
+        if not numbers or not all(isinstance(n, int) and 0 < n <= LARGEST_PX for n in numbers):
+            raise ValueError(f"its image processor has size {size} and pad_size {padded}")
+        switched_off = [n for n in ("do_resize", "do_pad") if settings.get(n) is False]
+        if switched_off:
+            raise ValueError(f"its image processor has {switched_off[0]} false, not supported here")
         multiple = max(padded.values()) if padded else COMMON_MULTIPLE_PX
-        if "max_height" in size:
+        if "max_height" in size and size["max_height"] == size.get("max_width"):
             return CanvasRule(ImageSizeConfig(longest=size["max_height"], fit="pad"), multiple)
-        if size.get("height") is not None and size["height"] == size.get("width"):
+        if "height" in size and size["height"] == size.get("width"):
             return CanvasRule(
                 ImageSizeConfig(longest=size["height"], fit="stretch"), size["height"]
             )
@@ -104,3 +112,8 @@ class CanvasRule:
         """(height, width) that evaluation and the exported processor pad every image to."""
         side = round_up(self.size.longest, self.multiple)
         return side, side
+
+
+def _sides(size: Any) -> list[Any]:
+    """The numbers of a processor's size; those that are not set are no part of it."""
+    return [side for side in size.values() if side is not None] if isinstance(size, dict) else []

@@ -129,6 +129,8 @@ KINDS: dict[str, Kind] = {
 }
 """Every kind of finding. An image without boxes is none: it is data."""
 
+MASK_KINDS = {name for name in KINDS if "mask" in name}
+"""Those of datasets from which masks are read"""
 IMAGE_KINDS = {name for name, kind in KINDS.items() if kind.whole_image}
 
 

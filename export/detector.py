@@ -1,16 +1,19 @@
 """An exported detector, loaded for the tools."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForObjectDetection,
     AutoModelForUniversalSegmentation,
     PretrainedConfig,
+    PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_OBJECT_DETECTION_MAPPING,
@@ -18,12 +21,17 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
-from data.canvas import CanvasRule
-from errors import UserError
+from data.batch import Batch
+from data.canvas import CanvasRule, round_up
+from data.objects import Objects
+from errors import UserError, refusing
 from model.build import family_of
 from model.normalization import Normalization
-from model.source import SAFE, local_folder
+from model.source import SAFE, local_folder, quiet_transformers
 from model.trainable import Trainable
+
+PROBE_PX = 128
+"""Side of the blank image on which a loaded model is tried"""
 
 
 @dataclass(frozen=True)
@@ -57,33 +65,62 @@ def load_detector(name: str) -> LoadedDetector:
     if not (folder / "config.json").is_file():
         hint = f"; try {folder / 'export'}" if (folder / "export").is_dir() else ""
         raise UserError(f"--model {name}: has no config.json, so it is not a model folder{hint}")
-    try:
+    with refusing(f"--model {name}"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         kind = _auto_class(config, name)
-        model = kind.from_pretrained(folder, config=config, dtype=torch.float32, **SAFE)
+        with quiet_transformers():
+            model, info = kind.from_pretrained(
+                folder, config=config, dtype=torch.float32, output_loading_info=True, **SAFE
+            )
+        _check_weights(model, info, folder)
         processor = AutoImageProcessor.from_pretrained(
             folder, backend="pil", trust_remote_code=False
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"--model {name}: {' '.join(str(error).split())}") from error
-    names = config.id2label
-    if sorted(names) != list(range(len(names))) or not all(
-        isinstance(n, str) for n in names.values()
-    ):
-        raise UserError(
-            f"--model {name}: id2label in config.json does not name classes 0, 1, 2, ..."
-        )
-    settings = processor.to_dict()
-    try:
+        names = config.id2label
+        if sorted(names) != list(range(len(names))) or not all(
+            isinstance(n, str) for n in names.values()
+        ):
+            raise UserError(
+                f"--model {name}: id2label in config.json does not name classes 0, 1, 2, ..."
+            )
+        settings = processor.to_dict()
         rule = CanvasRule.of_processor(settings)
-    except ValueError as error:
-        raise UserError(f"--model {name}: {error}") from error
-    normalization = Normalization.of_settings(settings)
-    family = family_of(model)
-    if family is None and kind is not AutoModelForObjectDetection:
-        raise UserError(f"--model {name}: {type(model).__name__} is not supported here")
-    trainable = Trainable(model, processor, normalization, family)
-    return LoadedDetector(trainable.eval(), rule)
+        family = family_of(model)
+        if family is None and kind is not AutoModelForObjectDetection:
+            raise ValueError(f"{type(model).__name__} is not supported here")
+        trainable = Trainable(model, processor, Normalization.of_settings(settings), family).eval()
+        _try_out(trainable, rule.multiple)
+    return LoadedDetector(trainable, rule)
+
+
+def _check_weights(model: PreTrainedModel, info: Mapping[str, Any], folder: Path) -> None:
+    """
+    Raises:
+        ValueError: if a tensor is missing in the files, is not read from them, or is not finite.
+    """
+    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        # A tied tensor, or a counter of batches, may be left out.
+        found = sorted(str(key) for key in info[what] if "num_batches_tracked" not in str(key))
+        if found:
+            kind = what.removesuffix("_keys")
+            raise ValueError(f"{len(found)} {kind} tensor(s) in its weights, first: {found[0]}")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"tensor {name} is not finite")
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (no mapping)
+                kind = tensors.get_slice(name).get_dtype()
+                if not kind.startswith(("F", "BF")) and "num_batches_tracked" not in name:
+                    raise ValueError(f"tensor {name} has the type {kind}")
+
+
+def _try_out(trainable: Trainable, multiple: int) -> None:
+    """Predict on a blank image: whatever the settings are, they fit each other."""
+    side = round_up(PROBE_PX, min(multiple, PROBE_PX))
+    pixels = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    mask = torch.ones(1, side, side, dtype=torch.bool)
+    trainable.predict(Batch(pixels, mask, Objects.none(), [0], orig_sizes=[(side, side)]), 1)
 
 
 def _auto_class(config: PretrainedConfig, name: str) -> Any:

@@ -4,6 +4,7 @@ transformers builds a detector's backbone from its configuration alone, with ran
 the weights are loaded explicitly, and a tensor that does not equal the checkpoint's stops the run.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -17,11 +18,16 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
-from errors import UserError
+from errors import UserError, refusing
 from model.normalization import Normalization
 from model.source import SAFE, is_local_folder, local_folder, quiet_transformers
 from settings.keys import ModelConfig
 
+OF_THE_FILE = {
+    *("_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype"),
+    *("out_features", "out_indices", "id2label", "label2id"),
+}
+"""Entries of a config that say nothing about what the backbone computes here"""
 PROBE_PX = 224
 """A multiple of the usual strides, also of patches of 14 px"""
 
@@ -38,7 +44,7 @@ class Backbone:
     identity_norms: int
     """Output norms that the checkpoint lacks and that do nothing (weight 1, bias 0)"""
     fingerprint: str
-    """sha256 over names and contents of all tensors"""
+    """sha256 over names and contents of all tensors, architecture and normalisation"""
     normalization: Normalization
     strides: tuple[int, ...]
     """Of the maps that it gives, px"""
@@ -61,7 +67,16 @@ def load_backbone(cfg: ModelConfig, num_maps: int) -> Backbone:
             f"model.backbone {cfg.backbone}: {folder} has no weights (no *.safetensors); "
             "pickled weights (*.bin, *.pth) are not read, since loading them can run code"
         )
-    module, missing = _from_pretrained(cfg, folder, num_maps)
+    where = f"model.backbone {cfg.backbone}"
+    with refusing(where):
+        module, missing = _from_pretrained(cfg, folder, num_maps)
+        normalization = Normalization.of_folder(folder)
+        strides = map_strides(module)
+        config: Any = module.config
+        type(config).from_dict(config.to_dict())  # as whoever loads the export does
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{where}: tensor {name} is not finite; its weights are broken")
     digests = tensor_digests(module)
     norms = _identity_norms(module, missing, folder)
     verify(digests, folder, ignore=norms)
@@ -71,9 +86,9 @@ def load_backbone(cfg: ModelConfig, num_maps: int) -> Backbone:
         folder=folder,
         num_tensors=len(digests) - len(norms),
         identity_norms=len({name.rpartition(".")[0] for name in norms}),
-        fingerprint=fingerprint(digests),
-        normalization=Normalization.of_folder(folder),
-        strides=map_strides(module),
+        fingerprint=fingerprint(digests, folder, normalization),
+        normalization=normalization,
+        strides=strides,
     )
 
 
@@ -117,9 +132,13 @@ def tensor_digests(module: nn.Module) -> dict[str, str]:
     }
 
 
-def fingerprint(digests: dict[str, str]) -> str:
-    """One sha256 for all tensors and their names."""
-    return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
+def fingerprint(digests: dict[str, str], folder: Path, normalization: Normalization) -> str:
+    """One sha256 for what a backbone computes: its tensors and their names, its architecture, and how
+    pixels are prepared for it."""
+    config = json.loads((folder / "config.json").read_bytes())
+    architecture = {name: value for name, value in config.items() if name not in OF_THE_FILE}
+    parts = (sorted(digests.items()), architecture, dataclasses.astuple(normalization))
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def verify(digests: dict[str, str], folder: Path, ignore: Sequence[str] = ()) -> None:

@@ -8,8 +8,8 @@ import torch
 from data.batch import Batch
 from errors import UserError
 
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
-"""Words of torch's allocators where they raise a plain RuntimeError"""
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Insufficient memory")
+"""Words of the allocators of torch and OpenCV, which have errors of their own"""
 
 
 class MemoryWatch:
@@ -55,7 +55,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a device or in main memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(w in str(error) for w in OUT_OF_MEMORY)
+    return any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _describe(batch: Batch) -> str:

@@ -1,6 +1,7 @@
 """Scaling and normalisation of pixels, on the device."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,24 @@ class Normalization:
     @classmethod
     def of_settings(cls, settings: dict[str, Any]) -> "Normalization":
         """Values of an image processor's settings (`to_dict()`)."""
-        scale = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
-        if not settings.get("do_normalize", True):
-            return cls((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), float(scale), declared=True)
+        if not isinstance(settings, dict):
+            raise ValueError("expected a table of settings")
+        flags = [settings.get(name, True) for name in ("do_rescale", "do_normalize")]
+        if not all(isinstance(flag, bool | None) for flag in flags):
+            raise ValueError(f"do_rescale and do_normalize must be true or false, not {flags}")
+        scale = settings.get("rescale_factor", 1 / 255) if flags[0] else 1.0
+        if not _is_number(scale) or scale <= 0:
+            raise ValueError(f"rescale_factor {scale}: must be a number above 0")
+        scale = float(scale)
+        if not flags[1]:
+            return cls((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), scale, declared=True)
         mean = settings.get("image_mean") or IMAGENET_MEAN
         std = settings.get("image_std") or IMAGENET_STD
-        if len(mean) != 3 or len(std) != 3:
-            raise ValueError(f"image_mean {mean} and image_std {std} must have three values")
-        return cls(tuple(mean), tuple(std), float(scale), declared=True)
+        if not (_three_numbers(mean) and _three_numbers(std) and min(std) > 0):
+            raise ValueError(
+                f"image_mean {mean} and image_std {std} must be three numbers each, deviations above 0"
+            )
+        return cls(tuple(mean), tuple(std), scale, declared=True)
 
     def __call__(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
         """float32 [B, 3, H, W] of uint8 pixels; zero where the bool mask [B, H, W] is false."""
@@ -52,3 +63,12 @@ class Normalization:
         std = torch.tensor(self.std, device=pixel_values.device).view(1, 3, 1, 1)
         values = (pixel_values.float() * self.scale - mean) / std
         return values.masked_fill_(~pixel_mask[:, None], 0.0)
+
+
+def _three_numbers(values: Any) -> bool:
+    return isinstance(values, list | tuple) and len(values) == 3 and all(map(_is_number, values))
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)

@@ -57,6 +57,8 @@ def refuse_own_code(folder: Path, key: str) -> None:
         UserError: if a config there asks for code that lies beside it (`auto_map`); it is never run.
     """
     for file in sorted(folder.glob("*.json")):
+        if file.exists() and not file.is_file():
+            raise UserError(f"{key}: {file} is no file")  # a pipe would be waited for
         try:
             content = json.loads(file.read_bytes())
         except (OSError, ValueError, RecursionError):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from data.build import Data
 from data.check.doctor import readable_places, splits_of
@@ -17,6 +18,8 @@ from report.drawing import COLOURS as CLASS_COLOURS
 from report.drawing import draw_objects
 from settings.keys import ImageSizeConfig
 
+PICTURE_TITLE = "Dataset as checked by permafrost"
+"""Stands in the file, by which an earlier picture is known"""
 WIDTH_PX = 1312
 CHART_PX = (640, 330)
 CELL_PX = 320
@@ -56,7 +59,9 @@ def draw_dataset(
         y += height
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        canvas.save(file, "PNG")
+        information = PngInfo()
+        information.add_text("Title", PICTURE_TITLE)
+        canvas.save(file, "PNG", pnginfo=information)
     except OSError as error:
         raise UserError(f"--picture {file}: cannot be written: {error.strerror}") from error
 

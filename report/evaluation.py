@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -75,6 +76,9 @@ def refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file")
     foreign = sorted({p.name for p in folder.iterdir()} - REPORT_FILES) if folder.is_dir() else []
+    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not os.access(place, os.W_OK):
+        raise UserError(f"{folder}: cannot be written")
     if foreign:
         raise UserError(
             f"{folder}: holds {printable(foreign[0], 100)}, which is no part of an earlier report and would "

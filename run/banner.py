@@ -100,6 +100,13 @@ def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) 
             f"{crowded} images have more boxes than the head's {queries} queries can find; raise "
             "model.head_args.num_queries",
         )
+    seen = {record.digest for record in data.train.records if record.digest}
+    shared = sum(record.digest in seen for record in data.val.records)
+    if shared and not cfg.data.val_on_train:
+        yield _row(
+            "WARNING",
+            f"{shared} validation image(s) are training images as well: the metrics measure memory on them",
+        )
     if cfg.data.val_on_train:
         yield _row("WARNING", "validation on the training images: the metrics measure memory")
 

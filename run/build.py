@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import (
     Accelerator,
     DistributedDataParallelKwargs,
@@ -33,7 +34,7 @@ from data.feed.loader import (
 from data.feed.sampler import StepSampler
 from data.feed.transforms import Augment
 from disk import write_whole
-from errors import UserError
+from errors import UserError, refusing
 from model.build import Detector, build_model
 from run.facts import run_facts
 from run.log import DONE, RunLog
@@ -41,7 +42,7 @@ from run.resume import resume
 from run.startup import check_launch, check_same, preflight, raise_descriptor_limit, rank_facts
 from run.trouble import report_failed_save
 from settings.checks import micro_batch_size
-from settings.keys import Config
+from settings.keys import Config, config_to_dict
 from training.checkpoint import Checkpoints
 from training.counts import any_rank
 from training.ema import Ema
@@ -186,6 +187,7 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
     if accelerator.is_main_process:
         (root / DONE).unlink(missing_ok=True)
         write_whole(root / "run.json", json.dumps(facts, indent=2) + "\n")
+        write_whole(root / "config.yaml", yaml.safe_dump(config_to_dict(cfg), sort_keys=False))
     for note in resumed.notes:
         log.say(note)
     checkpoints.go_on_from(resumed.folder, state, resumed.best)
@@ -209,12 +211,13 @@ def build_accelerator(cfg: Config) -> Accelerator:
     """The Accelerator of this run; precision and time-out come from the configuration alone."""
     # accelerate passes on what DDP is about to rename
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-    return Accelerator(
-        cpu=not torch.accelerator.is_available(),  # without it, CPU ranks would not find each other
-        mixed_precision=cfg.train.precision,
-        log_with=None if cfg.run.tracker == "none" else cfg.run.tracker,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=timedelta(seconds=cfg.run.collective_timeout_s)),
-        ],
-    )
+    with refusing("accelerate refuses this environment (ACCELERATE_*, RANK, LOCAL_RANK, ...)"):
+        return Accelerator(
+            cpu=not torch.accelerator.is_available(),  # without it, CPU ranks would not find each other
+            mixed_precision=cfg.train.precision,
+            log_with=None if cfg.run.tracker == "none" else cfg.run.tracker,
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+                InitProcessGroupKwargs(timeout=timedelta(seconds=cfg.run.collective_timeout_s)),
+            ],
+        )

@@ -2,13 +2,14 @@
 
 import fcntl
 import json
+import os
+import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
 from accelerate import Accelerator
 from tqdm import tqdm
 
@@ -20,6 +21,10 @@ from training.state import TrainState
 LOCK = ".lock"
 DONE = "DONE"
 """File in the folder of a run that was trained and exported to its end"""
+WRITTEN = {"config.yaml", "metrics.jsonl", "train.log", "samples", "eval"}
+"""What a run writes from its beginning, run.json before all"""
+RESULTS = {"export", DONE}
+"""What a run writes at its end"""
 
 
 def claim_run_folder(run: RunConfig) -> IO[str] | None:
@@ -41,6 +46,8 @@ def check_run_folder(run: RunConfig) -> None:
     folder = Path(run.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run.output_dir {folder}: is a file")
+    if run.resume != "never" and folder.is_dir():
+        refuse_foreign(folder)
     if run.resume == "never" and folder.is_dir() and {p.name for p in folder.iterdir()} - {LOCK}:
         raise UserError(
             f"run.output_dir {folder}: is not empty; choose another folder, or continue that run "
@@ -54,6 +61,25 @@ def check_run_folder(run: RunConfig) -> None:
         raise UserError(f"run.output_dir {folder}: cannot be written: {error}") from error
     if run.resume not in ("never", "auto") and not Path(run.resume).is_dir():
         raise UserError(f"run.resume {run.resume}: no such checkpoint folder (or 'never', 'auto')")
+
+
+def refuse_foreign(folder: Path) -> None:
+    """A run that begins in a folder without checkpoints may replace what such a run left, and nothing
+    else.
+
+    Raises:
+        UserError: naming what would be lost.
+    """
+    if any((folder / "checkpoints").glob("step-*")):
+        return
+    present = {path.name for path in folder.iterdir()}
+    begun = "run.json" in present  # before its first checkpoint, and may begin anew
+    lost = sorted(present & (RESULTS if begun else {*RESULTS, *WRITTEN}))
+    if lost:
+        raise UserError(
+            f"run.output_dir {folder}: has no checkpoint to resume from, and holds {lost[0]}, which a new run "
+            "would replace; choose another folder, or move it away"
+        )
 
 
 def lock_run_folder(folder: Path) -> IO[str] | None:
@@ -95,8 +121,6 @@ class RunLog:
         self._metrics = self.folder / "metrics.jsonl"
         self._text = self.folder / "train.log"
         self._held: dict[Path, str] = {}
-        text = yaml.safe_dump(config_to_dict(cfg), sort_keys=False)
-        write_whole(self.folder / "config.yaml", text)
         self._drop_later_than(state)
         if cfg.run.tracker != "none":
             self._start_tracker(accelerator, cfg, state.tracker_run)
@@ -105,7 +129,12 @@ class RunLog:
         """A line for people: console and train.log."""
         if self.active:
             text = printable_lines(text)
-            tqdm.write(text)
+            try:
+                tqdm.write(text)
+            except (
+                OSError
+            ):  # nobody reads the console any more, or it is full: train.log has it all
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self._append(self._text, text + "\n")
 
     def start_bar(self) -> None:

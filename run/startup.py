@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import resource
 import threading
 from collections.abc import Iterator, Mapping
@@ -115,13 +116,13 @@ def code_digest(root: Path) -> str:
 
 
 def _check_world(world: int, environment: Mapping[str, str]) -> Iterator[str]:
-    gpus = int(environment.get("SLURM_GPUS_ON_NODE") or 0)
+    gpus = _number(environment.get("SLURM_GPUS_ON_NODE", "0"))
     if gpus and not torch.cuda.is_available():
         yield (
             f"SLURM gave this node {gpus} GPU(s) and torch {torch.__version__} sees none; check "
             "nvidia-smi on the node and that torch was installed for CUDA"
         )
-    started = int(environment.get("WORLD_SIZE", "1"))
+    started = _number(environment.get("WORLD_SIZE", "1"))
     if world < started:
         yield f"the launcher started {started} processes, but each sees a world of {world}"
     wanted = _processes_wanted()
@@ -130,12 +131,18 @@ def _check_world(world: int, environment: Mapping[str, str]) -> Iterator[str]:
             f"accelerate launch was asked for {wanted} processes and started {world}; on GPUs add "
             "--multi_gpu, on CPUs use torchrun --nproc_per_node"
         )
-    nodes = int(environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES", "1")))
+    nodes = _number(environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES", "1")))
     if "SLURM_PROCID" in environment and world < nodes:
         yield (
             f"SLURM gave {nodes} nodes and only {world} process(es) found each other; pass "
             "--num_machines, --machine_rank $SLURM_NODEID and --main_process_ip to the launcher"
         )
+
+
+def _number(text: str) -> int:
+    """The number at the end of a text (SLURM also writes h100:2); 0 if there is none."""
+    digits = re.search(r"\d+$", text)
+    return int(digits[0]) if digits else 0
 
 
 def _check_accelerate(cfg: Config, environment: Mapping[str, str]) -> Iterator[str]:

@@ -20,6 +20,11 @@ from settings.keys import (
     leaf_keys,
 )
 
+MOST_PX = 16_384
+MOST_WORKERS = 512
+LARGEST_LR = 1e38
+"""What a float32 holds"""
+
 
 def world_size() -> int:
     """Number of processes that the launcher started (torchrun and accelerate set WORLD_SIZE).
@@ -71,6 +76,18 @@ def _null(cfg: Config) -> Iterator[str]:
             yield f"{key}: null; give it a value, or leave the key out for its default"
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """Every text of the configuration, also in lists and tables."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
 def _not_finite(value: Any, key: str = "") -> Iterator[str]:
     """Every number of the configuration that is infinite or none (NaN), also in lists."""
     if isinstance(value, dict):
@@ -119,6 +136,12 @@ def _check_data(data: DataConfig) -> Iterator[str]:
         yield f"data.path: needed with data.source {data.source}"
     if not 0 < data.val_fraction < 1:
         yield f"data.val_fraction {data.val_fraction}: must lie between 0 and 1"
+    same = data.val_split == data.train_split and data.train_annotations == data.val_annotations
+    if data.val_split is not None and same and data.source != "synthetic":
+        yield (
+            f"data.val_split {data.val_split}: is the training split, and a metric on it measures memory; "
+            "leave it out (data.val_fraction is kept aside then), or say data.val_on_train true instead"
+        )
     if data.val_on_train and data.val_split:
         yield f"data.val_on_train: contradicts data.val_split {data.val_split}; drop one of them"
     if data.source != "hub" and data.revision:
@@ -139,11 +162,19 @@ def _check_data(data: DataConfig) -> Iterator[str]:
     yield from _positive("data.image_size.shortest", shortest)
     if shortest and shortest > data.image_size.longest:
         yield f"data.image_size.shortest {shortest}: exceeds longest {data.image_size.longest}"
-    if data.num_workers < 0:
-        yield f"data.num_workers {data.num_workers}: must be 0 or more"
+    if data.image_size.longest > MOST_PX:
+        yield f"data.image_size.longest {data.image_size.longest}: at most {MOST_PX} px"
+    if not 0 <= data.num_workers <= MOST_WORKERS:
+        yield f"data.num_workers {data.num_workers}: must lie in 0 ... {MOST_WORKERS}"
 
 
 def _check_run(cfg: Config) -> Iterator[str]:
+    if not cfg.run.output_dir.strip():
+        yield "run.output_dir: is empty; name a folder"
+    if any("\0" in text for text in _texts(config_to_dict(cfg))):
+        yield "the configuration holds a null character, which no name can have"
+    if not 0 <= cfg.eval.score_threshold <= 1:
+        yield f"eval.score_threshold {cfg.eval.score_threshold}: must lie between 0 and 1"
     yield from _positive("run.log_every", cfg.run.log_every)
     yield from _positive("run.collective_timeout_s", cfg.run.collective_timeout_s)
     if cfg.run.max_bad_images < 0:
@@ -171,6 +202,8 @@ def _check_run(cfg: Config) -> Iterator[str]:
 
 def _check_optim(cfg: Config) -> Iterator[str]:
     yield from _positive("optim.lr", cfg.optim.lr)
+    if cfg.optim.lr > LARGEST_LR:
+        yield f"optim.lr {cfg.optim.lr}: at most {LARGEST_LR:g}"
     yield from _positive("optim.backbone_lr", cfg.optim.backbone_lr)
     if cfg.optim.weight_decay < 0:
         yield f"optim.weight_decay {cfg.optim.weight_decay}: must be 0 or more"
@@ -186,7 +219,7 @@ def _check_optim(cfg: Config) -> Iterator[str]:
     if cfg.train.steps is not None and cfg.optim.warmup_steps >= cfg.train.steps > 0:
         yield (
             f"optim.warmup_steps {cfg.optim.warmup_steps}: warm-up would not end within "
-            f"train.steps {cfg.train.steps}; a tenth, {cfg.train.steps // 10}, is usual"
+            f"train.steps {cfg.train.steps}; a tenth, {max(1, cfg.train.steps // 10)}, is usual"
         )
 
 

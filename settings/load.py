@@ -6,6 +6,7 @@ about a configuration is found here, before a process group, a model or a downlo
 
 import dataclasses
 import difflib
+import os
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -47,6 +48,8 @@ def load_config(
     except Exception as error:  # jsonargparse raises ArgumentError, but also TypeError and others
         raise UserError(" ".join(str(error).split())) from error
     sections = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config)}
+    folder = os.path.expanduser(sections["run"].output_dir)
+    sections["run"] = dataclasses.replace(sections["run"], output_dir=folder)
     cfg = Config(**sections)
     check_config(cfg, world)
     return cfg

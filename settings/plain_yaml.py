@@ -9,12 +9,42 @@ MAX_BYTES = 1_000_000
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without references, which let a short file grow without bound."""
+    """YAML without references, which let a short file grow without bound, and without surprises: a key
+    stands once, and 010 or 1:30 is not taken for 8 or 90."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if isinstance(key, list | dict):
+                raise yaml.YAMLError("a table or a list is no key")
+        repeated = [key for place, key in enumerate(keys) if key in keys[:place]]
+        if repeated:
+            raise yaml.YAMLError(f"the key {repeated[0]!r} stands twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: Any) -> int:
+        return int(super().construct_yaml_int(self._decimal(node)))
+
+    def construct_yaml_float(self, node: Any) -> float:
+        return float(super().construct_yaml_float(self._decimal(node)))
+
+    def _decimal(self, node: Any) -> Any:
+        digits = node.value.lstrip("+-")
+        if ":" in digits or (digits[:1] == "0" and digits[1:2].isdigit()):
+            raise yaml.YAMLError(
+                f"YAML reads {node.value} as another number; write it without leading 0 and colon, or in "
+                f"quotes{node.start_mark}"
+            )
+        return node
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("references (*name) are not read here")
         return super().compose_node(parent, index)
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
+_PlainLoader.add_constructor("tag:yaml.org,2002:float", _PlainLoader.construct_yaml_float)
 
 
 def load_plain(file: Path) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.findings import KINDS
+from data.findings import KINDS, MASK_KINDS
 
 WIDTH, HEIGHT = 96, 64
 NUM_PLAIN, NUM_VAL = 8, 6
@@ -86,7 +86,7 @@ def write_planted_rows(root: Path) -> dict[str, str]:
 def _train_names() -> list[str]:
     skipped = NOT_COCO | {"image without annotation", "training image in validation"}
     return [
-        *(_file_name(kind) for kind in KINDS if kind not in skipped),
+        *(_file_name(kind) for kind in KINDS if kind not in skipped | MASK_KINDS),
         *(f"plain-{i}.jpg" for i in range(NUM_PLAIN)),
     ]
 

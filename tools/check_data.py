@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
 from tqdm import tqdm
 
 from data.build import Data, read_data
@@ -22,6 +23,7 @@ from data.check.repair import refuse_full, write_repaired
 from data.check.statistics import SplitStatistics, split_statistics
 from data.findings import Finding, Findings
 from errors import UserError, ending_with_one_line
+from report.dataset_picture import PICTURE_TITLE
 from report.dataset_text import exit_status, finding_lines, statistics_lines, verdict
 from settings.load import load_config
 
@@ -51,6 +53,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--workers {args.workers}: must be 1 or more")
     if args.repair:
         refuse_full(args.repair)  # before the work
+    for option, file in (("--json", args.json), ("--picture", args.picture)):
+        refuse_lost(option, file)
     cfg = load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
     most = None if args.all else EXAMPLES
     noted = Findings()
@@ -125,6 +129,27 @@ def _write_json(
         file.write_text(json.dumps(content, indent=1))
     except OSError as error:
         raise UserError(f"--json {file}: cannot be written: {error.strerror}") from error
+
+
+def refuse_lost(option: str, file: Path | None) -> None:
+    """
+    Raises:
+        UserError: if `file` is there and is not an earlier report, which alone is replaced.
+    """
+    if file is None or not file.exists():
+        return
+    try:
+        if option == "--json":
+            earlier = {"findings", "splits"} <= set(json.loads(file.read_bytes()))
+        else:
+            with Image.open(file) as image:
+                earlier = image.info.get("Title") == PICTURE_TITLE
+    except (OSError, ValueError, TypeError, RecursionError):
+        earlier = False
+    if not earlier:
+        raise UserError(
+            f"{option} {file}: is there already, and no earlier report; name another file"
+        )
 
 
 def _cores() -> int:

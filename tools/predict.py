@@ -17,6 +17,7 @@ from data.batch import Sample
 from data.feed.collate import collate
 from data.feed.transforms import resize
 from data.images.decode import decode
+from data.images.headers import EXTENSIONS
 from data.objects import Objects
 from disk import write_whole
 from errors import UserError, ending_with_one_line, printable
@@ -24,7 +25,7 @@ from export.detector import LoadedDetector, load_detector
 from report.drawing import draw_objects
 
 RESULTS = "predictions.json"
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+IMAGE_SUFFIXES = set(EXTENSIONS)
 
 
 def main(argv: Sequence[str]) -> list[dict[str, Any]]:
@@ -39,6 +40,8 @@ def main(argv: Sequence[str]) -> list[dict[str, Any]]:
     parser.add_argument("--out", type=Path, required=True, help="folder for drawings and JSON")
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest score (default: 0.5)")
     args = parser.parse_args(argv)
+    if not 0 <= args.threshold <= 1:
+        raise UserError(f"--threshold {args.threshold}: must lie between 0 and 1")
     files = list(image_files(args.images))
     if not files:
         raise UserError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {args.images}")
@@ -70,6 +73,8 @@ def main(argv: Sequence[str]) -> list[dict[str, Any]]:
             entry["mask_rle"] = mask.coco()
         results.append({"image": str(file), "drawing": str(drawing), "objects": objects})
         print(printable(f"{file}: {', '.join(texts) or 'nothing found'}"))
+    if not results:
+        raise UserError("none of the images could be read")
     write_whole(args.out / RESULTS, json.dumps(results, indent=1) + "\n")
     print(
         f"{len(results)} image(s) drawn; boxes{' and masks' if detector.has_masks else ''} in {args.out / RESULTS}"
@@ -81,7 +86,8 @@ def image_files(paths: Sequence[Path]) -> Iterator[Path]:
     """The files among `paths` and the images in the folders among them."""
     for path in paths:
         if path.is_dir():
-            yield from sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            names = (p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            yield from sorted(p for p in names if p.is_file())
         elif path.is_file():
             yield path
         else:
@@ -119,7 +125,10 @@ def earlier_drawings(out: Path) -> set[Path]:
         return {
             (out / Path(row["drawing"]).name).resolve() for row in json.loads(file.read_bytes())
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        *(OSError, ValueError, TypeError, KeyError, AttributeError),
+        RecursionError,
+    ) as error:
         raise UserError(
             f"{file}: is not of an earlier prediction, and would be replaced; choose another --out"
         ) from error

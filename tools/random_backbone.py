@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
-from errors import UserError, ending_with_one_line
+from errors import UserError, ending_with_one_line, refusing
 from model.source import local_folder
 
 
@@ -32,10 +32,15 @@ def main(argv: Sequence[str]) -> None:
     if args.out.exists():
         raise UserError(f"--out {args.out}: exists already")
     folder = local_folder(args.backbone, None, "--backbone")
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    torch.manual_seed(args.seed)
-    kind: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
-    kind(config).save_pretrained(args.out)
+    with refusing(f"--backbone {args.backbone}"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
+            raise ValueError(f"transformers has no backbone class for {type(config).__name__}")
+        kind: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+        torch.manual_seed(args.seed)
+        model = kind(config)
+    with refusing(f"--out {args.out}"):
+        model.save_pretrained(args.out)
     settings = folder / "preprocessor_config.json"
     if settings.is_file():
         shutil.copy(settings, args.out)

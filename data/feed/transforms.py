@@ -301,7 +301,7 @@ def _transform(spec: Mapping[str, Mapping[str, Any]], place: int) -> A.BasicTran
         )
     try:
         transform = kind(**{key: _tupled(value) for key, value in arguments.items()})
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # whatever its checks run into
         text = " ".join(str(error).split())
         raise UserError(f"data.augment[{place}]: {name} refuses its arguments: {text}") from error
     _try_out(transform, name, place)

@@ -40,6 +40,8 @@ def decode(
         OSError, MemoryError: if the machine is short of what reading any image takes.
     """
     try:
+        if isinstance(source, Path) and source.exists() and not source.is_file():
+            raise ValueError("not a file")  # a pipe or a device would be waited for, or never end
         content = source if isinstance(source, bytes) else source.read_bytes()
         with _open(content) as image:
             if draft and at_most is not None and image.format == "JPEG":

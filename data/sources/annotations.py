@@ -60,7 +60,7 @@ class Boxes:
             self.broken(number, f"the category is {short(category)}, not an integer")
         elif size is None:
             self.broken(number, f"the area is {short(area)}, not a number")
-        elif crowd is None:
+        elif crowd not in (0, 1):
             self.broken(number, f"iscrowd is {short(iscrowd)}, neither 0 nor 1")
         else:
             self.numbers.append(number)

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from data.objects import Objects
 from data.taxonomy import Taxonomy
-from errors import UserError
+from errors import UserError, refusing
 from model.backbone import Backbone, transplant
 from model.finding import find_boxes
 from model.losses.terms import Criterion
@@ -116,24 +115,17 @@ def head_config(
         "label2id": taxonomy.label2id,
     }
     kind: Any = family.config_class
-    try:
+    with refusing("model.head_args"):
         if family.make_config is not None:
             return family.make_config(args, shared, backbone.strides)
         known = {field.name for field in dataclasses.fields(kind)}
         refuse_unknown(args, known, kind.__name__)
         return kind(**shared, **args)
-    except UserError:
-        raise
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        raise UserError(f"model.head_args: {' '.join(str(error).split())}") from error
 
 
 def _from_scratch(family: HeadFamily, config: PretrainedConfig) -> PreTrainedModel:
-    try:
-        with quiet_transformers():
-            model = family.model_class(config)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"model.head_args: the head cannot be built: {error}") from error
+    with refusing("model.head_args: the head cannot be built"), quiet_transformers():
+        model = family.model_class(config)
     family.initialise(model)
     return model
 

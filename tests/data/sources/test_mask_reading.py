@@ -15,6 +15,7 @@ from data.masks import Polygons, Rle, pixels_of, to_rle
 from data.sources.segmentations import mask_of_segmentation
 from errors import UserError
 from settings.keys import DataConfig
+from tools import check_data
 
 SIZE = (64, 96)
 TRIANGLE = [[10.0, 10, 60, 12, 30, 50]]
@@ -139,6 +140,43 @@ def test_other_masks_are_another_dataset(tmp_path):
 def test_sources_without_masks_say_so(tmp_path):
     with pytest.raises(UserError, match="data.source yolo: masks are not read from it yet"):
         read_data(DataConfig(source="yolo", path=str(tmp_path)), 0, Findings(), masks=True)
+
+
+def test_the_doctor_names_each_defect_of_masks_once_and_repairs_what_it_can(tmp_path, capsys):
+    def plant(content):
+        for annotation, edit in zip(content["annotations"], PLANTED.values(), strict=False):
+            edit(annotation)
+
+    cfg = edited(tmp_path / "data", plant)
+    write_coco(tmp_path / "data", 4, "val", seed=1)
+    (tmp_path / "empty.yaml").write_text("train: {epochs: 1}\n")
+    arguments = ["--config", str(tmp_path / "empty.yaml"), "--data.source", "coco"]
+    arguments += ["--data.val_split", "val", "--model.task", "instance_segmentation"]
+    arguments += ["--model.head", "maskformer", "--workers", "1"]
+    found = tmp_path / "found.json"
+    more = ["--json", str(found), "--repair", str(tmp_path / "copy")]
+    assert check_data.main([*arguments, "--data.path", cfg.path, *more]) == 1
+    kinds = [f["kind"] for f in json.loads(found.read_text())["findings"] if "mask" in f["kind"]]
+    assert sorted(kinds) == sorted(PLANTED)
+    again = [*arguments, "--data.path", str(tmp_path / "copy")]
+    capsys.readouterr()
+    assert check_data.main(again) == 0  # what is left is no defect
+    left = [line for line in capsys.readouterr().out.splitlines() if "mask" in line]
+    assert [line.split(":")[0] for line in left if "[" in line] == ["mask and box disagree"]
+    data = read_data(
+        DataConfig(source="coco", path=str(tmp_path / "copy")), 0, Findings(), masks=True
+    )
+    before = read_data(cfg, 0, Findings(), masks=True)
+    assert pixels(before) == pixels(data)
+
+
+def pixels(data):
+    """Of every mask of a dataset, in no order."""
+    return sorted(
+        len(pixels_of(mask, (record.height, record.width))[0])
+        for record in [*data.train.records, *data.val.records]
+        for mask in ([] if record.objects.masks is None else record.objects.masks)
+    )
 
 
 def mutant(rng):
