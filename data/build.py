@@ -26,7 +26,7 @@ READERS = {
 }
 """Module of each `data.source`; it has read_split(cfg, which, findings) -> Split"""
 
-MASK_READERS = ("coco", "synthetic")
+MASK_READERS = ("coco", "yolo", "imagefolder", "hub", "synthetic")
 """Those whose read_split takes masks=True"""
 MAX_LISTED = 20
 """Findings that an error names"""
@@ -89,7 +89,7 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, masks: bool = Fals
     """
     if masks and cfg.source not in MASK_READERS:
         raise UserError(
-            f"data.source {cfg.source}: masks are not read from it yet; {' and '.join(MASK_READERS)} "
+            f"data.source {cfg.source}: masks are not read from it yet; {', '.join(MASK_READERS)} "
             "have them, or set model.task detection"
         )
     if cfg.source == "synthetic":

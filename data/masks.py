@@ -47,6 +47,11 @@ class Polygons:
     rings: tuple[np.ndarray, ...]
     """float64 [k, 2]: x, y of the corners, px"""
 
+    def stretched(self, size: tuple[int, int]) -> "Polygons":
+        """On the picture made `size` (height, width)."""
+        scale = np.array([size[1] / self.size[1], size[0] / self.size[0]])
+        return Polygons(size, tuple(ring * scale for ring in self.rings))
+
     def key(self) -> bytes:
         """What tells it from another mask."""
         return repr(self.size).encode() + b"|".join(ring.tobytes() for ring in self.rings)
@@ -69,8 +74,7 @@ def to_rle(mask: Mask, size: tuple[int, int]) -> Rle:
     """
     if isinstance(mask, Rle):
         return mask if mask.size == size else encode(_plane(*pixels_of(mask, size), size))
-    scale = np.array([size[1] / mask.size[1], size[0] / mask.size[0]])
-    rings = [(ring * scale).ravel().tolist() for ring in mask.rings]
+    rings = [ring.ravel().tolist() for ring in mask.stretched(size).rings]
     parts = mask_api.frPyObjects(rings, *size)
     counts = mask_api.merge(parts)["counts"] if len(parts) > 1 else parts[0]["counts"]
     return Rle(size, _as_bytes(counts))

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import datasets
-from builders import BOXES, SIZES, write_coco, write_imagefolder, write_images
+from builders import BOXES, SIZES, cut_box, write_coco, write_imagefolder, write_images
 
 from settings.keys import DataConfig
 
@@ -31,6 +31,8 @@ def write_imagefolder_set(root, num, split, seed):
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     for index, row in enumerate(rows):
         row["objects"]["category"] = categories_of(index)
+        boxes = BOXES[index % len(BOXES)]
+        row["objects"]["segmentation"] = [[cut_box(*box)] for box in boxes]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (root / "categories.json").write_text(json.dumps(NAMES))
 
@@ -51,6 +53,8 @@ def write_parquet(root: Path, folder: Path, split: str, category: str = "categor
         row["objects"][category] = row["objects"].pop("category")
         cell = {"bytes": file.read_bytes(), "path": None} if file.is_file() else None
         rows.append({"image": cell, **row})
+    polygons = datasets.List(datasets.List(datasets.List(datasets.Value("float32"))))
+    with_masks = {"segmentation": polygons} if "segmentation" in rows[0]["objects"] else {}
     features = datasets.Features(
         {
             "image": datasets.Image(),
@@ -62,6 +66,7 @@ def write_parquet(root: Path, folder: Path, split: str, category: str = "categor
                 "bbox": datasets.List(datasets.List(datasets.Value("float32"), length=4)),
                 "area": datasets.List(datasets.Value("float32")),
                 category: datasets.List(datasets.ClassLabel(names=list(NAMES))),
+                **with_masks,
             },
         }
     )
@@ -129,6 +134,20 @@ def write_yolo(root, num, split, seed):
     (root / "data.yaml").write_text(content)
 
 
+def write_yolo_polygons(root, num, split, seed):
+    """Lines with polygons in place of boxes."""
+    write_yolo(root, num, split, seed)
+    for index, file in enumerate(sorted((root / "images" / split).glob("*.jpg"))):
+        width, height = SIZES[index % len(SIZES)]
+        lines = []
+        for c, box in zip(categories_of(index), BOXES[index % len(BOXES)], strict=True):
+            points = cut_box(*box)
+            relative = [v / (height if n % 2 else width) for n, v in enumerate(points)]
+            lines.append(" ".join(map(repr, [c, *relative])) + "\n")
+        if lines:
+            (root / "labels" / split / f"{file.stem}.txt").write_text("".join(lines))
+
+
 WRITERS = {
     "coco": (write_coco_set, "coco", ""),
     "imagefolder": (write_imagefolder_set, "imagefolder", ""),
@@ -137,6 +156,7 @@ WRITERS = {
     "voc": (write_voc, "voc", ""),
     "voc folders": (write_voc_folders, "voc", ""),
     "yolo": (write_yolo, "yolo", ""),
+    "yolo polygons": (write_yolo_polygons, "yolo", ""),
 }
 """(writer, data.source, folder below the root) by format"""
 

@@ -9,7 +9,7 @@ import numpy as np
 from data.boxes import from_centres, from_corners
 from data.findings import Findings
 from data.images.headers import Header, read_header
-from data.masks import Rle, mask_column
+from data.masks import Polygons, Rle, mask_column
 from data.objects import Objects
 from data.schema import Record, number_text
 from data.sources.segmentations import mask_of_segmentation
@@ -24,7 +24,8 @@ class Boxes:
         Args:
             where: the image's file or row, for messages.
             unit: what the annotations' numbers count, as in Record.
-            with_masks: whether `add` gets segmentations, and objects without a mask are left out.
+            with_masks: whether `add` gets segmentations (with relative boxes relative polygons), and
+                objects without a mask are left out.
         """
         self.segmentations: list[Any] | None = [] if with_masks else None
         self.where = where
@@ -96,7 +97,8 @@ class Boxes:
             numbers=np.array(self.numbers, dtype=np.int64),
         )
         if self.segmentations is not None:
-            objects = self._masked(objects, annotated, (width, height))
+            relative = box_format == "yolo" and self.unit == "line"
+            objects = self._masked(objects, annotated, (width, height), relative)
         if len(objects):
             objects = replace(objects, boxes=self._xywh(objects.boxes, box_format, width, height))
             in_px = box_format not in ("albumentations", "yolo")
@@ -107,14 +109,24 @@ class Boxes:
         return Record(image_id, self.where, width, height, objects, self.unit, digest, unreadable)
 
     def _masked(
-        self, objects: Objects, annotated: tuple[int, int] | None, decoded: tuple[int, int]
+        self,
+        objects: Objects,
+        annotated: tuple[int, int] | None,
+        decoded: tuple[int, int],
+        relative: bool,
     ) -> Objects:
-        """The objects that have a mask, with it; the others become findings. Sizes (width, height)."""
+        """The objects that have a mask, with it; the others become findings. Sizes (width, height).
+
+        Args:
+            relative: polygons are in parts of the picture's sides.
+        """
         assert self.segmentations is not None
         picture = annotated if annotated and _same_shape(annotated, decoded) else decoded
         kept, masks = [], []
         for place, segmentation in enumerate(self.segmentations):
-            mask = mask_of_segmentation(segmentation, picture[::-1])
+            mask = mask_of_segmentation(segmentation, (1, 1) if relative else picture[::-1])
+            if isinstance(mask, Polygons) and relative:
+                mask = mask.stretched(picture[::-1])
             detail = f"{short(segmentation)}"
             if isinstance(mask, Rle) and not _same_shape(mask.size[::-1], decoded):
                 detail = (

@@ -1,6 +1,6 @@
 """Reader: a dataset of the Hugging Face Hub, or a local folder in Hub format.
 
-Columns: image, objects {bbox, category or category_id, area?, iscrowd?}, and optionally image_id,
+Columns: image, objects {bbox, category or category_id, area?, iscrowd?, segmentation?}, and optionally image_id,
 width, height. Boxes are as `data.box_format` says. A split may be cut, `train[:10%]`. With
 `data.streaming` the rows are read once, without the dataset's own cache, into a folder of images
 that `data.sources.imagefolder` reads from then on.
@@ -40,8 +40,11 @@ class HubImages:
         return source
 
 
-def read_split(cfg: DataConfig, which: str, findings: Findings) -> Split:
+def read_split(cfg: DataConfig, which: str, findings: Findings, masks: bool = False) -> Split:
     """The training or validation split ("train" or "val") of a Hub dataset.
+
+    Args:
+        masks: whether objects get the masks of their segmentations.
 
     Raises:
         UserError: if it cannot be had, has no such split, or lacks a column.
@@ -49,11 +52,11 @@ def read_split(cfg: DataConfig, which: str, findings: Findings) -> Split:
     split = str(cfg.train_split if which == "train" else cfg.val_split)
     if cfg.streaming:
         root = ensure_stored(cfg, split)
-        return read_folder(cfg, which, root, root / "images", findings)
+        return read_folder(cfg, which, root, root / "images", findings, masks)
     rows, names = open_rows(cfg, split, streaming=False)
     if not len(rows):
         raise UserError(f"data.path {cfg.path}, split {split}: lists no images")
-    reader = Rows(cfg, names, findings)
+    reader = Rows(cfg, names, findings, masks)
     inside = Inside(
         *map(
             Path, (str(cfg.path), datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE)

@@ -1,7 +1,7 @@
 """Reader: image folders with a metadata.jsonl each.
 
 `path/train/metadata.jsonl` has one object a line: {"file_name", "image_id", "objects": {"bbox",
-"category", "area", ...}}, the image-folder form of the datasets library. Boxes are as
+"category", "area", "segmentation", ...}}, the image-folder form of the datasets library. Boxes are as
 `data.box_format` says. Class names come from `data.labels` or from `path/categories.json` (a list of
 names by id); a category may be its name.
 """
@@ -25,8 +25,11 @@ from errors import UserError
 from settings.keys import DataConfig
 
 
-def read_split(cfg: DataConfig, which: str, findings: Findings) -> Split:
+def read_split(cfg: DataConfig, which: str, findings: Findings, masks: bool = False) -> Split:
     """The training or validation split ("train" or "val") of an image folder.
+
+    Args:
+        masks: whether objects get the masks of their segmentations.
 
     Raises:
         UserError: for a missing folder or metadata file, or one without lines.
@@ -34,10 +37,12 @@ def read_split(cfg: DataConfig, which: str, findings: Findings) -> Split:
     assert cfg.path is not None
     root = existing_folder(cfg.path)
     folder = root / str(cfg.train_split if which == "train" else cfg.val_split)
-    return read_folder(cfg, which, root, folder, findings)
+    return read_folder(cfg, which, root, folder, findings, masks)
 
 
-def read_folder(cfg: DataConfig, which: str, root: Path, folder: Path, findings: Findings) -> Split:
+def read_folder(
+    cfg: DataConfig, which: str, root: Path, folder: Path, findings: Findings, masks: bool = False
+) -> Split:
     """The split that lies in `folder` of the dataset `root`.
 
     Raises:
@@ -51,7 +56,7 @@ def read_folder(cfg: DataConfig, which: str, root: Path, folder: Path, findings:
         raise UserError(f"{file}: lists no images")
     inside = Inside(root, folder)
     names = _category_names(root)
-    rows = Rows(cfg, names, findings)
+    rows = Rows(cfg, names, findings, masks)
     records: list[Record] = []
     paths: list[Path] = []
     listed: list[Path] = []

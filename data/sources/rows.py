@@ -1,4 +1,5 @@
-"""Rows with `objects` {bbox, category or category_id, area?, iscrowd?}, as image folders and the Hub have them."""
+"""Rows with `objects` {bbox, category or category_id, area?, iscrowd?, segmentation?}, as image folders and
+the Hub have them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +15,20 @@ CATEGORY_KEYS = ("category", "category_id")
 
 
 class Rows:
-    """Turns rows with `objects` {bbox, category or category_id, area?, iscrowd?} into records."""
+    """Turns rows with `objects` into records."""
 
-    def __init__(self, cfg: DataConfig, names: Mapping[int, str], findings: Findings):
+    def __init__(
+        self,
+        cfg: DataConfig,
+        names: Mapping[int, str],
+        findings: Findings,
+        masks: bool = False,
+    ):
+        """
+        Args:
+            masks: whether objects get the masks of their segmentations.
+        """
+        self.masks = masks
         self.box_format = cfg.box_format
         self.findings = findings
         self.image_ids = Unique("duplicate image id", findings)
@@ -43,8 +55,10 @@ class Rows:
             return None
         if not self.image_ids.is_new(image_id, where):
             return None
-        boxes = Boxes(where, "object", self.findings)
-        for place, (box, category, area, iscrowd) in enumerate(zip(*columns, strict=True)):
+        boxes = Boxes(where, "object", self.findings, self.masks)
+        for place, (box, category, area, iscrowd, segmentation) in enumerate(
+            zip(*columns, strict=True)
+        ):
             known = self.ids.get(category, category) if isinstance(category, str) else category
             if isinstance(known, str) and not known.strip().isdecimal():
                 self.findings.add(
@@ -53,15 +67,15 @@ class Rows:
                     f"{known!r}, not among {short(list(self.ids))} names; set data.labels",
                 )
             else:
-                boxes.add(~place, box, known, area, iscrowd)
+                boxes.add(~place, box, known, area, iscrowd, segmentation)
         size = as_size(row.get("width"), row.get("height"))
         return boxes.record(image_id, source, size, self.box_format)
 
 
-def _columns(objects: Any) -> tuple[list[Any], list[Any], list[Any], list[Any]] | str:
-    """(boxes, categories, areas, iscrowd), equally long, or what is wrong with `objects`."""
+def _columns(objects: Any) -> tuple[list[Any], ...] | str:
+    """(boxes, categories, areas, iscrowd, segmentations), equally long, or what is wrong with `objects`."""
     if objects is None or objects == {} or objects == []:
-        return [], [], [], []
+        return [], [], [], [], []
     if isinstance(objects, list):  # one object a box instead of one list a column
         if not all(isinstance(item, dict) for item in objects):
             return f"objects must hold columns bbox and category, not {short(objects)}"
@@ -78,11 +92,15 @@ def _columns(objects: Any) -> tuple[list[Any], list[Any], list[Any], list[Any]] 
     nothing = [None] * len(boxes)
     areas = nothing if objects.get("area") is None else objects["area"]
     iscrowd = nothing if objects.get("iscrowd") is None else objects["iscrowd"]
-    if not isinstance(areas, list) or not isinstance(iscrowd, list):
-        return f"area is {short(areas)} and iscrowd is {short(iscrowd)}: expected lists"
-    if len({len(boxes), len(categories), len(areas), len(iscrowd)}) > 1:
+    masks = nothing if objects.get("segmentation") is None else objects["segmentation"]
+    optional = {"area": areas, "iscrowd": iscrowd, "segmentation": masks}
+    if not all(isinstance(column, list) for column in optional.values()):
+        said = ", ".join(f"{name} is {short(column)}" for name, column in optional.items())
+        return f"{said}: expected lists"
+    columns = (boxes, categories, areas, iscrowd, masks)
+    if len({len(column) for column in columns}) > 1:
         return (
             f"{len(boxes)} boxes, {len(categories)} categories, {len(areas)} areas, "
-            f"{len(iscrowd)} iscrowd: these must be equally many"
+            f"{len(iscrowd)} iscrowd, {len(masks)} segmentations: these must be equally many"
         )
-    return boxes, categories, areas, iscrowd
+    return columns

@@ -30,8 +30,11 @@ NO_LABELS = {"classes.txt", "labels.txt"}
 """Files beside labels that are none"""
 
 
-def read_split(cfg: DataConfig, which: str, findings: Findings) -> Split:
+def read_split(cfg: DataConfig, which: str, findings: Findings, masks: bool = False) -> Split:
     """The training or validation split ("train" or "val") of a YOLO dataset.
+
+    Args:
+        masks: whether objects get the masks of their polygons.
 
     Raises:
         UserError: for a missing folder or data.yaml, or a split that has no images.
@@ -60,7 +63,7 @@ def read_split(cfg: DataConfig, which: str, findings: Findings) -> Split:
     for path in paths:
         image_id = os.path.relpath(path, root)
         if unique.is_new(image_id, str(path)):
-            records.append(_record(image_id, path, keypoints, inside, findings))
+            records.append(_record(image_id, path, keypoints, inside, findings, masks))
             kept.append(path)
     _note_labels_without_image(paths, findings)
     return Split(records, ImageFiles(kept), _names(content, file, findings))
@@ -150,9 +153,9 @@ def label_file(image: Path) -> Path:
 
 
 def _record(
-    image_id: str, path: Path, keypoints: bool, inside: Inside, findings: Findings
+    image_id: str, path: Path, keypoints: bool, inside: Inside, findings: Findings, masks: bool
 ) -> Record:
-    boxes = Boxes(str(path), "line", findings)
+    boxes = Boxes(str(path), "line", findings, masks)
     file = label_file(path)
     if os.path.isfile(file) and inside.holds(file, str(file), findings):
         for number, line in enumerate(read_lines(file), 1):
@@ -174,7 +177,8 @@ def _take(boxes: Boxes, number: int, values: list[bytes]) -> None:
     elif len(floats) == 5:
         boxes.add(number, floats[1:], category)
     elif (box := box_of_polygon(floats[1:])) is not None:
-        boxes.add(number, to_centres(np.array([box]))[0].tolist(), category)
+        centred = to_centres(np.array([box]))[0].tolist()
+        boxes.add(number, centred, category, segmentation=[floats[1:]])
     else:
         boxes.broken(number, f"{len(floats)} numbers: neither class and box nor class and polygon")
 

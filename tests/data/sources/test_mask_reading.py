@@ -7,6 +7,7 @@ import resource
 import numpy as np
 import pytest
 from builders import write_coco
+from formats import write_format
 from pycocotools import mask as reference
 
 from data.build import build_data, read_data
@@ -138,8 +139,8 @@ def test_other_masks_are_another_dataset(tmp_path):
 
 
 def test_sources_without_masks_say_so(tmp_path):
-    with pytest.raises(UserError, match="data.source yolo: masks are not read from it yet"):
-        read_data(DataConfig(source="yolo", path=str(tmp_path)), 0, Findings(), masks=True)
+    with pytest.raises(UserError, match="data.source voc: masks are not read from it yet"):
+        read_data(DataConfig(source="voc", path=str(tmp_path)), 0, Findings(), masks=True)
 
 
 def test_the_doctor_names_each_defect_of_masks_once_and_repairs_what_it_can(tmp_path, capsys):
@@ -168,6 +169,20 @@ def test_the_doctor_names_each_defect_of_masks_once_and_repairs_what_it_can(tmp_
     )
     before = read_data(cfg, 0, Findings(), masks=True)
     assert pixels(before) == pixels(data)
+
+
+@pytest.mark.parametrize("name", ["imagefolder", "hub", "hub streamed", "yolo polygons"])
+def test_every_format_gives_the_masks_of_coco(tmp_path, name, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    wanted = build_data(write_format(tmp_path / "a", "coco"), 0, masks=True)
+    data = build_data(write_format(tmp_path / "b", name), 0, masks=True)
+    for split, other in ((data.train, wanted.train), (data.val, wanted.val)):
+        assert len(split.objects) == len(other.objects) > 0
+        for record, twin in zip(split.records, other.records, strict=True):
+            size = (record.height, record.width)
+            own = [] if record.objects.masks is None else record.objects.masks
+            theirs = [] if twin.objects.masks is None else twin.objects.masks
+            assert [to_rle(m, size) for m in own] == [to_rle(m, size) for m in theirs]
 
 
 def pixels(data):
