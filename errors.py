@@ -88,9 +88,13 @@ def ending_with_one_line() -> Iterator[None]:
         yield
     except UserError as error:
         fail(error)
-    except BrokenPipeError:  # nobody reads what is printed: `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+    except BrokenPipeError:
+        try:
+            print(flush=True)
+        except BrokenPipeError:  # nobody reads what is printed: `... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
+        raise  # it was another pipe
     except (OSError, ValueError) as error:
         if isinstance(error, ValueError) and "embedded null" in str(error):
             fail(UserError("a file name holds a null character"))
@@ -112,6 +116,8 @@ def refusing(where: str) -> Iterator[None]:
     except (UserError, MemoryError):
         raise
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's: nothing is wrong with the files
+            raise
         text = " ".join(str(error).split())
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         raise UserError(f"{where}: {kind}{text}") from error

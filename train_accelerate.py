@@ -206,6 +206,8 @@ def main(argv: Sequence[str]) -> int:
     cfg = load_config(argv)
     try:
         return whole_run(cfg)
+    except UserError:
+        raise
     except Exception as error:
         told = explain(error)
         if told is None:

@@ -9,10 +9,9 @@ import numpy as np
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import get_image_size_for_max_height_width
 
-from settings.keys import Fit, ImageSizeConfig
+from settings.keys import MAX_SIDE_PX, Fit, ImageSizeConfig
 
 COMMON_MULTIPLE_PX = 32
-LARGEST_PX = 16_384
 """What fits the strides 4 to 32 of most backbones"""
 
 
@@ -74,15 +73,16 @@ class CanvasRule:
         size: Any = settings.get("size")
         padded: Any = settings.get("pad_size")
         numbers = [*_sides(size), *(_sides(padded) if padded else ())]
-        if not numbers or not all(isinstance(n, int) and 0 < n <= LARGEST_PX for n in numbers):
+        if not numbers or not all(isinstance(n, int) and 0 < n <= MAX_SIDE_PX for n in numbers):
             raise ValueError(f"its image processor has size {size} and pad_size {padded}")
-        switched_off = [n for n in ("do_resize", "do_pad") if settings.get(n) is False]
-        if switched_off:
-            raise ValueError(f"its image processor has {switched_off[0]} false, not supported here")
+        stretches = "height" in size
+        for name in ("do_resize",) if stretches else ("do_resize", "do_pad"):
+            if settings.get(name) is False:
+                raise ValueError(f"its image processor has {name} false, not supported here")
         multiple = max(padded.values()) if padded else COMMON_MULTIPLE_PX
         if "max_height" in size and size["max_height"] == size.get("max_width"):
             return CanvasRule(ImageSizeConfig(longest=size["max_height"], fit="pad"), multiple)
-        if "height" in size and size["height"] == size.get("width"):
+        if stretches and size["height"] == size.get("width"):
             return CanvasRule(
                 ImageSizeConfig(longest=size["height"], fit="stretch"), size["height"]
             )

@@ -7,7 +7,7 @@ import numpy as np
 
 from data.boxes import from_corners, to_corners
 from data.findings import Findings
-from data.masks import bounds
+from data.masks import area_of, bounds
 from data.objects import Objects
 from data.schema import Record, Split
 from data.taxonomy import Taxonomy
@@ -88,8 +88,9 @@ def cleaned(split: Split, name: str, taxonomy: Taxonomy, findings: Findings) -> 
     given = split.objects
     classes = taxonomy.class_indices(given.classes)
     sizes = np.array([_limits(record) for record in records])[given.image].reshape(-1, 2)
+    boxes, of_masks = _around_masks(given, sizes)
+    given = dataclasses.replace(given, boxes=boxes)
     clean = clean_boxes(given.boxes, sizes[:, 0], sizes[:, 1])
-    of_masks = _mask_problems(given, sizes)
     wanted = (classes[clean.kept] >= 0) & ~np.isin(clean.kept, of_masks[OUTSIDE])
     kept = clean.kept[wanted]
     known = dataclasses.replace(given, classes=classes).take(kept)
@@ -108,6 +109,10 @@ def cleaned(split: Split, name: str, taxonomy: Taxonomy, findings: Findings) -> 
     boxes = clean.boxes[wanted]
     usable = np.isfinite(known.areas) & (known.areas > 0)
     areas = np.where(usable, known.areas, boxes[:, 2] * boxes[:, 3])
+    if known.masks is not None:
+        for place in np.flatnonzero(~usable).tolist():
+            record = records[int(known.image[place])]
+            areas[place] = area_of(known.masks[place], (record.height, record.width))
     known = dataclasses.replace(known, boxes=boxes, areas=areas)
     tables = known.by_image(len(records))
     return dataclasses.replace(
@@ -119,17 +124,18 @@ def cleaned(split: Split, name: str, taxonomy: Taxonomy, findings: Findings) -> 
     )
 
 
-def _mask_problems(objects: Objects, sizes: np.ndarray) -> dict[str, np.ndarray]:
-    """Places of objects by what is wrong with their masks, a key of findings.KINDS.
+def _around_masks(objects: Objects, sizes: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Boxes around the masks, where there are masks, and places of objects by what is wrong with these, a
+    key of findings.KINDS.
 
     Args:
         sizes: (width, height) of each one's image, px, float64 [n, 2].
     """
     if objects.masks is None or not len(objects):
-        return {OUTSIDE: np.zeros(0, np.int64)}
-    around = np.stack([bounds(mask) for mask in objects.masks]) * np.tile(sizes, 2)
-    empty = (around[:, 2:] <= around[:, :2]).any(axis=1)
+        return objects.boxes, {OUTSIDE: np.zeros(0, np.int64)}
     with np.errstate(over="ignore", invalid="ignore"):
+        around = np.stack([bounds(mask) for mask in objects.masks]) * np.tile(sizes, 2)
+        empty = ~(around[:, 2:] > around[:, :2]).all(axis=1)
         corners = to_corners(objects.boxes).clip(0, np.tile(sizes, 2))
         low, high = (
             np.maximum(around[:, :2], corners[:, :2]),
@@ -137,8 +143,9 @@ def _mask_problems(objects: Objects, sizes: np.ndarray) -> dict[str, np.ndarray]
         )
         shared = (high - low).clip(0).prod(axis=1)
         total = sum((c[:, 2:] - c[:, :2]).clip(0).prod(axis=1) for c in (around, corners)) - shared
-        differ = ~empty & (shared < AGREEING_IOU * total)
-    return {OUTSIDE: np.flatnonzero(empty), "mask and box disagree": np.flatnonzero(differ)}
+        differ = ~empty & ~(shared >= AGREEING_IOU * total)
+    boxes = np.where(empty[:, None], np.array([0.0, 0, 1, 1]), from_corners(around))
+    return boxes, {OUTSIDE: np.flatnonzero(empty), "mask and box disagree": np.flatnonzero(differ)}
 
 
 def _limits(record: Record) -> tuple[float, float]:

@@ -154,6 +154,11 @@ def bounds(mask: Mask) -> np.ndarray:
     return inside if (inside[2:] > inside[:2]).all() else np.zeros(4)
 
 
+def area_of(mask: Mask, size: tuple[int, int]) -> int:
+    """Pixels of a mask on the picture made `size` (height, width)."""
+    return int(runs_of(to_rle(mask, size).counts)[1::2].sum())
+
+
 def _nearest(have: int, want: int) -> np.ndarray:
     """The pixel of `have` in a row that each of `want` in its place is nearest to."""
     return ((np.arange(want) + 0.5) * have / want).astype(np.int64)

@@ -114,22 +114,6 @@ def _class_tables(truth: Objects, found: Objects, split: Split, kind: str) -> di
     return {"precision": precision[:, :, 0, :, 0], "recall": recall[:, 0, :, 0]}
 
 
-def ground_truth(split: Split, taxonomy: Taxonomy) -> dict[str, Any]:
-    """A split as COCO content; image ids are places in the split, category ids class indices."""
-    images = [{"id": i, "width": r.width, "height": r.height} for i, r in enumerate(split.records)]
-    return coco_content(images, split.objects, _by_index(taxonomy))
-
-
-def result_list(predictions: Predictions, split: Split, taxonomy: Taxonomy) -> list[dict[str, Any]]:
-    """Predictions in COCO's results format, with the ids of `ground_truth`."""
-    return coco_results(predictions.objects, range(len(split)), _by_index(taxonomy).category_ids)
-
-
-def _by_index(taxonomy: Taxonomy) -> Taxonomy:
-    """The classes with their indices for category ids."""
-    return replace(taxonomy, category_ids=tuple(range(len(taxonomy.names))))
-
-
 def _mean(tables: list[np.ndarray]) -> float | None:
     """Of all numbers that were measured."""
     values = np.concatenate([np.zeros(0), *(table.ravel() for table in tables)])

@@ -83,10 +83,9 @@ def predict_split(
                     found, own_flat = trainable.predict_with_flat(
                         batch.to(accelerator.device), max_detections, flat_threshold
                     )
-                places = np.array(batch.indices)
-                tables.append(replace(found, image=places[found.image]))
+                tables.append(_in_split(found, batch))
                 if own_flat is not None:
-                    flat.append(replace(own_flat, image=places[own_flat.image]))
+                    flat.append(_in_split(own_flat, batch))
                 seen += zip(batch.indices, batch.missing, strict=True)
     finally:
         trainable.train(was_training)
@@ -99,6 +98,11 @@ def predict_split(
         return Predictions(objects, missing)
     flat_objects = _gather_objects(accelerator, Objects.concat(flat))
     return Predictions(objects, missing, _in_order(flat_objects, missing))
+
+
+def _in_split(found: Objects, batch: Batch) -> Objects:
+    """With places in the split for rows of the batch."""
+    return replace(found, image=np.array(batch.indices)[found.image])
 
 
 def _in_order(objects: Objects, missing: np.ndarray) -> Objects:

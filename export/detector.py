@@ -30,6 +30,8 @@ from model.normalization import Normalization
 from model.source import SAFE, local_folder, quiet_transformers
 from model.trainable import Trainable
 
+INTEGERS = ("num_batches_tracked", "_index", "position_ids")
+"""Ends of the names of tensors that are no weights"""
 PROBE_PX = 128
 """Side of the blank image on which a loaded model is tried"""
 
@@ -111,7 +113,7 @@ def _check_weights(model: PreTrainedModel, info: Mapping[str, Any], folder: Path
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (no mapping)
                 kind = tensors.get_slice(name).get_dtype()
-                if not kind.startswith(("F", "BF")) and "num_batches_tracked" not in name:
+                if not kind.startswith(("F", "BF")) and not name.endswith(INTEGERS):
                     raise ValueError(f"tensor {name} has the type {kind}")
 
 

@@ -89,7 +89,8 @@ def build_model(
         freeze(module)
     else:
         module.requires_grad_(True)
-    multiple = side_multiple(family.level_strides(model.config, backbone.strides))
+    cells = [] if family.task == "detection" else [CELL_PX]
+    multiple = side_multiple([*family.level_strides(model.config, backbone.strides), *cells])
     rule = CanvasRule.fitted(size, multiple, family.fit)
     processor = build_processor(family, rule, backbone.normalization)
     trainable = Trainable(model, processor, backbone.normalization, family)
@@ -112,6 +113,11 @@ def refuse_contradictions(cfg: ModelConfig, family: HeadFamily, size: ImageSizeC
         raise UserError(
             f"model.head {cfg.head} is for {family.task}, model.task is {cfg.task}; set model.task "
             f"{family.task}, or model.head {' or '.join(fitting)}"
+        )
+    if (size.fit or family.fit) == "stretch" and size.shortest is not None:
+        raise UserError(
+            f"data.image_size.shortest {size.shortest}: images are stretched to a square of "
+            f"data.image_size.longest {size.longest}; leave it out"
         )
     if family.fit == "stretch" and size.fit == "pad":
         raise UserError(

@@ -1,6 +1,7 @@
 """What a model's outputs say is on the images: boxes or masks, with classes and scores."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -85,8 +86,12 @@ def find_flat_masks(outputs: Any, processor: Any, sizes: torch.Tensor, threshold
 
     The pipeline's own default, panoptic, gives every pixel of the background to some object as well.
     """
+    on_host = SimpleNamespace(  # its maps are made there, wherever the outputs are
+        class_queries_logits=outputs.class_queries_logits.cpu(),
+        masks_queries_logits=outputs.masks_queries_logits.cpu(),
+    )
     found = processor.post_process_instance_segmentation(
-        outputs,
+        on_host,
         threshold=threshold,
         target_sizes=[tuple(size) for size in sizes.tolist()],
     )

@@ -90,8 +90,10 @@ class Run:
         )
         dataset = TrainDataset(self.data.train, data_cfg, cfg.run.seed)
         pin = accelerator.device.type == "cuda"
+        masks = cfg.model.task != "detection"
+        most = max(len(record.objects) for record in self.data.train.records) if masks else 0
         short = workers_short(
-            self.detector.rule.full, sampler.micro_batch_size, cfg.data.num_workers
+            self.detector.rule.full, sampler.micro_batch_size, cfg.data.num_workers, most
         )
         if short is not None:
             self.log.say(f"note: {short}")

@@ -70,7 +70,8 @@ def refuse_foreign(folder: Path) -> None:
     Raises:
         UserError: naming what would be lost.
     """
-    if any((folder / "checkpoints").glob("step-*")):
+    checkpoints = folder / "checkpoints"
+    if checkpoints.is_dir() and any(checkpoints.iterdir()):
         return
     present = {path.name for path in folder.iterdir()}
     begun = "run.json" in present  # before its first checkpoint, and may begin anew

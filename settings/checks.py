@@ -12,6 +12,7 @@ from typing import Any
 
 from errors import UserError
 from settings.keys import (
+    MAX_SIDE_PX,
     MAX_SYNTHETIC_SEED,
     Config,
     DataConfig,
@@ -20,7 +21,6 @@ from settings.keys import (
     leaf_keys,
 )
 
-MOST_PX = 16_384
 MOST_WORKERS = 512
 LARGEST_LR = 1e38
 """What a float32 holds"""
@@ -162,8 +162,8 @@ def _check_data(data: DataConfig) -> Iterator[str]:
     yield from _positive("data.image_size.shortest", shortest)
     if shortest and shortest > data.image_size.longest:
         yield f"data.image_size.shortest {shortest}: exceeds longest {data.image_size.longest}"
-    if data.image_size.longest > MOST_PX:
-        yield f"data.image_size.longest {data.image_size.longest}: at most {MOST_PX} px"
+    if data.image_size.longest > MAX_SIDE_PX:
+        yield f"data.image_size.longest {data.image_size.longest}: at most {MAX_SIDE_PX} px"
     if not 0 <= data.num_workers <= MOST_WORKERS:
         yield f"data.num_workers {data.num_workers}: must lie in 0 ... {MOST_WORKERS}"
 

@@ -13,6 +13,9 @@ MAX_SYNTHETIC_SEED = 500_000
 """Training scenes have seeds below it, validation scenes that much more; from twice that on, seeds
 belong to the pretraining of the shipped backbone"""
 
+MAX_SIDE_PX = 16_384
+"""No image is given to a model larger than this"""
+
 T = TypeVar("T")
 Fit = Literal["pad", "stretch"]
 

@@ -21,7 +21,7 @@ from data.feed.collate import collate
 from data.feed.sampler import SampleRef, StepSampler, evaluation_batches
 from data.feed.transforms import Augment, resize
 from data.images.decode import decode
-from data.masks import Planes
+from data.masks import CELL_PIXELS, Planes
 from data.objects import Objects
 from data.schema import Split
 from errors import UserError
@@ -40,7 +40,7 @@ PREFETCHED = 4
 LEAST_BYTES = 2_000_000
 """What workers need for their locks alone"""
 FEW_DESCRIPTORS = 256
-"""Files that a process has open beside its batches, with room to spare; each batch takes two"""
+"""Files that a process has open beside its batches, with room to spare; each batch takes up to four"""
 LEAST_DESCRIPTORS = 64
 """What a process and its workers need without any batch"""
 BYTES_PER_PX = 4
@@ -185,21 +185,24 @@ def eval_loader(
     return _loader(EvalDataset(split, rule), batches, num_workers, pin, short)
 
 
-def workers_short(canvas: tuple[int, int], batch_size: int, num_workers: int) -> str | None:
+def workers_short(
+    canvas: tuple[int, int], batch_size: int, num_workers: int, masks: int = 0
+) -> str | None:
     """What workers lack to pass batches on in shared memory, and what is done instead; None if nothing.
 
     A worker that runs out of shared memory or of file descriptors dies or waits for ever.
 
     Args:
-        canvas: (height, width) of the largest batch, px.
+        canvas: (height, width) of the largest batch, px. masks: most of an image, if masks are learnt.
     """
     if not num_workers:
         return None
-    batch_bytes = batch_size * canvas[0] * canvas[1] * BYTES_PER_PX
+    per_px = BYTES_PER_PX + ((masks + 1) / CELL_PIXELS if masks else 0)
+    batch_bytes = batch_size * canvas[0] * canvas[1] * per_px
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     needed = batch_bytes * (PREFETCHED * num_workers + 2) * ranks
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
-    descriptors, wanted = _descriptors(), FEW_DESCRIPTORS + 2 * PREFETCHED * num_workers
+    descriptors, wanted = _descriptors(), FEW_DESCRIPTORS + 4 * PREFETCHED * num_workers
     if needed <= free and wanted <= descriptors:
         return None
     instead = "the main process makes them" if _workers_are_out() else "they come through pipes"

@@ -88,8 +88,8 @@ class Augment:
             planes: the objects' masks on the resized image, if masks are learned.
 
         Returns:
-            The image, the objects left in it, with boxes around what is left of their masks, and these. A transform under which the image would lose all its
-            objects is left out.
+            The image, the objects left in it, with boxes around what is left of their masks, and these.
+            A transform under which the image would lose all its boxes is left out.
         """
         size = size or (image.shape[0], image.shape[1])
         num = len(self.warps) + len(self.others)
@@ -294,6 +294,12 @@ def _transform(spec: Mapping[str, Mapping[str, Any]], place: int) -> A.BasicTran
             "normalisation happen on the device"
         )
     known = set(kind.InitSchema.model_fields) if hasattr(kind, "InitSchema") else None
+    for argument in ("mask_interpolation", "fill_mask"):
+        if arguments.get(argument):
+            raise UserError(
+                f"data.augment[{place}]: {name} with {argument} {arguments[argument]} would mix up the "
+                "numbers of objects, of which masks are made; leave it out"
+            )
     unknown = sorted(set(arguments) - (known or set(arguments)) - {"p"})
     if unknown:
         raise UserError(

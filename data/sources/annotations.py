@@ -98,9 +98,10 @@ class Boxes:
         )
         if self.segmentations is not None:
             relative = box_format == "yolo" and self.unit == "line"
-            objects = self._masked(objects, annotated, (width, height), relative)
+            picture = None if unreadable and annotated is None else (width, height)
+            objects = self._masked(objects, annotated, picture, relative)
         if len(objects):
-            objects = replace(objects, boxes=self._xywh(objects.boxes, box_format, width, height))
+            objects = replace(objects, boxes=self._xywh(objects, box_format, width, height))
             in_px = box_format not in ("albumentations", "yolo")
             if annotated and in_px and not unreadable and _same_shape(annotated, (width, height)):
                 # Annotated on the same picture in another size, if it is another size.
@@ -112,23 +113,25 @@ class Boxes:
         self,
         objects: Objects,
         annotated: tuple[int, int] | None,
-        decoded: tuple[int, int],
+        decoded: tuple[int, int] | None,
         relative: bool,
     ) -> Objects:
         """The objects that have a mask, with it; the others become findings. Sizes (width, height).
 
         Args:
-            relative: polygons are in parts of the picture's sides.
+            decoded: None if the image's size is not known. relative: polygons are in parts of the
+                picture's sides.
         """
         assert self.segmentations is not None
-        picture = annotated if annotated and _same_shape(annotated, decoded) else decoded
+        known = decoded or annotated or (1, 1)
+        picture = annotated if annotated and _same_shape(annotated, known) else known
         kept, masks = [], []
         for place, segmentation in enumerate(self.segmentations):
             mask = mask_of_segmentation(segmentation, (1, 1) if relative else picture[::-1])
             if isinstance(mask, Polygons) and relative:
                 mask = mask.stretched(picture[::-1])
             detail = f"{short(segmentation)}"
-            if isinstance(mask, Rle) and not _same_shape(mask.size[::-1], decoded):
+            if decoded and isinstance(mask, Rle) and not _same_shape(mask.size[::-1], decoded):
                 detail = (
                     f"{mask.size[1]} x {mask.size[0]} px, the image has {decoded[0]} x {decoded[1]}"
                 )
@@ -166,7 +169,8 @@ class Boxes:
             )
         return size
 
-    def _xywh(self, boxes: np.ndarray, box_format: str, width: int, height: int) -> np.ndarray:
+    def _xywh(self, objects: Objects, box_format: str, width: int, height: int) -> np.ndarray:
+        boxes = objects.boxes
         with np.errstate(over="ignore", invalid="ignore"):
             if box_format in ("albumentations", "yolo"):
                 boxes = boxes * np.array([width, height, width, height], dtype=np.float64)
@@ -179,7 +183,7 @@ class Boxes:
             for index in np.flatnonzero(inverted):
                 self.findings.add(
                     "box inverted",
-                    f"{self.where}, {number_text(self.unit, self.numbers[index])}",
+                    f"{self.where}, {number_text(self.unit, int(objects.numbers[index]))}",
                     f"corners {boxes[index].tolist()}",
                 )
             low, high = np.minimum(low, high), np.maximum(low, high)

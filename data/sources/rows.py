@@ -46,7 +46,7 @@ class Rows:
         """
         given = row.get("image_id")
         image_id = index if given is None else as_id(given)
-        columns = _columns(row.get("objects"))
+        columns = _columns(row.get("objects"), self.masks)
         if image_id is None:
             self.findings.add("broken row", where, f"its image_id is {short(given)}")
             return None
@@ -72,7 +72,7 @@ class Rows:
         return boxes.record(image_id, source, size, self.box_format)
 
 
-def _columns(objects: Any) -> tuple[list[Any], ...] | str:
+def _columns(objects: Any, with_masks: bool) -> tuple[list[Any], ...] | str:
     """(boxes, categories, areas, iscrowd, segmentations), equally long, or what is wrong with `objects`."""
     if objects is None or objects == {} or objects == []:
         return [], [], [], [], []
@@ -92,7 +92,8 @@ def _columns(objects: Any) -> tuple[list[Any], ...] | str:
     nothing = [None] * len(boxes)
     areas = nothing if objects.get("area") is None else objects["area"]
     iscrowd = nothing if objects.get("iscrowd") is None else objects["iscrowd"]
-    masks = nothing if objects.get("segmentation") is None else objects["segmentation"]
+    masks = objects.get("segmentation") if with_masks else None
+    masks = nothing if masks is None else masks
     optional = {"area": areas, "iscrowd": iscrowd, "segmentation": masks}
     if not all(isinstance(column, list) for column in optional.values()):
         said = ", ".join(f"{name} is {short(column)}" for name, column in optional.items())

@@ -156,7 +156,7 @@ class MaskCriterion:
             sums[layer][1] = sums[layer][1] + _dice_loss(masks, goal, weight)
         mask_sums, dice_sums = zip(*sums, strict=True)
         # A micro-batch without objects has to give every parameter a gradient as well, of zero.
-        nothing = outputs.masks(layers - 1, 0, slice(0, 1)).sum() * 0
+        nothing = fp32(outputs.masks(layers - 1, 0, slice(0, 1))).mean() * 0
         return torch.stack(mask_sums) + nothing, torch.stack(dice_sums)
 
     def _mask_loss(
@@ -185,13 +185,15 @@ class MaskCriterion:
 
 
 def targets(batch: Batch, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Covered parts [n, h, w] of every object's squares, and known parts [B, h, w] of every image's."""
+    """Parts [n, h, w] of the known squares that every object covers, and of squares that are known,
+    [B, h, w]."""
     assert batch.objects.masks is not None
-    covered = batch.objects.masks.to(dtype) / CELL_PIXELS
     known = F.avg_pool2d(batch.pixel_mask.to(dtype)[:, None], CELL_PX)[:, 0]
     if batch.ignored is not None:
         known = (known - batch.ignored.to(dtype) / CELL_PIXELS).clamp(min=0)
-    return covered, known
+    own = known[batch.objects.image]
+    covered = batch.objects.masks.to(dtype) / CELL_PIXELS / own.clamp(min=1 / CELL_PIXELS)
+    return covered.clamp(max=1), known
 
 
 def _dice_cost(masks: torch.Tensor, goal: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

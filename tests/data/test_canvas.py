@@ -13,6 +13,7 @@ from transformers import (
 
 from data.canvas import CanvasRule, resized_size, side_multiple, step_canvas
 from data.taxonomy import Taxonomy
+from errors import UserError
 from model.build import build_model
 from settings.keys import ImageSizeConfig, ModelConfig
 
@@ -85,3 +86,28 @@ def test_rule_comes_back_from_the_exported_processors_settings(rule):
 def test_processor_that_resizes_otherwise_is_refused():
     with pytest.raises(ValueError, match="resizes to .*not supported"):
         CanvasRule.of_processor({"size": {"height": 640, "width": 480}})
+
+
+def test_mask_heads_have_canvases_of_whole_squares(tmp_path):
+    """A stride of 14, as DINOv2 has it, and squares of 4 x 4 pixels."""
+    save_backbone(tmp_path / "b")
+    cfg = ModelConfig(
+        "instance_segmentation",
+        str(tmp_path / "b"),
+        head="maskformer",
+        head_args=TINY_HEAD["maskformer"],
+    )
+    with pytest.raises(UserError, match=r"data.image_size.shortest 50: images are stretched"):
+        build_model(cfg, Taxonomy(("a",), (0,)), ImageSizeConfig(100, 50))
+    with pytest.raises(UserError, match=r"data.image_size.fit pad: maskformer takes padding"):
+        build_model(cfg, Taxonomy(("a",), (0,)), ImageSizeConfig(100, fit="pad"))
+    rule = build_model(cfg, Taxonomy(("a",), (0,)), ImageSizeConfig(100)).rule
+    assert rule.full == rule.resized(30, 400) == (128, 128)
+    assert side_multiple([14, 14, 4]) == 28
+
+
+def test_processor_that_stretches_need_not_pad():
+    rule = CanvasRule.of_processor({"size": {"height": 640, "width": 640}, "do_pad": False})
+    assert rule.resized(100, 300) == (640, 640)
+    with pytest.raises(ValueError, match="do_pad false"):
+        CanvasRule.of_processor({"size": {"max_height": 64, "max_width": 64}, "do_pad": False})

@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 from builders import write_coco
+from coco_reference import ground_truth, result_list
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from data.build import build_data
 from data.masks import encode, mask_column, pixels_of, to_rle
 from data.objects import Objects
-from evaluation.coco import coco_metrics, ground_truth, result_list
+from evaluation.coco import coco_metrics
 from evaluation.predictions import Predictions
 from report.evaluation import metric_lines
 from settings.keys import DataConfig

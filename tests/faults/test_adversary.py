@@ -79,6 +79,7 @@ def test_lines_that_cannot_be_written_are_not_lost(tmp_path, file):
     """No checkpoint comes after them, so the next life makes them again."""
     folder = tmp_path / "run"
     folder.mkdir()
+    (folder / "run.json").write_text("{}\n")  # a run has begun here
     (folder / file).symlink_to("/dev/full")
     arguments = tiny_run(tmp_path, run__resume="auto")
     with pytest.raises(UserError, match=r"could not be written.*Make room, then go on"):

@@ -73,7 +73,7 @@ def test_evaluation_that_the_device_does_not_hold_names_its_own_key(tmp_path, mo
     def with_little_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(Trainable, "predict", with_little_memory)
+    monkeypatch.setattr(Trainable, "predict_with_flat", with_little_memory)
     with pytest.raises(UserError, match=r"\(none has yet\). Lower eval.batch_size"):
         train(tiny_run(tmp_path))
 

@@ -16,7 +16,7 @@ MOMENTS = {
     "decode": "data.feed.loader.decode",
     "step": "train_accelerate.take_step",
     "log": "train_accelerate.log_step",
-    "evaluate": "evaluation.predictions._to_rows",
+    "evaluate": "evaluation.predictions._in_split",
     "metrics": "run.evaluate.coco_metrics",
     "report": "run.evaluate.write_report",
     "write": "training.checkpoint.save_file",

@@ -7,6 +7,7 @@ import pytest
 from builders import launch, metrics_lines, tiny_run, write_coco
 from runs import ids, losses, train
 
+import train_accelerate
 from errors import UserError
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -138,3 +139,15 @@ def test_planted_defects_are_worked_around_or_refused(tmp_path):
     keys |= {"run__output_dir": tmp_path / "strict2"}
     with pytest.raises(UserError, match=rf"{file.name}: truncated image.*refused by data.strict"):
         train(tiny_run(tmp_path, **keys))
+
+
+def test_words_of_an_error_for_the_user_are_left_alone(tmp_path, monkeypatch):
+    told = UserError("the dataset has 2 defects:\n  a.jpg: No such file or directory")
+
+    def refuse(*_, **__):
+        raise told
+
+    monkeypatch.setattr(train_accelerate, "build_run", refuse)
+    with pytest.raises(UserError) as error:
+        train_accelerate.main(tiny_run(tmp_path))
+    assert error.value is told

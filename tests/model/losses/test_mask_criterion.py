@@ -161,3 +161,26 @@ def test_coarser_masks_are_compared_in_the_same_cells():
     losses.total.backward()
     assert torch.isfinite(masks.grad).all()
     assert (masks.grad.abs().sum((2, 3)) > 0).sum() == 3
+
+
+def test_squares_that_are_half_known_are_compared_by_their_known_half():
+    """An object that covers all that is known of a square covers it."""
+    batch = binary(make_batch([1]))
+    batch.objects.masks[:] = 0
+    batch.objects.masks[0, 2:6, 2:6] = 8
+    batch.ignored = torch.zeros(1, 16, 24, dtype=torch.uint8)
+    batch.ignored[0, 2:6, 2:6] = 8
+    masks = torch.full((1, 6, 16, 24), -60.0)
+    masks[0, 0, 2:6, 2:6] = 60.0
+    criterion, outputs = simple(True, torch.zeros(1, 6, 4), masks)
+    terms = criterion(outputs, batch, criterion.counts(batch).alone).terms
+    assert terms["loss_mask"].item() == pytest.approx(0.0, abs=1e-6)
+    assert terms["loss_dice"].item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_maps_of_half_precision_do_not_overflow():
+    batch = make_batch([1])
+    masks = torch.full((1, 6, 128, 128), -5.0).half()
+    criterion, outputs = simple(True, torch.zeros(1, 6, 4), masks)
+    total = criterion(outputs, batch, criterion.counts(batch).alone).total
+    assert torch.isfinite(total)
