@@ -124,6 +124,7 @@ def criterion_of(num: int, repeats: int) -> None:
     objects = Objects(
         boxes=torch.zeros(num * images, 4),
         classes=classes.repeat(images),
+        image=torch.arange(images).repeat_interleave(num),
         masks=cells.repeat(images, 1, 1),
     )
     mask = torch.ones(images, SIDE, SIDE, dtype=torch.bool)
