@@ -68,9 +68,9 @@ def load_detector(name: str) -> LoadedDetector:
         hint = f"; try {folder / 'export'}" if (folder / "export").is_dir() else ""
         raise UserError(f"--model {name}: has no config.json, so it is not a model folder{hint}")
     with refusing(f"--model {name}"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        kind = _auto_class(config, name)
         with quiet_transformers():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            kind = _auto_class(config, name)
             model, info = kind.from_pretrained(
                 folder, config=config, dtype=torch.float32, output_loading_info=True, **SAFE
             )

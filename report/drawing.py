@@ -67,9 +67,11 @@ def draw_objects(
 def _with_masks(pixels: np.ndarray, objects: Objects, truth: Objects | None) -> Image.Image:
     """The picture, uint8 [H, W, 3], with tinted masks, and edges of the true ones."""
     size = (pixels.shape[0], pixels.shape[1])
-    for mask, kind in zip(reversed(objects.masks), reversed(objects.classes), strict=True):
-        rows, columns = pixels_of(mask, size)
-        colour = np.array(COLOURS[int(kind) % len(COLOURS)])
+    places = [pixels_of(mask, size) for mask in objects.masks]
+    # Large ones first: a part of something is drawn over it.
+    for place in sorted(range(len(places)), key=lambda place: -len(places[place][0])):
+        mask, (rows, columns) = objects.masks[place], places[place]
+        colour = np.array(COLOURS[int(objects.classes[place]) % len(COLOURS)])
         tinted = (1 - TINT) * pixels[rows, columns] + TINT * colour
         pixels[rows, columns] = tinted.astype(np.uint8)
         rows, columns = _edge(mask, size)

@@ -115,7 +115,7 @@ def head_config(
         "label2id": taxonomy.label2id,
     }
     kind: Any = family.config_class
-    with refusing("model.head_args"):
+    with refusing("model.head_args"), quiet_transformers():  # which backbones it knows is no news
         if family.make_config is not None:
             return family.make_config(args, shared, backbone.strides)
         known = {field.name for field in dataclasses.fields(kind)}
