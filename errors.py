@@ -69,16 +69,21 @@ ADVICE = {
     errno.EINVAL: "name another place",
 }
 """What to do about errors of the system"""
+SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Those that say nothing of a file: the machine has no more of something"""
 
 
 def system_error(error: Exception) -> str | None:
     """What is told of an error of the system that the user can mend; None of any other error."""
     last = (str(error).strip().splitlines() or [""])[-1]
-    for number, advice in ADVICE.items():
-        # An error that comes from a data worker has lost its number, and torch makes others of some.
-        if getattr(error, "errno", None) == number or os.strerror(number) in last:
-            return f"{last}; {advice}"
-    return None
+    number = getattr(error, "errno", None)
+    if (
+        number is None
+    ):  # lost on the way from a data worker; torch makes a RuntimeError of shortages
+        by_words = ADVICE if isinstance(error, OSError) else SHORTAGES
+        known = by_words if isinstance(error, OSError | RuntimeError) else ()
+        number = next((n for n in known if os.strerror(n) in last), None)
+    return f"{last}; {ADVICE[number]}" if number in ADVICE else None
 
 
 @contextmanager

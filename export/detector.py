@@ -101,7 +101,7 @@ def _check_weights(model: PreTrainedModel, info: Mapping[str, Any], folder: Path
         ValueError: if a tensor is missing in the files, is not read from them, or is not finite.
     """
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        # A tied tensor, or a counter of batches, may be left out.
+        # Counters of batches do nothing in prediction.
         found = sorted(str(key) for key in info[what] if "num_batches_tracked" not in str(key))
         if found:
             kind = what.removesuffix("_keys")

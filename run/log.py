@@ -132,9 +132,8 @@ class RunLog:
             text = printable_lines(text)
             try:
                 tqdm.write(text)
-            except (
-                OSError
-            ):  # nobody reads the console any more, or it is full: train.log has it all
+            except OSError:
+                # Nobody reads the console any more, or it is full: train.log has it all.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self._append(self._text, text + "\n")
 

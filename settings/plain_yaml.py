@@ -17,9 +17,11 @@ class _PlainLoader(yaml.SafeLoader):
         for key in keys:
             if isinstance(key, list | dict):
                 raise yaml.YAMLError("a table or a list is no key")
-        repeated = [key for place, key in enumerate(keys) if key in keys[:place]]
-        if repeated:
-            raise yaml.YAMLError(f"the key {repeated[0]!r} stands twice{node.start_mark}")
+        seen: set[Any] = set()
+        for key in keys:
+            if key in seen:
+                raise yaml.YAMLError(f"the key {key!r} stands twice{node.start_mark}")
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: Any) -> int:

@@ -3,7 +3,7 @@ import io
 
 import pytest
 
-from errors import csv_cell, markdown_text, printable, printable_lines
+from errors import csv_cell, markdown_text, printable, printable_lines, system_error
 
 HOSTILE = [
     "\x1b[2J\x1b]0;owned\x07",
@@ -42,3 +42,14 @@ def test_cells_of_markdown_are_neither_markup_nor_html(text):
     assert "|" not in shown.replace("\\|", "")
     assert "`" not in shown.replace("\\`", "")
     assert markdown_text("license_plate 2") == "license_plate 2"
+
+
+def test_words_of_the_system_in_other_errors_are_no_errors_of_the_system():
+    """A fault of the code keeps its traceback."""
+    assert system_error(ValueError("Invalid argument")) is None
+    assert system_error(RuntimeError("layer: Invalid argument")) is None
+    assert system_error(KeyError("No such file or directory")) is None
+    assert "ulimit -n" in system_error(RuntimeError("Too many open files"))
+    assert "ulimit -n" in system_error(OSError("Caught in worker\nOSError: Too many open files"))
+    assert "make room" in system_error(OSError(28, "No space left on device"))
+    assert system_error(OSError(5, "Input/output error")) is None

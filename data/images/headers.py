@@ -1,7 +1,6 @@
 """What an image's header says, without decoding its pixels: the one place that looks."""
 
 import dataclasses
-import errno
 import functools
 import hashlib
 import io
@@ -14,6 +13,7 @@ from typing import BinaryIO
 from PIL import Image
 
 from data.findings import Findings
+from errors import SHORTAGES
 
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF"),
@@ -32,7 +32,6 @@ EXTENSIONS = {
 """The formats that a file of this extension may have"""
 MAX_PIXELS = 200_000_000
 """Pillow's own limit against decompression bombs, 179 megapixels, usually comes first"""
-SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 ENDS_BYTES = 4096
 ORIENTATION = 0x0112
 SIDEWAYS = {5, 6, 7, 8}

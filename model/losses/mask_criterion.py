@@ -17,7 +17,14 @@ from data.batch import Batch
 from data.masks import CELL_PIXELS, CELL_PX
 from model.losses.focal import GAMMA, sigmoid_focal_loss
 from model.losses.matching import match
-from model.losses.terms import Counts, Losses, class_cross_entropy, fp32
+from model.losses.terms import (
+    Counts,
+    Losses,
+    by_layer,
+    class_cross_entropy,
+    fp32,
+    object_counts,
+)
 
 ALPHA = 0.25
 """Weight of covered squares in the focal loss"""
@@ -60,9 +67,7 @@ class MaskCriterion:
 
     def counts(self, batch: Batch) -> Counts:
         """Masks, those of them that find a query, and images."""
-        matched = sum(min(num, self.num_queries) for num in batch.num_objects)
-        images = len(batch.num_objects)
-        return Counts({"masks": sum(batch.num_objects), "matched": matched, "images": images})
+        return object_counts("masks", batch, self.num_queries)
 
     def __call__(
         self, outputs: MaskOutputs, batch: Batch, step_counts: Mapping[str, float]
@@ -91,13 +96,7 @@ class MaskCriterion:
             }
             weights = (self.weights.classes, self.weights.mask, self.weights.dice)
             parts = [w * v.sum() for w, v in zip(weights, terms.values(), strict=True)]
-        last = logits.shape[0] - 1
-        by_name = {
-            name if number == last else f"{name}_{number}": values[number]
-            for name, values in terms.items()
-            for number in range(last + 1)
-        }
-        return Losses(sum(parts[1:], parts[0]), by_name)
+        return Losses(sum(parts[1:], parts[0]), by_layer(terms))
 
     @torch.no_grad()
     def cost(

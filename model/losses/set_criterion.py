@@ -18,7 +18,14 @@ from data.objects import Objects
 from model.losses.boxes import box_giou
 from model.losses.focal import focal_cost, sigmoid_focal_loss
 from model.losses.matching import match, per_image
-from model.losses.terms import Counts, Losses, class_cross_entropy, fp32
+from model.losses.terms import (
+    Counts,
+    Losses,
+    by_layer,
+    class_cross_entropy,
+    fp32,
+    object_counts,
+)
 
 
 @dataclass(frozen=True)
@@ -49,9 +56,7 @@ class SetCriterion:
 
     def counts(self, batch: Batch) -> Counts:
         """Boxes, those of them that find a query, and images."""
-        matched = sum(min(num, self.num_queries) for num in batch.num_objects)
-        images = len(batch.num_objects)
-        return Counts({"boxes": sum(batch.num_objects), "matched": matched, "images": images})
+        return object_counts("boxes", batch, self.num_queries)
 
     def __call__(
         self, outputs: SetOutputs, batch: Batch, step_counts: Mapping[str, float]
@@ -69,13 +74,9 @@ class SetCriterion:
             }
             weighted = [weights[n] * v.sum() for n, v in [*terms.items(), *proposed.items()]]
             total = sum(weighted[1:], weighted[0])
-        last = logits.shape[0] - 1
-        by_name = {
-            name if layer == last else f"{name}_{layer}": values[layer]
-            for name, values in terms.items()
-            for layer in range(last + 1)
-        }
-        return Losses(total, by_name | {f"{name}_enc": v[0] for name, v in proposed.items()})
+        return Losses(
+            total, by_layer(terms) | {f"{name}_enc": v[0] for name, v in proposed.items()}
+        )
 
     def proposal_losses(
         self,

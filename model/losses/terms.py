@@ -75,6 +75,22 @@ def class_cross_entropy(
     return loss.view(logits.shape[0], -1).sum(1), total_weight
 
 
+def object_counts(name: str, batch: Batch, num_queries: int) -> Counts:
+    """Objects (under `name`), those of them that find a query, and images."""
+    matched = sum(min(num, num_queries) for num in batch.num_objects)
+    images = len(batch.num_objects)
+    return Counts({name: sum(batch.num_objects), "matched": matched, "images": images})
+
+
+def by_layer(terms: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Scalars of terms [L]: that of layer i < L - 1 is called `name_i`, that of the last `name`."""
+    return {
+        name if layer == len(values) - 1 else f"{name}_{layer}": values[layer]
+        for name, values in terms.items()
+        for layer in range(len(values))
+    }
+
+
 def fp32(tensor: torch.Tensor) -> torch.Tensor:
     """At least fp32; fp64 stays, for exactness tests."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,9 +1,12 @@
 """Masks against pycocotools, drawn planes, and what training makes of them."""
 
+import shutil
+
 import numpy as np
 import pytest
 from pycocotools import mask as reference
 
+from data.feed import loader
 from data.feed.transforms import Augment
 from data.masks import (
     Planes,
@@ -17,6 +20,7 @@ from data.masks import (
     to_rle,
 )
 from data.objects import Objects
+from errors import UserError
 
 
 def random_plane(rng, size=(37, 53), parts=4):
@@ -217,3 +221,19 @@ def test_keys_tell_masks_apart():
         *(Polygons((9, 9), (ring,)), Polygons((9, 10), (ring,)), Polygons((9, 9), (ring + 1,))),
     ]
     assert len({mask.key() for mask in masks}) == len(masks)
+
+
+@pytest.mark.parametrize("argument", [{"mask_interpolation": 1}, {"fill_mask": 1}])
+def test_arguments_that_would_mix_up_objects_are_refused(argument):
+    with pytest.raises(UserError, match=f"with {next(iter(argument))} 1 would mix up"):
+        Augment([{"Affine": {"rotate": [-5, 5], **argument}}])
+
+
+def test_masks_count_in_what_workers_need(monkeypatch, tmp_path):
+    """A hundred objects an image make a batch more than twice as large."""
+    room = shutil.disk_usage(tmp_path)._replace(free=100_000_000)
+    monkeypatch.setattr(loader.shutil, "disk_usage", lambda _: room)
+    monkeypatch.setattr(loader, "_descriptors", lambda: 10_000)
+    assert loader.workers_short((512, 512), 4, 4) is None
+    assert loader.workers_short((512, 512), 4, 4, masks=1) is None
+    assert "they come through pipes" in loader.workers_short((512, 512), 4, 4, masks=100)
