@@ -237,3 +237,15 @@ def test_masks_count_in_what_workers_need(monkeypatch, tmp_path):
     assert loader.workers_short((512, 512), 4, 4) is None
     assert loader.workers_short((512, 512), 4, 4, masks=1) is None
     assert "they come through pipes" in loader.workers_short((512, 512), 4, 4, masks=100)
+
+
+def test_objects_without_a_pixel_leave_the_numbering():
+    """Also where the box is still there: a thin one that a resize stepped over, first of three."""
+    ids = np.zeros((1, 8, 8), np.uint8)
+    ids[0, 2:4, 2:4], ids[0, 6, 1:7] = 2, 3
+    objects = Objects(np.tile([0.0, 0, 8, 8], (3, 1)), np.array([7, 8, 9]))
+    planes, left = Planes(ids).fit(objects)
+    assert left.classes.tolist() == [8, 9]
+    np.testing.assert_array_equal(left.boxes, [[2, 2, 2, 2], [1, 6, 6, 1]])
+    assert left.areas.tolist() == [4, 6]
+    np.testing.assert_array_equal(planes.ids, np.where(ids > 0, ids - 1, 0))
