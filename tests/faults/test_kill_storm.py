@@ -116,8 +116,10 @@ def test_kill_storm(tmp_path, lives, case):
         before = Checkpoints(run / "checkpoints", 2).names()
         statuses = lives.live(arguments, world, (strike,))
         output = lives.outputs[-1]
-        # A rank that lost its data worker, or the other rank, may end with an error of its own.
-        struck = -9 in statuses or "killed by signal: Killed" in output
+        # A rank that lost its data worker, or the other rank, may end with an error of its own. torch
+        # says "killed by signal" or, where the queue broke first, "exited unexpectedly".
+        lost_worker = "a data worker has ended from outside" in output
+        struck = -9 in statuses or (moment == "decode" and lost_worker)
         assert "damaged" not in output
         if (run / "DONE").exists():  # too early: this life met no kill
             pytest.fail(f"the run ended after {killed}")
