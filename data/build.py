@@ -1,6 +1,5 @@
 """From `cfg.data` to two clean splits and the taxonomy."""
 
-import functools
 import hashlib
 import importlib
 import json
@@ -12,9 +11,9 @@ from data.findings import IMAGE_KINDS, Finding, Findings, Remedy
 from data.images.header_cache import cached_headers
 from data.schema import Record, Split
 from data.splits import split_off
-from data.taxonomy import Taxonomy, build_taxonomy
+from data.taxonomy import Taxonomy, build_taxonomy, with_background
 from errors import UserError
-from settings.keys import DataConfig
+from settings.keys import DataConfig, Labels
 
 READERS = {
     "synthetic": "data.sources.synthetic",
@@ -23,11 +22,10 @@ READERS = {
     "hub": "data.sources.hub",
     "voc": "data.sources.voc",
     "yolo": "data.sources.yolo",
+    "label_maps": "data.sources.label_maps",
 }
-"""Module of each `data.source`; it has read_split(cfg, which, findings) -> Split"""
+"""Module of each `data.source`; it has read_split(cfg, which, findings, labels) -> Split"""
 
-MASK_READERS = ("coco", "yolo", "imagefolder", "hub", "synthetic")
-"""Those whose read_split takes masks=True"""
 MAX_LISTED = 20
 """Findings that an error names"""
 
@@ -43,10 +41,14 @@ class Data:
     taxonomy: Taxonomy
     findings: Findings
     """Everything found wrong with both splits"""
+    labels: Labels = "boxes"
+    """What is learnt of the images"""
 
     def fingerprint(self) -> str:
         """Hash of ids, sizes and all objects of both splits, and of each image's digest."""
         names = [self.taxonomy.names, self.taxonomy.category_ids]
+        if self.taxonomy.background is not None:
+            names.append((str(self.taxonomy.background),))
         digest = hashlib.sha256(json.dumps(names).encode())
         for record in [*self.train.records, *self.val.records]:
             line = f"{record.image_id}:{record.width}x{record.height}:{record.digest}"
@@ -60,12 +62,12 @@ class Data:
 
 
 def build_data(
-    cfg: DataConfig, seed: int, max_bad_images: int | None = None, masks: bool = False
+    cfg: DataConfig, seed: int, max_bad_images: int | None = None, labels: Labels = "boxes"
 ) -> Data:
     """Read both splits, map categories to class indices, clean the boxes.
 
     Args:
-        masks: whether objects need masks.
+        labels: what is to be learnt of the images.
         max_bad_images: more images than these that cannot be read are refused; None: never.
 
     Raises:
@@ -73,7 +75,7 @@ def build_data(
     """
     findings = Findings()
     try:
-        data = read_data(cfg, seed, findings, masks)
+        data = read_data(cfg, seed, findings, labels)
     except UserError:
         check_findings(findings, cfg.strict, max_bad_images)  # these explain more, if there are any
         raise
@@ -81,27 +83,24 @@ def build_data(
     return data
 
 
-def read_data(cfg: DataConfig, seed: int, findings: Findings, masks: bool = False) -> Data:
+def read_data(
+    cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "boxes"
+) -> Data:
     """As `build_data`, with every defect in `findings` and none refused.
 
     Raises:
         UserError: if there is nothing to train or to evaluate on.
     """
-    if masks and cfg.source not in MASK_READERS:
-        raise UserError(
-            f"data.source {cfg.source}: masks are not read from it yet; {', '.join(MASK_READERS)} "
-            "have them, or set model.task detection"
-        )
     if cfg.source == "synthetic":
         from data.sources.synthetic import ensure_written
 
-        cfg = ensure_written(cfg, seed, masks)
+        cfg = ensure_written(cfg, seed, labels)
     read = importlib.import_module(READERS[cfg.source]).read_split
-    if masks:
-        read = functools.partial(read, masks=True)
     with cached_headers(cfg.path):
-        train = read(cfg, "train", findings)
-        val = train if cfg.val_split is None else read(cfg, "val", findings)
+        train = read(cfg, "train", findings, labels)
+        val = train if cfg.val_split is None else read(cfg, "val", findings, labels)
+    if val.dense != train.dense:
+        raise UserError("one of the splits has label maps and the other has none")
     if cfg.val_split is None and not cfg.val_on_train:
         train, val = split_off(train, cfg.val_fraction, seed)
     # Not before: which images are set aside does not depend on which can be read.
@@ -111,16 +110,18 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, masks: bool = Fals
     if cfg.val_on_train:
         val = train
     taxonomy = build_taxonomy([train, val], cfg.labels)
+    if labels == "regions" and not train.dense and cfg.background is not None:
+        taxonomy = with_background(taxonomy, cfg.background)
     train = cleaned(train, "train", taxonomy, findings)
     val = train if cfg.val_on_train else cleaned(val, "val", taxonomy, findings)
     for name, split in (("training", train), ("validation", val)):
         if not any(_num_single(record) for record in split.records):
-            what = "mask" if masks else "box"
+            what = "box" if labels == "boxes" else "mask"
             raise UserError(
                 f"the {name} split has {len(split)} images and not one valid {what} of a single object; "
                 "`python -m tools.check_data --config ...` says what is wrong with each"
             )
-    return Data(train, val, taxonomy, findings)
+    return Data(train, val, taxonomy, findings, labels)
 
 
 def _num_single(record: Record) -> int:

@@ -94,6 +94,10 @@ KINDS: dict[str, Kind] = {
         "turned upright; boxes are expected in the upright image",
         "encoded anew, as RGB",
     ),
+    # label maps
+    "missing label map": _image("the image has none"),
+    "unreadable label map": _image("not a picture whose pixels are numbers of classes"),
+    "label map of another size": _image("it has another shape than its image"),
     # boxes
     "box not a number": Kind("left out", "one of its numbers is NaN or infinite", "box left out"),
     "box without area": Kind("left out", "its width or height is 0", "box left out"),
@@ -130,6 +134,7 @@ KINDS: dict[str, Kind] = {
 """Every kind of finding. An image without boxes is none: it is data."""
 
 MASK_KINDS = {name for name in KINDS if "mask" in name}
+LABEL_MAP_KINDS = {name for name in KINDS if "label map" in name}
 """Those of datasets from which masks are read"""
 IMAGE_KINDS = {name for name, kind in KINDS.items() if kind.whole_image}
 

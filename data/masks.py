@@ -121,9 +121,7 @@ def pixels_of(mask: Mask, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray
     """
     if isinstance(mask, Polygons):
         mask = to_rle(mask, size)
-    runs = runs_of(mask.counts)
-    ends = np.cumsum(runs)
-    first, length = ends[:-1:2][: len(runs) // 2], runs[1::2]
+    first, length = filled_runs(mask)
     before = np.cumsum(length) - length
     flat = np.repeat(first - before, length) + np.arange(int(length.sum()))
     columns, rows = np.divmod(flat, mask.size[0])
@@ -131,11 +129,19 @@ def pixels_of(mask: Mask, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray
         return rows, columns
     top, left = rows.min(), columns.min()
     part = _plane(rows - top, columns - left, (rows.max() - top + 1, columns.max() - left + 1))
-    y, x = (_nearest(have, want) for have, want in zip(mask.size, size, strict=True))
+    y, x = (nearest(have, want) for have, want in zip(mask.size, size, strict=True))
     y0, y1 = np.searchsorted(y, [top, top + part.shape[0]])
     x0, x1 = np.searchsorted(x, [left, left + part.shape[1]])
     rows, columns = np.nonzero(part[y[y0:y1, None] - top, x[None, x0:x1] - left])
     return rows + y0, columns + x0
+
+
+def filled_runs(mask: Rle) -> tuple[np.ndarray, np.ndarray]:
+    """First pixel (column by column) and length, int64 [n] each, of the runs that a mask covers."""
+    runs = runs_of(mask.counts)
+    ends = np.cumsum(runs)
+    first, length = ends[:-1:2][: len(runs) // 2], runs[1::2]
+    return first[length > 0], length[length > 0]
 
 
 def bounds(mask: Mask) -> np.ndarray:
@@ -146,10 +152,15 @@ def bounds(mask: Mask) -> np.ndarray:
         points = np.concatenate(mask.rings)
         corners = np.concatenate([points.min(axis=0), points.max(axis=0)])
     else:
-        rows, columns = pixels_of(mask, mask.size)
-        if not len(rows):
+        first, length = filled_runs(mask)
+        if not len(first):
             return np.zeros(4)
-        corners = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1.0])
+        last = first + length - 1
+        columns = (first.min() // height, last.max() // height)
+        rows = (0, height - 1)
+        if (first // height == last // height).all():  # no run over the end of a column
+            rows = ((first % height).min(), (last % height).max())
+        corners = np.array([columns[0], rows[0], columns[1] + 1, rows[1] + 1.0])
     inside = (corners / [width, height, width, height]).clip(0, 1)
     return inside if (inside[2:] > inside[:2]).all() else np.zeros(4)
 
@@ -159,7 +170,7 @@ def area_of(mask: Mask, size: tuple[int, int]) -> int:
     return int(runs_of(to_rle(mask, size).counts)[1::2].sum())
 
 
-def _nearest(have: int, want: int) -> np.ndarray:
+def nearest(have: int, want: int) -> np.ndarray:
     """The pixel of `have` in a row that each of `want` in its place is nearest to."""
     return ((np.arange(want) + 0.5) * have / want).astype(np.int64)
 
@@ -215,6 +226,11 @@ class Planes:
         """Everything [H, W] that has to move with the image's pixels."""
         return [*self.ids, *([] if self.ignored is None else [self.ignored])]
 
+    def unlabelled_ignored(self) -> "Planes":
+        """With the pixels ignored that no object covers."""
+        free = ~(self.ids > 0).any(axis=0)
+        return replace(self, ignored=np.asarray(free, dtype=np.uint8))
+
     def with_layers(self, layers: Sequence[np.ndarray]) -> "Planes":
         """The planes after they moved, in the order of `layers`."""
         num = len(self.ids)
@@ -223,7 +239,7 @@ class Planes:
 
     def resized(self, size: tuple[int, int]) -> "Planes":
         """On the picture made `size` (height, width); each pixel is what the nearest one was."""
-        y, x = (_nearest(h, w) for h, w in zip(self.ids.shape[1:], size, strict=True))
+        y, x = (nearest(h, w) for h, w in zip(self.ids.shape[1:], size, strict=True))
         return self.with_layers([layer[y[:, None], x[None]] for layer in self.layers()])
 
     def boxes(self, num: int) -> tuple[np.ndarray, np.ndarray]:

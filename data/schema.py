@@ -1,7 +1,7 @@
 """What every reader gives and every later step takes: records, splits and where pixels are."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -62,6 +62,8 @@ class Split:
     images: EncodedImages
     category_names: Mapping[int, str]
     """Names by the dataset's own category id; empty where the dataset has none"""
+    dense: bool = False
+    """From label maps: nobody knows the class of a pixel that no mask covers"""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -74,7 +76,7 @@ class Split:
     def subset(self, indices: Sequence[int]) -> "Split":
         """The split that holds only `indices`, in that order."""
         records = [self.records[i] for i in indices]
-        return Split(records, _Subset(self.images, tuple(indices)), self.category_names)
+        return replace(self, records=records, images=_Subset(self.images, tuple(indices)))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The one mapping between a dataset's category ids and class indices."""
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +17,8 @@ class Taxonomy:
     names: tuple[str, ...]
     category_ids: tuple[int, ...]
     """category_ids[c] is the dataset's id of class c"""
+    background: int | None = None
+    """Class of the pixels that no mask covers, where every pixel has a class; None: it is not known"""
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -32,6 +35,14 @@ class Taxonomy:
         places = np.searchsorted(ids[order], categories).clip(max=len(ids) - 1)
         indices = order[places]
         return np.where(ids[indices] == categories, indices, -1).astype(np.int64)
+
+
+def with_background(taxonomy: Taxonomy, name: str) -> Taxonomy:
+    """With a class for what no mask covers: the one of that name, or a new one, the first."""
+    if name in taxonomy.names:
+        return replace(taxonomy, background=taxonomy.names.index(name))
+    unused = next(i for i in itertools.count() if i not in taxonomy.category_ids)
+    return Taxonomy((name, *taxonomy.names), (unused, *taxonomy.category_ids), background=0)
 
 
 def build_taxonomy(splits: Sequence[Split], labels: Sequence[str] | None) -> Taxonomy:

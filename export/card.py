@@ -7,12 +7,21 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from errors import markdown_text, printable
+from report.evaluation import TOTALS
 from settings.keys import Config, config_to_dict
 
-PIPELINES = {"detection": "object-detection", "instance_segmentation": "image-segmentation"}
+PIPELINES = {
+    "detection": "object-detection",
+    "instance_segmentation": "image-segmentation",
+    "semantic_segmentation": "image-segmentation",
+}
 """The pipeline of transformers that an exported model of each task is for"""
-SHOWN = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100")
-"""Metrics that the card has"""
+WHAT = {
+    "detection": "COCO metrics",
+    "instance_segmentation": "COCO metrics of the masks",
+    "semantic_segmentation": "Intersection over union and accuracy of all pixels whose class is known",
+}
+"""What the card's numbers are, by task"""
 
 
 def model_card(cfg: Config, metrics: dict[str, Any], facts: dict[str, Any], step: int) -> str:
@@ -24,7 +33,9 @@ def model_card(cfg: Config, metrics: dict[str, Any], facts: dict[str, Any], step
     """
     name = printable(cfg.run.name or Path(cfg.run.output_dir).name)
     header = card_header(cfg, metrics, facts, name)
-    masks = cfg.model.task != "detection"
+    shown = shown_metrics(metrics)
+    own_code = OWN_CODE if cfg.model.head in OWN_CODE_HEADS else ""
+    columns = list(next(iter(metrics["per_class"].values())))
     frozen = "frozen" if cfg.model.freeze == "all" else "trained with the head"
     return f"""---
 {header.to_yaml().strip()}
@@ -41,19 +52,19 @@ the checkpoint, sha256 `{facts["backbone_sha256"]}`), {step} optimizer steps of
 ```python
 from transformers import pipeline
 
-{USE[cfg.model.task].format(threshold=cfg.eval.score_threshold)}
+{USE[cfg.model.task].format(threshold=cfg.eval.score_threshold, own_code=own_code)}
 ```
 
 ## Results
 
-COCO metrics{" of the masks" if masks else ""} on {facts["val_images"]} validation images, prepared by the image processor in this folder, in fp32.
+{WHAT[cfg.model.task]} on {facts["val_images"]} validation images, prepared by the image processor in this folder, in fp32.
 
-| AP | AP50 | AP75 | AP small | AP medium | AP large | AR 100 |
-|---|---|---|---|---|---|---|
-| {" | ".join(_text(metrics[k]) for k in SHOWN)} |
+| {" | ".join(name.replace("_", " ") for name in shown)} |
+|{"---|" * len(shown)}
+| {" | ".join(map(_text, shown.values()))} |
 
-| Class | AP | AP50 | Boxes |
-|---|---|---|---|
+| Class | {" | ".join(name if name[0].isupper() else name.capitalize() for name in columns)} |
+|---|{"---|" * len(columns)}
 {_class_rows(metrics)}
 
 ## Limits
@@ -80,7 +91,13 @@ for box in detector("image.jpg", threshold={threshold}):
     "instance_segmentation": """segmenter = pipeline("image-segmentation", model="path/or/repo_id")
 for part in segmenter("image.jpg", subtask="instance", threshold={threshold}):
     print(part["label"], round(part["score"], 2), part["mask"].getbbox())""",
+    "semantic_segmentation": """segmenter = pipeline("image-segmentation", model="path/or/repo_id"{own_code})
+for part in segmenter("image.jpg", subtask="semantic"):
+    print(part["label"], part["mask"].getbbox())""",
 }
+OWN_CODE_HEADS = ("linear",)
+"""Heads that transformers has no class for: the export carries one"""
+OWN_CODE = ", trust_remote_code=True"
 """Python that uses a model of each task"""
 
 
@@ -105,10 +122,10 @@ def card_header(
             dataset_name=dataset,
             dataset_split=public_name(cfg.data.val_split or "set aside from training"),
             metric_type=key,
-            metric_value=round(metrics[key], 4),
+            metric_value=round(value, 4),
         )
-        for key in SHOWN
-        if metrics[key] is not None
+        for key, value in shown_metrics(metrics).items()
+        if value is not None
     ]
     return ModelCardData(
         library_name="transformers",
@@ -137,12 +154,19 @@ def _public(cfg: Config) -> dict[str, Any]:
     return {name: values[name] for name in ("data", "model", "optim", "train")}
 
 
+def shown_metrics(metrics: dict[str, Any]) -> dict[str, float | None]:
+    """Those that the card has."""
+    return {name: metrics[name] for name in TOTALS if name in metrics}
+
+
 def _class_rows(metrics: dict[str, Any]) -> str:
     return "\n".join(
-        f"| {markdown_text(name)} | {_text(row['AP'])} | {_text(row['AP50'])} | {row['boxes']} |"
+        f"| {markdown_text(name)} | {' | '.join(map(_text, row.values()))} |"
         for name, row in metrics["per_class"].items()
     )
 
 
 def _text(value: float | None) -> str:
+    if isinstance(value, int):
+        return str(value)
     return "-" if value is None else f"{value:.3f}"

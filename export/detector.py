@@ -11,12 +11,14 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForObjectDetection,
+    AutoModelForSemanticSegmentation,
     AutoModelForUniversalSegmentation,
     PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_OBJECT_DETECTION_MAPPING,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
 )
 from transformers.utils import logging as transformers_logging
@@ -25,10 +27,12 @@ from data.batch import Batch
 from data.canvas import CanvasRule, round_up
 from data.objects import Objects
 from errors import UserError, refusing
-from model.build import family_of
+from model.build import HEADS, TASK_KEY, get_family
+from model.heads.family import HeadFamily
 from model.normalization import Normalization
 from model.source import SAFE, local_folder, quiet_transformers
 from model.trainable import Trainable
+from settings.keys import LABELS, Labels, Task
 
 INTEGERS = ("num_batches_tracked", "_index", "position_ids")
 """Ends of the names of tensors that are no weights"""
@@ -50,20 +54,24 @@ class LoadedDetector:
         return [labels[index] for index in range(len(labels))]
 
     @property
-    def has_masks(self) -> bool:
-        """Whether it finds masks."""
-        family = self.trainable.family
-        return family is not None and family.task != "detection"
+    def labels(self) -> Labels:
+        """What it finds."""
+        return LABELS[self.trainable.task]
 
 
-def load_detector(name: str) -> LoadedDetector:
+def load_detector(name: str, task: Task | None = None) -> LoadedDetector:
     """Load a folder made by training (`export/`) or a detector of the Hub.
+
+    Args:
+        task: what a model of several tasks is to be used for; default: what it was trained for here, else
+            the first of them.
 
     Raises:
         UserError: if it is no detector of transformers, or resizes in a way not known here.
     """
     transformers_logging.disable_progress_bar()
     folder = local_folder(name, None, "--model")
+    families = [get_family(head) for head in HEADS]  # which makes their classes known to transformers
     if not (folder / "config.json").is_file():
         hint = f"; try {folder / 'export'}" if (folder / "export").is_dir() else ""
         raise UserError(f"--model {name}: has no config.json, so it is not a model folder{hint}")
@@ -87,12 +95,30 @@ def load_detector(name: str) -> LoadedDetector:
             )
         settings = processor.to_dict()
         rule = CanvasRule.of_processor(settings)
-        family = family_of(model)
+        family = next((family for family in families if family.model_class is type(model)), None)
         if family is None and kind is not AutoModelForObjectDetection:
             raise ValueError(f"{type(model).__name__} is not supported here")
-        trainable = Trainable(model, processor, Normalization.of_settings(settings), family).eval()
+        normalization = Normalization.of_settings(settings)
+        used_for = _task_of(family, config, task)
+        trainable = Trainable(model, processor, normalization, family, used_for).eval()
         _try_out(trainable, rule.multiple)
     return LoadedDetector(trainable, rule)
+
+
+def _task_of(family: HeadFamily | None, config: PretrainedConfig, wanted: Task | None) -> Task:
+    """
+    Raises:
+        ValueError: if the model is for other tasks than the wanted one.
+    """
+    tasks = ("detection",) if family is None else tuple(family.tasks)
+    trained: Any = getattr(config, TASK_KEY, None)
+    if wanted is not None and wanted not in tasks:
+        raise ValueError(f"it is for {' or '.join(tasks)}, not {wanted}")
+    if wanted is None:
+        return trained if trained in tasks else tasks[0]
+    if trained in tasks and trained != wanted:
+        raise ValueError(f"it was trained for {trained}, not {wanted}")
+    return wanted
 
 
 def _check_weights(model: PreTrainedModel, info: Mapping[str, Any], folder: Path) -> None:
@@ -132,6 +158,8 @@ def _auto_class(config: PretrainedConfig, name: str) -> Any:
     """
     if type(config) in MODEL_FOR_OBJECT_DETECTION_MAPPING:
         return AutoModelForObjectDetection
+    if type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
+        return AutoModelForSemanticSegmentation
     if type(config) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING:
         return AutoModelForUniversalSegmentation
     raise UserError(

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from data.batch import Batch
 from data.canvas import CanvasRule, side_multiple
@@ -28,6 +27,7 @@ HEADS = {
     "deformable_detr": "model.heads.deformable_detr",
     "maskformer": "model.heads.maskformer",
     "mask2former": "model.heads.mask2former",
+    "linear": "model.heads.linear",
 }
 """Module of each `model.head`; it has FAMILY"""
 
@@ -60,15 +60,13 @@ class Detector:
         return self.family.num_queries(self.model.config)
 
 
+TASK_KEY = "segmentation_task"
+"""Entry of an exported model's config.json: the model.task that it was trained for"""
+
+
 def get_family(name: str) -> HeadFamily:
     """The head family of `model.head`."""
     return importlib.import_module(HEADS[name]).FAMILY
-
-
-def family_of(model: PreTrainedModel) -> HeadFamily | None:
-    """The family that a transformers model belongs to, if it is one of ours."""
-    families = map(get_family, HEADS)
-    return next((family for family in families if family.model_class is type(model)), None)
 
 
 def build_model(
@@ -89,11 +87,13 @@ def build_model(
         freeze(module)
     else:
         module.requires_grad_(True)
-    cells = [] if family.task == "detection" else [CELL_PX]
+    cells = [] if cfg.task == "detection" else [CELL_PX]
     multiple = side_multiple([*family.level_strides(model.config, backbone.strides), *cells])
     rule = CanvasRule.fitted(size, multiple, family.fit)
     processor = build_processor(family, rule, backbone.normalization)
-    trainable = Trainable(model, processor, backbone.normalization, family)
+    if cfg.task != "detection":
+        setattr(model.config, TASK_KEY, cfg.task)  # whoever loads the export has to know
+    trainable = Trainable(model, processor, backbone.normalization, family, cfg.task)
     unused = without_gradient(trainable)
     for parameter in unused.values():
         parameter.requires_grad_(False)  # or DDP would wait for its gradient
@@ -108,11 +108,12 @@ def refuse_contradictions(cfg: ModelConfig, family: HeadFamily, size: ImageSizeC
     Raises:
         UserError: if the head is for another task, or cannot have images fitted as configured.
     """
-    if family.task != cfg.task:
-        fitting = [name for name in HEADS if get_family(name).task == cfg.task]
+    if cfg.task not in family.tasks:
+        fitting = [name for name in HEADS if cfg.task in get_family(name).tasks]
+        own = " or ".join(family.tasks)
         raise UserError(
-            f"model.head {cfg.head} is for {family.task}, model.task is {cfg.task}; set model.task "
-            f"{family.task}, or model.head {' or '.join(fitting)}"
+            f"model.head {cfg.head} is for {own}, model.task is {cfg.task}; set model.task {own}, or "
+            f"model.head {' or '.join(fitting)}"
         )
     if (size.fit or family.fit) == "stretch" and size.shortest is not None:
         raise UserError(

@@ -1,6 +1,7 @@
 """What a model's outputs say is on the images: boxes or masks, with classes and scores."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,11 +10,25 @@ import torch
 import torch.nn.functional as F
 
 from data.boxes import from_corners
-from data.masks import Rle, encode, encode_all, mask_column
+from data.masks import Rle, bounds, encode, encode_all, mask_column
 from data.objects import Objects
+from data.regions import rles_of
 
 MASKS_AT_ONCE = 16
 """Masks that are made as large as the image at the same time"""
+MASK2FORMER_PX = 384
+"""Side that the image processor of Mask2Former makes all masks before it does anything with them"""
+
+
+@dataclass(frozen=True)
+class Finder:
+    """How the outputs of a model are read for a task."""
+
+    find: Callable[[Any, Any, torch.Tensor, int | None, float], Objects]
+    """(outputs, processor, sizes, most of an image, threshold) -> what is on the images"""
+    find_flat: Callable[[Any, Any, torch.Tensor, float], Objects] | None = None
+    """(outputs, processor, sizes, threshold) -> what a pipeline of transformers gives, if that is less than
+    `find` does"""
 
 
 def find_boxes(
@@ -113,6 +128,77 @@ def find_flat_masks(outputs: Any, processor: Any, sizes: torch.Tensor, threshold
     return Objects.concat(tables)
 
 
+def find_regions(
+    outputs: Any, processor: Any, sizes: torch.Tensor, most: int | None, threshold: float
+) -> Objects:
+    """The class of every pixel, as `pipeline("image-segmentation")(image, subtask="semantic")` has it: a
+    region for each class; arguments as of `find_boxes`, of which those about scores have no effect."""
+    return _regions(_scores_of_queries(outputs, None), sizes)
+
+
+def find_regions_of_384(
+    outputs: Any, processor: Any, sizes: torch.Tensor, most: int | None, threshold: float
+) -> Objects:
+    """As `find_regions`, from masks that were first made as large as Mask2Former's processor does."""
+    return _regions(_scores_of_queries(outputs, MASK2FORMER_PX), sizes)
+
+
+def find_pixel_classes(
+    outputs: Any, processor: Any, sizes: torch.Tensor, most: int | None, threshold: float
+) -> Objects:
+    """As `find_regions`, from `logits` [B, C, h, w] of the classes."""
+    return _regions(iter(outputs.logits.float()), sizes)
+
+
+def _scores_of_queries(outputs: Any, side_px: int | None) -> Iterator[torch.Tensor]:
+    """Scores [C, h, w] of every class and pixel, image by image."""
+    for logits, masks in zip(
+        outputs.class_queries_logits, outputs.masks_queries_logits, strict=True
+    ):
+        classes, masks = logits.float().softmax(-1)[:, :-1], masks.float()
+        if side_px is not None:
+            masks = F.interpolate(masks[None], size=(side_px, side_px), mode="bilinear")[0]
+        yield torch.einsum("qc,qhw->chw", classes, masks.sigmoid())
+
+
+def _regions(scores: Iterable[torch.Tensor], sizes: torch.Tensor) -> Objects:
+    """A region for the pixels of every image for which a class has the highest score.
+
+    Args:
+        scores: [C, h, w] of every image, made as large as the decoded image. sizes: as of `find_boxes`.
+    """
+    tables = []
+    for image, (own, size) in enumerate(zip(scores, sizes.tolist(), strict=True)):
+        rles = rles_of(_best_class(own, size).cpu().numpy())
+        num = len(rles)
+        fractions = np.array([bounds(rle) for rle in rles.values()]).reshape(-1, 4)
+        tables.append(
+            Objects(
+                image=np.full(num, image),
+                boxes=from_corners(fractions * np.tile(size[::-1], 2)),
+                scores=np.ones(num),
+                classes=np.array(list(rles), dtype=np.int64),
+                masks=mask_column(list(rles.values())),
+            )
+        )
+    return Objects.concat(tables)
+
+
+def _best_class(scores: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Class, int64 [H, W], with the highest of the scores [C, h, w] made as large as `size`; of equal ones
+    the first. Some classes at a time: memory follows pixels, not pixels times classes."""
+    best = torch.full(tuple(size), -torch.inf, device=scores.device)
+    found = torch.zeros(tuple(size), dtype=torch.int64, device=scores.device)
+    for start in range(0, len(scores), MASKS_AT_ONCE):
+        part = scores[start : start + MASKS_AT_ONCE]
+        large = F.interpolate(part[None], size=tuple(size), mode="bilinear")[0]
+        highest, place = large.max(dim=0)
+        higher = highest > best
+        best = torch.where(higher, highest, best)
+        found = torch.where(higher, place + start, found)
+    return found
+
+
 def _box(plane: np.ndarray) -> list[float]:
     """xywh around what is set of [H, W], px; all 0 if nothing is."""
     rows, columns = np.flatnonzero(plane.any(1)), np.flatnonzero(plane.any(0))
@@ -132,3 +218,7 @@ def _rles(masks: torch.Tensor, size: Sequence[int]) -> list[tuple[Rle, list[floa
         for rle, plane in zip(encode_all(planes), planes, strict=True):
             found.append((rle, _box(plane)))
     return found
+
+
+BOXES = Finder(find_boxes)
+MASKS = Finder(find_masks, find_flat_masks)

@@ -1,6 +1,6 @@
 """The module that is trained: an untouched transformers model with its losses and predictions."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -8,10 +8,11 @@ from torch import nn
 
 from data.batch import Batch
 from data.objects import Objects
-from model.finding import find_boxes
+from model.finding import BOXES
 from model.heads.family import HeadFamily, call_with_mask
 from model.losses.terms import Counts, Losses
 from model.normalization import Normalization
+from settings.keys import Task
 
 NO_THRESHOLD = -1.0
 
@@ -28,17 +29,21 @@ class Trainable(nn.Module):
         processor: Any,
         normalization: Normalization,
         family: HeadFamily | None,
+        task: Task = "detection",
     ):
         """
         Args:
             model: a transformers model. processor: its image processor.
             family: of its head; without one it predicts, and cannot be trained.
+            task: one of the family's, by which its outputs are read.
         """
         super().__init__()
         self.model = model
         self.processor = processor
         self.normalization = normalization
         self.family = family
+        self.task = task
+        self.finder = BOXES if family is None else family.tasks[task]
         self.criterion = None if family is None else family.criterion(model.config)
 
     def counts(self, batch: Batch) -> Counts:
@@ -70,9 +75,8 @@ class Trainable(nn.Module):
 
         Returns: numpy columns, image by image, by falling score.
         """
-        find = find_boxes if self.family is None else self.family.find
         outputs, sizes = self._raw(batch)
-        return find(outputs, self.processor, sizes, max_detections, threshold)
+        return self.finder.find(outputs, self.processor, sizes, max_detections, threshold)
 
     @torch.no_grad()
     def predict_with_flat(
@@ -82,20 +86,31 @@ class Trainable(nn.Module):
         overlap.
 
         Args:
-            flat_threshold: of the pipeline. Returns: None in its place for boxes, which are the same there.
+            flat_threshold: of the pipeline.
+
+        Returns: None in its place for boxes and regions, which are the same there.
         """
         outputs, sizes = self._raw(batch)
-        if self.family is None or self.family.find_flat is None:
-            find = find_boxes if self.family is None else self.family.find
-            return find(outputs, self.processor, sizes, max_detections, NO_THRESHOLD), None
-        whole = self.family.find(outputs, self.processor, sizes, max_detections, NO_THRESHOLD)
-        return whole, self.family.find_flat(outputs, self.processor, sizes, flat_threshold)
+        finder = self.finder
+        whole = finder.find(outputs, self.processor, sizes, max_detections, NO_THRESHOLD)
+        if finder.find_flat is None:
+            return whole, None
+        return whole, finder.find_flat(outputs, self.processor, sizes, flat_threshold)
 
     def _raw(self, batch: Batch) -> tuple[Any, torch.Tensor]:
         """The model's own outputs, and (height, width) of the decoded images, int64 [B, 2]."""
         call = call_with_mask if self.family is None else self.family.call
         outputs = call(self.model, self._pixels(batch), batch.pixel_mask)
         return outputs, torch.tensor(batch.orig_sizes, device=batch.pixel_mask.device)
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Before the first step: what the head has to know of training images, not augmented."""
+        if self.family is None or self.family.prepare is None:
+            return
+        was_training = self.training
+        self.eval()
+        self.family.prepare(self.model, ((self._pixels(b), b.pixel_mask) for b in batches))
+        self.train(was_training)
 
     def _pixels(self, batch: Batch) -> torch.Tensor:
         return self.normalization(batch.pixel_values, batch.pixel_mask).to(self.model.dtype)

@@ -20,6 +20,13 @@ from report.drawing import draw_objects, save_grid
 from settings.keys import EvalConfig, ImageSizeConfig
 
 REPORT_FILES = {"metrics.json", "per_class.csv", "predictions.json", "predictions.png"}
+TOTALS = (
+    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100"),
+    *("mIoU", "pixel_accuracy", "mean_accuracy"),
+)
+"""Numbers of a whole split that people are shown, as far as they were measured"""
+COUNTED = ("boxes", "pixels")
+"""Of a class, what there is of it, beside how well it is found"""
 NUM_DRAWN = 8
 THUMBNAIL_PX = 800
 RESULTS_AT_ONCE = 10_000
@@ -44,9 +51,10 @@ def write_report(
         (temporary / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         with (temporary / "per_class.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["class", "AP", "AP50", "boxes"])
+            columns = next(iter(metrics["per_class"].values()))
+            writer.writerow(["class", *columns])
             for name, row in metrics["per_class"].items():
-                writer.writerow([csv_cell(name), row["AP"], row["AP50"], row["boxes"]])
+                writer.writerow([csv_cell(name), *row.values()])
         image_ids = [record.image_id for record in split.records]
         with (temporary / "predictions.json").open("w") as file:
             _write_results(file, predictions.objects, image_ids, taxonomy)
@@ -106,7 +114,7 @@ def draw_fixed_images(
         found = predictions.objects.of_image(index)
         found = found.take(found.scores >= threshold)
         labels = [
-            f"{taxonomy.names[c]} {score:.2f}"
+            taxonomy.names[c] if score == 1.0 else f"{taxonomy.names[c]} {score:.2f}"
             for c, score in zip(found.classes, found.scores, strict=True)
         ]
         # Photos are drawn small: eight of 12 megapixels would take seconds, and tens of megabytes.
@@ -122,7 +130,7 @@ def draw_fixed_images(
 
 def metric_lines(metrics: dict[str, Any], max_classes: int = 20) -> Iterator[str]:
     """One line of totals, then one per class (the worst ones, if there are many)."""
-    totals = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100"]
+    totals = [name for name in TOTALS if name in metrics]
     yield "  ".join(f"{name} {_text(metrics[name])}" for name in totals)
     for prefix, what in (("box_", "boxes around masks"), ("flat_", "flat map of pipeline()")):
         if f"{prefix}AP" in metrics:
@@ -130,13 +138,18 @@ def metric_lines(metrics: dict[str, Any], max_classes: int = 20) -> Iterator[str
             yield f"{what}: {values}"
     if metrics["missing_images"]:
         yield (
-            f"  {metrics['missing_images']} validation image(s) cannot be read; their boxes count as "
+            f"  {metrics['missing_images']} validation image(s) cannot be read; what is on them counts as "
             "missed"
         )
-    rows = sorted(metrics["per_class"].items(), key=lambda row: row[1]["AP"] or 0.0)
+    first = next(iter(next(iter(metrics["per_class"].values()))))
+    rows = sorted(metrics["per_class"].items(), key=lambda row: row[1][first] or 0.0)
     if len(rows) > 1:
         for name, row in rows[:max_classes]:
-            yield f"  {printable(name, 60):<24} AP {_text(row['AP'])}  AP50 {_text(row['AP50'])}  {row['boxes']} boxes"
+            values = "  ".join(
+                f"{value:,} {key}" if key in COUNTED else f"{key} {_text(value)}"
+                for key, value in row.items()
+            )
+            yield f"  {printable(name, 60):<24} {values}"
 
 
 def _text(value: float | None) -> str:

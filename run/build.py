@@ -24,7 +24,9 @@ from torch.utils.data import DataLoader
 from data.batch import Batch
 from data.build import Data, build_data, check_findings
 from data.check.doctor import check_images
+from data.feed.collate import collate
 from data.feed.loader import (
+    EvalDataset,
     TrainDataset,
     eval_loader,
     resized_sizes,
@@ -42,13 +44,17 @@ from run.resume import resume
 from run.startup import check_launch, check_same, preflight, raise_descriptor_limit, rank_facts
 from run.trouble import report_failed_save
 from settings.checks import micro_batch_size
-from settings.keys import Config, config_to_dict
+from settings.keys import LABELS, Config, config_to_dict
 from training.checkpoint import Checkpoints
 from training.counts import any_rank
 from training.ema import Ema
 from training.optim import build_optimizer
 from training.state import TrainState, checkpoint_tensors, gather_rng
 from training.stopping import StopRequest
+
+
+MEASURED_IMAGES = 32
+"""Training images that a head sees before the first step, if it has to know what features are like"""
 
 
 @dataclass
@@ -88,10 +94,14 @@ class Run:
             world=accelerator.num_processes,
             multiple=self.detector.rule.multiple,
         )
-        dataset = TrainDataset(self.data.train, data_cfg, cfg.run.seed)
+        dataset = TrainDataset(
+            *(self.data.train, data_cfg, cfg.run.seed),
+            *(self.data.labels, self.data.taxonomy.background),
+        )
         pin = accelerator.device.type == "cuda"
-        masks = cfg.model.task != "detection"
-        most = max(len(record.objects) for record in self.data.train.records) if masks else 0
+        most = 0
+        if self.data.labels != "boxes":
+            most = max(len(record.objects) for record in self.data.train.records) + 1
         short = workers_short(
             self.detector.rule.full, sampler.micro_batch_size, cfg.data.num_workers, most
         )
@@ -157,8 +167,8 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
     set_seed(cfg.run.seed)
     with accelerator.main_process_first():
         Augment(cfg.data.augment)  # refuses what it cannot do, before anything is written
-        masks = cfg.model.task != "detection"
-        data = build_data(cfg.data, cfg.run.seed, cfg.run.max_bad_images, masks)
+        labels = LABELS[cfg.model.task]
+        data = build_data(cfg.data, cfg.run.seed, cfg.run.max_bad_images, labels)
         if cfg.data.strict and accelerator.is_main_process:  # what only decoding shows
             seen = check_images(data, max(1, cfg.data.num_workers))
             check_findings(seen, strict=True, max_bad_images=None)
@@ -176,6 +186,8 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
     ema = Ema(detector.model, cfg.train.ema_decay)
     resumed = resume(cfg, accelerator, checkpoints, detector, optimizer, ema, facts)
     state = resumed.state
+    if resumed.folder is None:
+        measure(detector, data, cfg.eval.batch_size, accelerator.device)
     # Without its facts, in which ranks differ: each has a device of its own.
     told = dataclasses.replace(state, facts={}).to_json()
     check_same(accelerator, {"the checkpoint to resume from": told})
@@ -207,6 +219,17 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
         facts=facts,
         num_steps=num_steps,
     )
+
+
+def measure(detector: Detector, data: Data, batch_size: int, device: torch.device) -> None:
+    """Let the head see some training images, the same on every rank, before the first step."""
+    if detector.family.prepare is None:
+        return
+    shown = EvalDataset(data.train, detector.rule)
+    places = range(min(MEASURED_IMAGES, len(shown)))
+    samples = [[shown[i] for i in places[s : s + batch_size]] for s in places[::batch_size]]
+    trainable = detector.trainable.to(device)
+    trainable.prepare(collate(own).to(device) for own in samples)
 
 
 def build_accelerator(cfg: Config) -> Accelerator:

@@ -11,7 +11,7 @@ from accelerate.utils import broadcast
 
 from data.build import Data
 from errors import UserError
-from evaluation.coco import coco_metrics
+from evaluation.metrics import measure
 from evaluation.predictions import Predictions, predict_split
 from model.memory import MemoryWatch
 from report.evaluation import metric_lines, read_metrics, write_report
@@ -34,7 +34,7 @@ def evaluate(run: Run) -> bool:
     if scored is None:
         return False
     metrics, predictions = scored
-    value = metrics[run.cfg.eval.metric]
+    value = metrics[str(run.cfg.eval.metric)]
     # Whether to save depends on it, and saving is collective.
     tensor = torch.tensor([math.nan if value is None else value], device=run.accelerator.device)
     value = broadcast(tensor).item()
@@ -66,9 +66,9 @@ def score(
     )
     if predictions is None:
         return None
-    metrics: dict[str, Any] = {run.cfg.eval.metric: None}
+    metrics: dict[str, Any] = {str(run.cfg.eval.metric): None}
     if run.accelerator.is_main_process:
-        metrics = coco_metrics(run.data.val, predictions, run.data.taxonomy)
+        metrics = measure(run.data.labels, run.data.val, predictions, run.data.taxonomy)
         metrics["seconds"] = round(time.perf_counter() - start, 2)
     return metrics, predictions
 

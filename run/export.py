@@ -33,7 +33,7 @@ def export(run: Run, repo_id: str | None) -> None:
     backbone = public_name(run.cfg.model.backbone)
     # On the CPU, where equal weights give equal boxes; the run does not need its device any more.
     export_model(run.detector.trainable.cpu(), card, folder, backbone, batch)
-    name = run.cfg.eval.metric
+    name = str(run.cfg.eval.metric)
     value = "-" if metrics[name] is None else f"{metrics[name]:.3f}"
     run.log.say(f"best step {step}: {name} {value}, exported to {folder}")
     if repo_id:

@@ -14,6 +14,7 @@ from errors import UserError
 from settings.keys import (
     MAX_SIDE_PX,
     MAX_SYNTHETIC_SEED,
+    METRICS,
     Config,
     DataConfig,
     TrainConfig,
@@ -22,6 +23,8 @@ from settings.keys import (
 )
 
 MOST_WORKERS = 512
+LARGEST_LABEL = 1 << 16
+"""Values of label maps lie below it"""
 LARGEST_LR = 1e38
 """What a float32 holds"""
 
@@ -54,6 +57,7 @@ def check_config(cfg: Config, world: int | None = None) -> None:
         *_not_finite(config_to_dict(cfg)),
         *_check_train(cfg, world),
         *_check_data(cfg.data),
+        *_check_task(cfg),
         *_check_run(cfg),
         *_check_optim(cfg),
     ]
@@ -166,6 +170,21 @@ def _check_data(data: DataConfig) -> Iterator[str]:
         yield f"data.image_size.longest {data.image_size.longest}: at most {MAX_SIDE_PX} px"
     if not 0 <= data.num_workers <= MOST_WORKERS:
         yield f"data.num_workers {data.num_workers}: must lie in 0 ... {MOST_WORKERS}"
+
+
+def _check_task(cfg: Config) -> Iterator[str]:
+    metrics = METRICS[cfg.model.task]
+    if cfg.eval.metric is not None and cfg.eval.metric not in metrics:
+        yield f"eval.metric {cfg.eval.metric}: {cfg.model.task} has {', '.join(metrics)}"
+    if cfg.data.source == "label_maps" and cfg.model.task != "semantic_segmentation":
+        yield (
+            f"data.source label_maps: has the class of every pixel and no objects, as model.task "
+            f"semantic_segmentation needs, not {cfg.model.task}"
+        )
+    if not 0 <= cfg.data.ignore_index < LARGEST_LABEL:
+        yield f"data.ignore_index {cfg.data.ignore_index}: must lie in 0 ... {LARGEST_LABEL - 1}"
+    if cfg.data.background is not None and not cfg.data.background.strip():
+        yield "data.background: is empty; name the class, or say null"
 
 
 def _check_run(cfg: Config) -> Iterator[str]:

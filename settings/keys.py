@@ -18,6 +18,20 @@ MAX_SIDE_PX = 16_384
 
 T = TypeVar("T")
 Fit = Literal["pad", "stretch"]
+Task = Literal["detection", "instance_segmentation", "semantic_segmentation"]
+Labels = Literal["boxes", "masks", "regions"]
+"""What is learnt of images: boxes of objects, masks of objects, or the class of every pixel"""
+LABELS: dict[Task, Labels] = {
+    "detection": "boxes",
+    "instance_segmentation": "masks",
+    "semantic_segmentation": "regions",
+}
+METRICS: dict[Task, tuple[str, ...]] = {
+    "detection": ("AP", "AP50", "AP75"),
+    "instance_segmentation": ("AP", "AP50", "AP75"),
+    "semantic_segmentation": ("mIoU", "pixel_accuracy", "mean_accuracy"),
+}
+"""What can decide which checkpoint is the best; the first one does by default"""
 
 
 def harmless(default: T) -> T:
@@ -77,12 +91,14 @@ class ImageSizeConfig:
 class DataConfig:
     """The labelled images"""
 
-    source: Literal["synthetic", "hub", "coco", "imagefolder", "voc", "yolo"] = "synthetic"
+    source: Literal["synthetic", "hub", "coco", "imagefolder", "voc", "yolo", "label_maps"] = (
+        "synthetic"
+    )
     """Kind of data: synthetic street scenes, a Hub dataset, COCO files, a folder with metadata.jsonl,
-    Pascal VOC files, YOLO files"""
+    Pascal VOC files, YOLO files, folders of images and of their label maps"""
     path: str | None = harmless(None)
-    """Folder (coco, imagefolder, voc, yolo), Hub id or local folder in Hub format (hub), cache folder
-    (synthetic)"""
+    """Folder (coco, imagefolder, voc, yolo, label_maps), Hub id or local folder in Hub format (hub),
+    cache folder (synthetic)"""
     revision: str | None = harmless(None)
     """Revision (commit, tag or branch) of a Hub dataset"""
     train_split: str = "train"
@@ -93,9 +109,20 @@ class DataConfig:
     val_fraction: float = 0.05
     """Part of the training images kept for validation where there is no val_split"""
     train_annotations: str | None = harmless(None)
-    """COCO file of the training images, relative to path; default: annotations/<train_split>.json"""
+    """COCO file of the training images, relative to path; default: annotations/<train_split>.json. With
+    label_maps the folder of their label maps; default: the first usual one that is there"""
     val_annotations: str | None = harmless(None)
-    """COCO file of the validation images, relative to path; default: annotations/<val_split>.json"""
+    """As train_annotations, of the validation images"""
+    label_map_column: str | None = harmless(None)
+    """Column of hub and imagefolder with the label map of an image; default: the first usual one that is
+    there (label_map, annotation, segmentation_map, mask, label, ...)"""
+    ignore_index: int = 255
+    """Value of label maps for pixels of which nobody knows the class: no part of loss and metrics"""
+    reduce_labels: bool = False
+    """In label maps, 0 is as ignore_index, and the classes are one less than their values (ADE20K)"""
+    background: str | None = "background"
+    """For semantic segmentation from masks of objects: class of the pixels that no mask covers; null: they
+    are as ignore_index"""
     labels: list[str] | None = None
     """Class names in the order of the dataset's category ids; default: what the dataset says"""
     box_format: Literal["coco", "pascal_voc", "albumentations", "yolo"] = "coco"
@@ -126,7 +153,7 @@ class DataConfig:
 class ModelConfig:
     """The detector: a pretrained backbone and a head"""
 
-    task: Literal["detection", "instance_segmentation"] = "detection"
+    task: Task = "detection"
     """What the head predicts"""
     backbone: str = harmless("street/backbone")
     """Hub id or folder of a transformers backbone with safetensors weights"""
@@ -136,10 +163,11 @@ class ModelConfig:
     """all: the backbone is never changed; none: it is trained with optim.backbone_lr"""
     out_features: list[str] | None = None
     """Backbone stages the head reads, e.g. [stage3, stage4]; default: the last ones, as the head needs"""
-    head: Literal["detr", "conditional_detr", "deformable_detr", "maskformer", "mask2former"] = (
-        "deformable_detr"
-    )
-    """Head: detr, conditional_detr and deformable_detr find boxes, maskformer and mask2former masks"""
+    head: Literal[
+        "detr", "conditional_detr", "deformable_detr", "maskformer", "mask2former", "linear"
+    ] = "deformable_detr"
+    """Head: detr, conditional_detr and deformable_detr find boxes; maskformer and mask2former masks of
+    objects or regions of classes; linear the class of every pixel, by a batch norm and one linear layer"""
     head_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the head's transformers config, e.g. {num_queries: 50, decoder_layers: 3}"""
     init_from: str | None = harmless(None)
@@ -198,8 +226,8 @@ class TrainConfig:
 class EvalConfig:
     """Validation"""
 
-    metric: Literal["AP", "AP50", "AP75"] = "AP"
-    """COCO metric that decides which checkpoint is the best"""
+    metric: str | None = None
+    """Metric that decides which checkpoint is the best; default: AP, or mIoU of semantic segmentation"""
     score_threshold: float = harmless(0.5)
     """Lowest score of a box that is drawn; the metrics use every box"""
     max_detections: int = 100

@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from disk import ROOT
 from errors import UserError
 from settings.checks import check_config
-from settings.keys import Config, leaf_keys
+from settings.keys import METRICS, Config, leaf_keys
 from settings.plain_yaml import load_plain
 
 EMBEDDED_DEFAULT = ROOT / "configs" / "synthetic.yaml"
@@ -50,6 +50,8 @@ def load_config(
     sections = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config)}
     folder = os.path.expanduser(sections["run"].output_dir)
     sections["run"] = dataclasses.replace(sections["run"], output_dir=folder)
+    metric = sections["eval"].metric or METRICS[sections["model"].task][0]
+    sections["eval"] = dataclasses.replace(sections["eval"], metric=metric)
     cfg = Config(**sections)
     check_config(cfg, world)
     return cfg

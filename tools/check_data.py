@@ -25,6 +25,7 @@ from data.findings import Finding, Findings
 from errors import UserError, ending_with_one_line
 from report.dataset_picture import PICTURE_TITLE
 from report.dataset_text import exit_status, finding_lines, statistics_lines, verdict
+from settings.keys import LABELS
 from settings.load import load_config
 
 EXAMPLES = 5
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     most = None if args.all else EXAMPLES
     noted = Findings()
     try:
-        data = read_data(cfg.data, cfg.run.seed, noted, cfg.model.task != "detection")
+        data = read_data(cfg.data, cfg.run.seed, noted, LABELS[cfg.model.task])
     except UserError:
         print("\n".join(finding_lines(list(noted), most, cfg.data.path)))  # they may explain it
         raise

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from data.build import build_data
 from data.feed.loader import eval_loader
 from errors import UserError, ending_with_one_line
-from evaluation.coco import coco_metrics
+from evaluation.metrics import measure
 from evaluation.predictions import predict_split
 from export.detector import load_detector
 from model.memory import MemoryWatch
@@ -39,11 +39,12 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     cfg = load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
     if args.out:
         refuse_foreign(args.out)  # before the work
-    detector = load_detector(args.model)
+    wanted = None if cfg.model.task == "detection" else cfg.model.task
+    detector = load_detector(args.model, wanted)
     data_cfg = replace(cfg.data, image_size=detector.rule.size, augment=[])
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     with accelerator.main_process_first():
-        data = build_data(data_cfg, cfg.run.seed, masks=detector.has_masks)
+        data = build_data(data_cfg, cfg.run.seed, labels=detector.labels)
     if list(data.taxonomy.names) != detector.names:
         raise UserError(
             f"the model's classes {detector.names} are not the dataset's {list(data.taxonomy.names)}"
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         MemoryWatch(accelerator.device, "eval.batch_size"),
     )
     assert predictions is not None, "nothing stops it"
-    metrics = coco_metrics(data.val, predictions, data.taxonomy)
+    metrics = measure(data.labels, data.val, predictions, data.taxonomy)
     metrics["seconds"] = round(time.perf_counter() - start, 2)
     if accelerator.is_main_process:
         print(f"{len(data.val)} validation images, {metrics['seconds']} s")

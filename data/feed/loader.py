@@ -19,13 +19,14 @@ from data.batch import Batch, Sample
 from data.canvas import CanvasRule, resized_size
 from data.feed.collate import collate
 from data.feed.sampler import SampleRef, StepSampler, evaluation_batches
-from data.feed.transforms import Augment, resize
+from data.feed.transforms import MIN_VISIBILITY, Augment, resize
 from data.images.decode import decode
 from data.masks import CELL_PIXELS, Planes
 from data.objects import Objects
+from data.regions import by_class
 from data.schema import Split
 from errors import UserError
-from settings.keys import DataConfig, ImageSizeConfig
+from settings.keys import DataConfig, ImageSizeConfig, Labels
 
 
 def resized_sizes(split: Split, cfg: ImageSizeConfig) -> np.ndarray:
@@ -56,11 +57,25 @@ class TrainDataset(Dataset):
     every process can tell by itself.
     """
 
-    def __init__(self, split: Split, cfg: DataConfig, seed: int):
+    def __init__(
+        self,
+        split: Split,
+        cfg: DataConfig,
+        seed: int,
+        labels: Labels = "boxes",
+        background: int | None = None,
+    ):
+        """
+        Args:
+            background: as in the taxonomy.
+        """
         self.split = split
         self.cfg = cfg
         self.seed = seed
-        self.augment = Augment(cfg.augment)
+        self.labels = labels
+        self.background = background
+        # A region of which a tenth is left is as good as a whole one.
+        self.augment = Augment(cfg.augment, 0.0 if labels == "regions" else MIN_VISIBILITY)
 
     def __getitem__(self, ref: SampleRef) -> Sample:
         """
@@ -80,9 +95,13 @@ class TrainDataset(Dataset):
     def _sample(self, index: int, ref: SampleRef) -> Sample:
         sample = load_sample(self.split, index, self.cfg.image_size, draft=True)
         planned = sample.canvas
-        objects = sample.objects.take(~sample.objects.iscrowd)
+        objects = sample.objects
         planes = None
-        if objects.masks is not None:
+        if self.labels == "regions":  # a crowd has a class as well
+            planes, objects = by_class(objects, planned, self.background)
+        else:
+            objects = objects.take(~objects.iscrowd)
+        if self.labels == "masks":
             crowds = sample.objects.take(sample.objects.iscrowd)
             planes = Planes.drawn(objects, planned).ignoring(crowds)
             objects = replace(objects, masks=None)
@@ -93,6 +112,8 @@ class TrainDataset(Dataset):
         if image.shape[:2] != room:
             stretch = self.cfg.image_size.fit == "stretch"
             image, objects, planes = fit_into(image, objects, room, planes, stretch)
+        if planes is not None and self.labels == "regions":
+            planes = planes.unlabelled_ignored()
         return replace(sample, image=image, objects=objects, canvas=ref.canvas, planes=planes)
 
 

@@ -57,10 +57,15 @@ class Augment:
     the resize where it enlarges, as one warp.
     """
 
-    def __init__(self, specs: Sequence[Mapping[str, Mapping[str, Any]]]):
+    def __init__(
+        self,
+        specs: Sequence[Mapping[str, Mapping[str, Any]]],
+        min_visibility: float = MIN_VISIBILITY,
+    ):
         """
         Args:
             specs: `[{TransformName: {argument: value}}, ...]`, as in the YAML.
+            min_visibility: part of a box that has to be left in the image, or it is dropped.
 
         Raises:
             UserError: naming the transform that does not exist or whose arguments are wrong.
@@ -68,7 +73,8 @@ class Augment:
         transforms = [_transform(spec, place) for place, spec in enumerate(specs)]
         self.warps = list(itertools.takewhile(_is_warp, transforms))
         self.others = transforms[len(self.warps) :]
-        self.compose = _compose(self.others) if self.others else None
+        self.min_visibility = min_visibility
+        self.compose = _compose(self.others, min_visibility) if self.others else None
 
     def __call__(
         self,
@@ -96,7 +102,7 @@ class Augment:
         states = np.random.SeedSequence(list(seed)).generate_state(1 + num)
         warp = _Warp.drawn(self.warps, [int(s) for s in states[1 : 1 + len(self.warps)]], size)
         if warp is not None:
-            moved, left = warp.objects(objects, size)
+            moved, left = warp.objects(objects, size, self.min_visibility)
             if len(objects) and not len(moved):
                 warp = None
             else:
@@ -218,7 +224,9 @@ class _Warp:
             moved = [layer[step] for layer in planes.layers()]
         return planes.with_layers(moved)
 
-    def objects(self, objects: Objects, size: tuple[int, int]) -> tuple[Objects, np.ndarray]:
+    def objects(
+        self, objects: Objects, size: tuple[int, int], min_visibility: float
+    ) -> tuple[Objects, np.ndarray]:
         """The objects that are left, with boxes around their warped ones, and their places, int64."""
         x1, y1, x2, y2 = to_corners(objects.boxes).T
         quads = np.stack([x1, y1, x2, y2, x1, y2, x2, y1], axis=1).reshape(-1, 4, 2)
@@ -227,11 +235,13 @@ class _Warp:
         whole = np.concatenate([moved.min(axis=1), moved.max(axis=1)], axis=1)
         boxes = from_corners(whole.clip(0, np.array([*size[::-1], *size[::-1]], dtype=np.float64)))
         area = from_corners(whole)[:, 2:].prod(axis=1)
-        left = np.flatnonzero(boxes[:, 2:].prod(axis=1) >= MIN_VISIBILITY * area)
+        left = np.flatnonzero(boxes[:, 2:].prod(axis=1) >= min_visibility * area)
         return replace(objects.take(left), boxes=boxes[left]), left
 
 
-def _compose(transforms: Sequence[A.BasicTransform]) -> A.Compose:
+def _compose(
+    transforms: Sequence[A.BasicTransform], min_visibility: float = MIN_VISIBILITY
+) -> A.Compose:
     with warnings.catch_warnings():  # transforms of colour alone do not touch boxes, it warns
         warnings.simplefilter("ignore")
         return A.Compose(
@@ -241,7 +251,7 @@ def _compose(transforms: Sequence[A.BasicTransform]) -> A.Compose:
                 label_fields=["kept"],
                 clip=True,
                 filter_invalid_bboxes=True,
-                min_visibility=MIN_VISIBILITY,
+                min_visibility=min_visibility,
             ),
         )
 

@@ -13,7 +13,7 @@ from data.masks import Polygons, Rle, mask_column
 from data.objects import Objects
 from data.schema import Record, number_text
 from data.sources.segmentations import mask_of_segmentation
-from data.sources.values import as_float, as_floats, as_int, short
+from data.sources.values import as_float, as_floats, as_int, same_shape, short
 
 
 class Boxes:
@@ -103,7 +103,7 @@ class Boxes:
         if len(objects):
             objects = replace(objects, boxes=self._xywh(objects, box_format, width, height))
             in_px = box_format not in ("albumentations", "yolo")
-            if annotated and in_px and not unreadable and _same_shape(annotated, (width, height)):
+            if annotated and in_px and not unreadable and same_shape(annotated, (width, height)):
                 # Annotated on the same picture in another size, if it is another size.
                 objects = objects.scaled(width / annotated[0], height / annotated[1])
         digest = header.digest if header else ""
@@ -124,14 +124,14 @@ class Boxes:
         """
         assert self.segmentations is not None
         known = decoded or annotated or (1, 1)
-        picture = annotated if annotated and _same_shape(annotated, known) else known
+        picture = annotated if annotated and same_shape(annotated, known) else known
         kept, masks = [], []
         for place, segmentation in enumerate(self.segmentations):
             mask = mask_of_segmentation(segmentation, (1, 1) if relative else picture[::-1])
             if isinstance(mask, Polygons) and relative:
                 mask = mask.stretched(picture[::-1])
             detail = f"{short(segmentation)}"
-            if decoded and isinstance(mask, Rle) and not _same_shape(mask.size[::-1], decoded):
+            if decoded and isinstance(mask, Rle) and not same_shape(mask.size[::-1], decoded):
                 detail = (
                     f"{mask.size[1]} x {mask.size[0]} px, the image has {decoded[0]} x {decoded[1]}"
                 )
@@ -158,7 +158,7 @@ class Boxes:
             rotated = annotated == size[::-1] and header.exif_orientation != 1
             hint = ": without its EXIF rotation; do its boxes fit?" if rotated else ""
             if not rotated:
-                fits = _same_shape(annotated, size)
+                fits = same_shape(annotated, size)
                 hint = (
                     ": boxes in pixels are scaled" if fits else ": another shape; do its boxes fit?"
                 )
@@ -190,10 +190,3 @@ class Boxes:
             if box_format == "voc":  # from 1-based inclusive pixels to pixel edges
                 low = low - 1.0
             return from_corners(np.concatenate([low, high], axis=1))
-
-
-def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether two sizes (width, height) differ in scale alone, up to rounding."""
-    if min(*one, *other) <= 0:
-        return False
-    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)

@@ -16,19 +16,22 @@ from data.sources.files import ImageFiles, Inside, existing_folder, load_json, n
 from data.sources.segmentations import box_of_segmentation
 from data.sources.values import Unique, as_id, as_int, as_size, short
 from errors import UserError
-from settings.keys import DataConfig
+from settings.keys import DataConfig, Labels
 
 
-def read_split(cfg: DataConfig, which: str, findings: Findings, masks: bool = False) -> Split:
+def read_split(
+    cfg: DataConfig, which: str, findings: Findings, labels: Labels = "boxes"
+) -> Split:
     """The training or validation split ("train" or "val") of a COCO dataset.
 
     Args:
-        masks: whether objects get the masks of their segmentations.
+        labels: unless boxes are wanted alone, objects get the masks of their segmentations.
 
     Raises:
         UserError: for a missing folder or annotation file, or one that is no COCO file.
     """
     assert cfg.path is not None
+    masks = labels != "boxes"
     root = existing_folder(cfg.path)
     file, folder = _places(cfg, which, root)
     if not file.is_file():

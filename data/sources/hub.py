@@ -1,12 +1,12 @@
 """Reader: a dataset of the Hugging Face Hub, or a local folder in Hub format.
 
 Columns: image, objects {bbox, category or category_id, area?, iscrowd?, segmentation?}, and optionally image_id,
-width, height. Boxes are as `data.box_format` says. A split may be cut, `train[:10%]`. With
+width, height; for semantic segmentation a column with label maps in place of objects. Boxes are as `data.box_format` says. A split may be cut, `train[:10%]`. With
 `data.streaming` the rows are read once, without the dataset's own cache, into a folder of images
 that `data.sources.imagefolder` reads from then on.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from data.sources.imagefolder import read_folder
 from data.sources.rows import Rows
 from data.sources.store import ensure_stored
 from errors import UserError
-from settings.keys import DataConfig
+from settings.keys import DataConfig, Labels
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,26 @@ class HubImages:
         return source
 
 
-def read_split(cfg: DataConfig, which: str, findings: Findings, masks: bool = False) -> Split:
+def read_split(
+    cfg: DataConfig, which: str, findings: Findings, labels: Labels = "boxes"
+) -> Split:
     """The training or validation split ("train" or "val") of a Hub dataset.
 
     Args:
-        masks: whether objects get the masks of their segmentations.
+        labels: what is wanted of the objects.
 
     Raises:
         UserError: if it cannot be had, has no such split, or lacks a column.
     """
     split = str(cfg.train_split if which == "train" else cfg.val_split)
     if cfg.streaming:
-        root = ensure_stored(cfg, split)
-        return read_folder(cfg, which, root, root / "images", findings, masks)
-    rows, names = open_rows(cfg, split, streaming=False)
+        root = ensure_stored(cfg, split, labels)
+        own = replace(cfg, label_map_column=None)  # the store has a name of its own for it
+        return read_folder(own, which, root, root / "images", findings, labels)
+    rows, names, column = open_rows(cfg, split, streaming=False, labels=labels)
     if not len(rows):
         raise UserError(f"data.path {cfg.path}, split {split}: lists no images")
-    reader = Rows(cfg, names, findings, masks)
+    reader = Rows(cfg, names, findings, labels)
     inside = Inside(
         *map(
             Path, (str(cfg.path), datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE)
@@ -68,8 +71,15 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, masks: bool = Fa
         source = encoded(row["image"])
         if isinstance(source, Path) and not inside.holds(source, where, findings):
             continue
-        record = reader.record(row, number, where, source)
+        if column is None:
+            record = reader.record(row, number, where, source)
+        else:
+            label_map = encoded(row[column])
+            if isinstance(label_map, Path) and not inside.holds(label_map, where, findings):
+                continue
+            record = reader.dense_record(row, number, where, source, label_map)
         if record is not None:
             records.append(record)
             numbers.append(number)
-    return Split(records, HubImages(rows.select_columns("image"), tuple(numbers)), names)
+    images = HubImages(rows.select_columns("image"), tuple(numbers))
+    return Split(records, images, names, dense=column is not None)

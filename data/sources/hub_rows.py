@@ -7,28 +7,47 @@ from typing import Any
 import datasets
 from huggingface_hub.errors import HfHubHTTPError
 
-from data.sources.rows import CATEGORY_KEYS
+from data.sources.rows import CATEGORY_KEYS, LABEL_MAP_COLUMNS
 from errors import UserError
-from settings.keys import DataConfig
+from settings.keys import DataConfig, Labels
 
 
-def open_rows(cfg: DataConfig, split: str, streaming: bool) -> tuple[Any, dict[int, str]]:
-    """Rows with undecoded images, and the class names by id.
+def open_rows(
+    cfg: DataConfig, split: str, streaming: bool, labels: Labels = "boxes"
+) -> tuple[Any, dict[int, str], str | None]:
+    """Rows with undecoded images, the class names by id, and the column of label maps if they are wanted.
 
     Raises:
         UserError: as `read_split`.
     """
     rows = guarded(cfg, split, lambda: _load(cfg, split, streaming))
     features = rows.features or {}
-    missing = {"image", "objects"} - set(features)
+    column = _label_map_column(cfg, features) if labels == "regions" else None
+    missing = {"image", *(["objects"] if column is None else [])} - set(features)
     if missing:
         raise UserError(
             f"data.path {cfg.path}: no column {sorted(missing)[0]!r}; it has {sorted(features)}"
         )
     if not isinstance(features["image"], datasets.Image):
         raise UserError(f"data.path {cfg.path}: column image holds {features['image']}, no images")
-    rows = rows.cast_column("image", datasets.Image(decode=False))
-    return rows, _category_names(features)
+    for name in ("image", *([column] if column else [])):
+        rows = rows.cast_column(name, datasets.Image(decode=False))
+    return rows, _category_names(features) if "objects" in features else {}, column
+
+
+def _label_map_column(cfg: DataConfig, features: Any) -> str | None:
+    """
+    Raises:
+        UserError: if a column was asked for that is not there or holds no pictures.
+    """
+    wanted = cfg.label_map_column
+    pictures = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    if wanted is not None and wanted not in pictures:
+        raise UserError(
+            f"data.label_map_column {wanted}: data.path {cfg.path} has pictures in {sorted(pictures)}"
+        )
+    names = LABEL_MAP_COLUMNS if wanted is None else (wanted,)
+    return next((name for name in names if name in pictures), None)
 
 
 def encoded(cell: Any) -> Path | bytes | None:

@@ -3,7 +3,8 @@
 `path/train/metadata.jsonl` has one object a line: {"file_name", "image_id", "objects": {"bbox",
 "category", "area", "segmentation", ...}}, the image-folder form of the datasets library. Boxes are as
 `data.box_format` says. Class names come from `data.labels` or from `path/categories.json` (a list of
-names by id); a category may be its name.
+names by id); a category may be its name. For semantic segmentation a line may name a label map in place of
+objects, {"file_name", "label_map_file_name"}, as the datasets library has it.
 """
 
 import json
@@ -16,20 +17,22 @@ from data.sources.files import (
     ImageFiles,
     Inside,
     existing_folder,
-    load_json,
     note_unlisted,
     read_lines,
 )
-from data.sources.rows import Rows
+from data.sources.label_maps import names_of_folder
+from data.sources.rows import LABEL_MAP_COLUMNS, Rows
 from errors import UserError
-from settings.keys import DataConfig
+from settings.keys import DataConfig, Labels
 
 
-def read_split(cfg: DataConfig, which: str, findings: Findings, masks: bool = False) -> Split:
+def read_split(
+    cfg: DataConfig, which: str, findings: Findings, labels: Labels = "boxes"
+) -> Split:
     """The training or validation split ("train" or "val") of an image folder.
 
     Args:
-        masks: whether objects get the masks of their segmentations.
+        labels: what is wanted of the objects.
 
     Raises:
         UserError: for a missing folder or metadata file, or one without lines.
@@ -37,11 +40,16 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, masks: bool = Fa
     assert cfg.path is not None
     root = existing_folder(cfg.path)
     folder = root / str(cfg.train_split if which == "train" else cfg.val_split)
-    return read_folder(cfg, which, root, folder, findings, masks)
+    return read_folder(cfg, which, root, folder, findings, labels)
 
 
 def read_folder(
-    cfg: DataConfig, which: str, root: Path, folder: Path, findings: Findings, masks: bool = False
+    cfg: DataConfig,
+    which: str,
+    root: Path,
+    folder: Path,
+    findings: Findings,
+    labels: Labels = "boxes",
 ) -> Split:
     """The split that lies in `folder` of the dataset `root`.
 
@@ -55,8 +63,9 @@ def read_folder(
     if not lines:
         raise UserError(f"{file}: lists no images")
     inside = Inside(root, folder)
-    names = _category_names(root)
-    rows = Rows(cfg, names, findings, masks)
+    names = names_of_folder(root)
+    rows = Rows(cfg, names, findings, labels)
+    column = None
     records: list[Record] = []
     paths: list[Path] = []
     listed: list[Path] = []
@@ -67,12 +76,40 @@ def read_folder(
         if row is None or path is None:
             continue
         listed.append(path)
-        record = rows.record(row, number - 1, where, path)
+        if labels == "regions" and column is None and not records:
+            column = _label_map_key(row, cfg.label_map_column)
+        if column is None:
+            record = rows.record(row, number - 1, where, path)
+        else:
+            name = row.get(column)
+            label_map = None
+            if isinstance(name, str) and name:
+                label_map = inside.join(folder, name, where, findings)
+                if label_map is None:
+                    continue
+                listed.append(label_map)
+            record = rows.dense_record(row, number - 1, where, path, label_map)
         if record is not None:
             records.append(record)
             paths.append(path)
     note_unlisted(folder, listed, findings)
-    return Split(records, ImageFiles(paths), names)
+    return Split(records, ImageFiles(paths), names, dense=column is not None)
+
+
+def _label_map_key(row: dict[str, Any], wanted: str | None) -> str | None:
+    """Key of the label map's file; None if rows have none.
+
+    Raises:
+        UserError: if a key was asked for that there is not.
+    """
+    names = LABEL_MAP_COLUMNS if wanted is None else (wanted,)
+    keys = [key for name in names for key in (f"{name}_file_name", name)]
+    found = next((key for key in keys if isinstance(row.get(key), str)), None)
+    if wanted is not None and found is None:
+        raise UserError(
+            f"data.label_map_column {wanted}: the first row has {', '.join(sorted(map(str, row)))}"
+        )
+    return found
 
 
 def _row(line: bytes, where: str, findings: Findings) -> dict[str, Any] | None:
@@ -86,13 +123,3 @@ def _row(line: bytes, where: str, findings: Findings) -> dict[str, Any] | None:
         findings.add("broken row", where, "not an object with a file_name")
         return None
     return row
-
-
-def _category_names(root: Path) -> dict[int, str]:
-    file = root / "categories.json"
-    if not file.is_file():
-        return {}
-    names = load_json(file)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{file}: expected a list of class names")
-    return dict(enumerate(names))

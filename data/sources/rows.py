@@ -1,5 +1,5 @@
-"""Rows with `objects` {bbox, category or category_id, area?, iscrowd?, segmentation?}, as image folders and
-the Hub have them."""
+"""Rows with `objects` {bbox, category or category_id, area?, iscrowd?, segmentation?} or with a label map, as
+image folders and the Hub have them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,10 +8,16 @@ from typing import Any
 from data.findings import Findings
 from data.schema import Record
 from data.sources.annotations import Boxes
+from data.sources.label_maps import LabelRules, dense_record
 from data.sources.values import Unique, as_id, as_size, short
-from settings.keys import DataConfig
+from settings.keys import DataConfig, Labels
 
 CATEGORY_KEYS = ("category", "category_id")
+LABEL_MAP_COLUMNS = (
+    *("label_map", "annotation", "segmentation_map", "semantic_map", "semantic_segmentation"),
+    *("mask", "segmentation", "label", "labels", "annotations"),
+)
+"""Usual names of the column with label maps"""
 
 
 class Rows:
@@ -22,13 +28,14 @@ class Rows:
         cfg: DataConfig,
         names: Mapping[int, str],
         findings: Findings,
-        masks: bool = False,
+        labels: Labels = "boxes",
     ):
         """
         Args:
-            masks: whether objects get the masks of their segmentations.
+            labels: unless boxes are wanted alone, objects get the masks of their segmentations.
         """
-        self.masks = masks
+        self.masks = labels != "boxes"
+        self.rules = LabelRules.of(cfg)
         self.box_format = cfg.box_format
         self.findings = findings
         self.image_ids = Unique("duplicate image id", findings)
@@ -70,6 +77,28 @@ class Rows:
                 boxes.add(~place, box, known, area, iscrowd, segmentation)
         size = as_size(row.get("width"), row.get("height"))
         return boxes.record(image_id, source, size, self.box_format)
+
+
+    def dense_record(
+        self,
+        row: Mapping[str, Any],
+        index: int,
+        where: str,
+        source: Path | bytes | None,
+        label_map: Path | bytes | None,
+    ) -> Record | None:
+        """As `record`, of a row with a label map."""
+        given = row.get("image_id")
+        image_id = index if given is None else as_id(given)
+        if image_id is None:
+            self.findings.add("broken row", where, f"its image_id is {short(given)}")
+        elif not self.image_ids.is_new(image_id, where):
+            pass
+        elif label_map is None:
+            self.findings.add("missing label map", where, "the row has none")
+        else:
+            return dense_record(image_id, where, source, label_map, self.rules, self.findings)
+        return None
 
 
 def _columns(objects: Any, with_masks: bool) -> tuple[list[Any], ...] | str:

@@ -16,35 +16,39 @@ from data.sources.addresses import own_address
 from data.sources.hub_rows import encoded, guarded, open_rows
 from disk import cache_root, whole_folder
 from errors import UserError
-from settings.keys import DataConfig
+from settings.keys import DataConfig, Labels
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when the stored form changes, so that old stores are not read"""
 KEPT_COLUMNS = ("image_id", "width", "height", "objects")
+LABEL_MAPS = "label_maps"
+"""Folder of a split's label maps, below that of its images"""
 
 
-def ensure_stored(cfg: DataConfig, split: str) -> Path:
+def ensure_stored(cfg: DataConfig, split: str, labels: Labels = "boxes") -> Path:
     """Write the split's rows unless they are there, and return the folder.
 
     Raises:
         UserError: if the rows cannot be read, or the folder cannot be written.
     """
-    folder = store_folder(cfg, split)
+    folder = store_folder(cfg, split, labels)
     if folder.is_dir():
         return folder
     try:
         with whole_folder(folder, shared=True) as temporary:
-            rows, names = open_rows(cfg, split, streaming=True)
-            guarded(cfg, split, lambda: _write(temporary, rows, names, cfg, split))
+            rows, names, column = open_rows(cfg, split, streaming=True, labels=labels)
+            guarded(cfg, split, lambda: _write(temporary, rows, names, cfg, split, column))
     except OSError as error:
         raise UserError(f"{folder.parent}: cannot be written: {error.strerror}") from error
     return folder
 
 
-def store_folder(cfg: DataConfig, split: str) -> Path:
+def store_folder(cfg: DataConfig, split: str, labels: Labels = "boxes") -> Path:
     """Folder of this dataset, revision and split; another one after the dataset has changed."""
     cache = cache_root()
-    name = hashlib.sha256(f"{cfg.path}\0{cfg.revision}\0{split}".encode()).hexdigest()[:16]
+    column = f"\0{cfg.label_map_column}" if labels == "regions" else ""
+    key = f"{cfg.path}\0{cfg.revision}\0{split}{column}"
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
     state = _state(cfg)
     if state is None:  # offline: the newest that is there
         stores = sorted(cache.glob(f"hub-v{FORMAT}-{name}-*"), key=os.path.getmtime)
@@ -67,10 +71,15 @@ def _state(cfg: DataConfig) -> str | None:
 
 
 def _write(
-    folder: Path, rows: Iterable[dict[str, Any]], names: dict[int, str], cfg: DataConfig, split: str
+    folder: Path,
+    rows: Iterable[dict[str, Any]],
+    names: dict[int, str],
+    cfg: DataConfig,
+    split: str,
+    column: str | None = None,
 ) -> None:
     images = folder / "images"
-    images.mkdir()
+    (images if column is None else images / LABEL_MAPS).mkdir(parents=True)
     if names:
         (folder / "categories.json").write_text(json.dumps([names[i] for i in range(len(names))]))
     progress = tqdm(rows, desc=f"{cfg.path} {split}", unit=" images", mininterval=1.0)
@@ -81,6 +90,12 @@ def _write(
             if content is not None:  # otherwise the row's image is found missing
                 (images / name).write_bytes(content)
             kept = {key: row[key] for key in KEPT_COLUMNS if row.get(key) is not None}
+            if column is not None:
+                label_map = _content(row[column], cfg)
+                file_name = f"{LABEL_MAPS}/{number:08d}{_suffix(label_map)}"
+                kept = {**kept, "objects": None, "label_map_file_name": file_name}
+                if label_map is not None:
+                    (images / file_name).write_bytes(label_map)
             file.write(json.dumps({"file_name": name, **kept}) + "\n")
 
 

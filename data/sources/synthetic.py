@@ -17,7 +17,7 @@ from data.objects import Objects
 from data.sources.coco import read_split as read_split  # the written files are a COCO dataset
 from data.taxonomy import Taxonomy
 from disk import cache_root, whole_folder
-from settings.keys import MAX_SYNTHETIC_SEED, DataConfig
+from settings.keys import MAX_SYNTHETIC_SEED, DataConfig, Labels
 from street.paint import PART
 from street.scenes import Scene, render_scene
 
@@ -26,32 +26,36 @@ FORMAT = 1
 JPEG_QUALITY = 92
 TAXONOMY = Taxonomy(("license_plate",), (1,))
 MASK_TAXONOMY = Taxonomy(("license_plate", "car"), (1, 2))
+REGION_TAXONOMY = Taxonomy(("license_plate", "car", "sign", "building"), (1, 2, 3, 4))
+TAXONOMIES = {"boxes": TAXONOMY, "masks": MASK_TAXONOMY, "regions": REGION_TAXONOMY}
 MIN_MASK_PX = 64
 """What shows less of itself is not labelled"""
 
 
-def ensure_written(cfg: DataConfig, seed: int, masks: bool = False) -> DataConfig:
+def ensure_written(cfg: DataConfig, seed: int, labels: Labels = "boxes") -> DataConfig:
     """Write the scenes unless they are there, and return `cfg` pointing at the COCO files.
 
     Args:
-        masks: plates and cars with their masks, instead of plates alone.
+        labels: boxes of plates, masks of plates and cars, or these of signs and buildings as well.
     """
-    folder = cache_folder(cfg, seed, masks)
+    folder = cache_folder(cfg, seed, labels)
     if not folder.is_dir():
         with whole_folder(folder, shared=True) as temporary:
-            write_scenes(temporary, "train", cfg.synthetic_train, seed, masks)
-            write_scenes(temporary, "val", cfg.synthetic_val, seed + MAX_SYNTHETIC_SEED, masks)
+            write_scenes(temporary, "train", cfg.synthetic_train, seed, labels)
+            write_scenes(temporary, "val", cfg.synthetic_val, seed + MAX_SYNTHETIC_SEED, labels)
     return dataclasses.replace(cfg, path=str(folder), val_split=None if cfg.val_on_train else "val")
 
 
-def cache_folder(cfg: DataConfig, seed: int, masks: bool = False) -> Path:
+def cache_folder(cfg: DataConfig, seed: int, labels: Labels = "boxes") -> Path:
     """Folder of the scenes of this seed and these numbers."""
     root = Path(cfg.path).expanduser() if cfg.path else cache_root()
-    kind = "masks-" if masks else ""
+    kind = "" if labels == "boxes" else f"{labels}-"
     return root / f"scenes-{kind}v{FORMAT}-seed{seed}-{cfg.synthetic_train}-{cfg.synthetic_val}"
 
 
-def write_scenes(root: Path, split: str, num_scenes: int, seed: int, masks: bool = False) -> None:
+def write_scenes(
+    root: Path, split: str, num_scenes: int, seed: int, labels: Labels = "boxes"
+) -> None:
     """Write `num_scenes` scenes as root/split/*.jpg with root/annotations/split.json."""
     (root / split).mkdir(parents=True)
     (root / "annotations").mkdir(exist_ok=True)
@@ -63,8 +67,10 @@ def write_scenes(root: Path, split: str, num_scenes: int, seed: int, masks: bool
         name = f"{index:06d}.jpg"
         Image.fromarray(scene.image).save(root / split / name, quality=JPEG_QUALITY)
         images.append({"id": index + 1, "file_name": name, "width": width, "height": height})
-        tables.append(_things(scene) if masks else _plates(scene.plate_boxes))
-    taxonomy = MASK_TAXONOMY if masks else TAXONOMY
+        boxes_alone = labels == "boxes"
+        own = _plates(scene.plate_boxes) if boxes_alone else _things(scene, TAXONOMIES[labels])
+        tables.append(own)
+    taxonomy = TAXONOMIES[labels]
     content = coco_content(images, Objects.of_images(tables), taxonomy)
     (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
 
@@ -80,26 +86,29 @@ def _plates(boxes: np.ndarray) -> Objects:
     )
 
 
-def _things(scene: Scene) -> Objects:
-    """What can be seen of every car, and of its plate, which is a part of it."""
+def _things(scene: Scene, taxonomy: Taxonomy) -> Objects:
+    """What can be seen of every thing of these classes, and of a car's plate, which is a part of it."""
     planes: list[np.ndarray] = []
     classes: list[int] = []
     for number, kind in enumerate(scene.kinds, 1):
-        if kind != "car":
+        if kind not in taxonomy.names:
             continue
         own = scene.ids == number
-        for plane, name in ((own, kind), (own & (scene.parts == PART["plate"]), "license_plate")):
+        parts = {kind: own}
+        if kind == "car":
+            parts["license_plate"] = own & (scene.parts == PART["plate"])
+        for name, plane in parts.items():
             if plane.sum() >= MIN_MASK_PX:
                 planes.append(plane)
-                classes.append(MASK_TAXONOMY.label2id[name])
+                classes.append(taxonomy.label2id[name])
     if not planes:
         return Objects.none()
     ids = np.stack([plane * np.uint8(1) for plane in planes])
-    parts = [Planes(plane[None]).boxes(1) for plane in ids]
+    around = [Planes(plane[None]).boxes(1) for plane in ids]
     return Objects(
-        boxes=np.concatenate([boxes for boxes, _ in parts]),
+        boxes=np.concatenate([boxes for boxes, _ in around]),
         classes=np.array(classes),
-        areas=np.concatenate([areas for _, areas in parts]).astype(np.float64),
+        areas=np.concatenate([areas for _, areas in around]).astype(np.float64),
         iscrowd=np.zeros(len(planes), bool),
         masks=mask_column(encode_all(ids)),
     )

@@ -51,6 +51,13 @@ def as_size(width: Any, height: Any) -> tuple[int, int] | None:
     return w, h
 
 
+def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes (width, height) differ in scale alone, up to rounding."""
+    if min(*one, *other) <= 0:
+        return False
+    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
+
+
 def short(value: Any) -> str:
     """What a value is, in a few words; deep or long values are not printed."""
     if isinstance(value, (list, tuple, dict)):

@@ -20,6 +20,7 @@ from xml.etree.ElementTree import Element
 
 from data.findings import Findings
 from data.schema import Record, Split
+from data.sources import voc_masks
 from data.sources.annotations import Boxes
 from data.sources.files import (
     ImageFiles,
@@ -32,7 +33,7 @@ from data.sources.files import (
 from data.sources.values import Unique, as_size, short
 from data.sources.xml_tree import XmlError, parse_xml
 from errors import UserError
-from settings.keys import DataConfig
+from settings.keys import DataConfig, Labels
 
 ANNOTATIONS, IMAGES = "Annotations", "JPEGImages"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -50,14 +51,21 @@ class Layout:
     """What lists them, for messages"""
 
 
-def read_split(cfg: DataConfig, which: str, findings: Findings) -> Split:
+def read_split(
+    cfg: DataConfig, which: str, findings: Findings, labels: Labels = "boxes"
+) -> Split:
     """The training or validation split ("train" or "val") of a Pascal VOC dataset.
+
+    Args:
+        labels: boxes are those of XML files, everything else is as `data.sources.voc_masks` says.
 
     Raises:
         UserError: for a missing folder, or a split that lists no images.
     """
     assert cfg.path is not None
     root = existing_folder(cfg.path)
+    if labels != "boxes":
+        return voc_masks.read_split(cfg, which, root, findings, labels)
     layout = _layout(cfg, which, root)
     if not layout.names:
         raise UserError(f"{layout.source}: lists no images")

@@ -23,14 +23,16 @@ from data.sources.files import ImageFiles, Inside, existing_folder, image_files,
 from data.sources.segmentations import box_of_polygon
 from data.sources.values import Unique, as_int, short
 from errors import UserError
-from settings.keys import DataConfig
+from settings.keys import DataConfig, Labels
 from settings.plain_yaml import load_plain
 
 NO_LABELS = {"classes.txt", "labels.txt"}
 """Files beside labels that are none"""
 
 
-def read_split(cfg: DataConfig, which: str, findings: Findings, masks: bool = False) -> Split:
+def read_split(
+    cfg: DataConfig, which: str, findings: Findings, labels: Labels = "boxes"
+) -> Split:
     """The training or validation split ("train" or "val") of a YOLO dataset.
 
     Args:
@@ -40,6 +42,7 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, masks: bool = Fa
         UserError: for a missing folder or data.yaml, or a split that has no images.
     """
     assert cfg.path is not None
+    masks = labels != "boxes"
     root = existing_folder(cfg.path)
     file = _yaml_file(root)
     content = _load(file)

@@ -1,8 +1,8 @@
 """What a head file says about its family, and what all families share: building, starting weights."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,14 +10,13 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from data.objects import Objects
 from data.taxonomy import Taxonomy
 from errors import UserError, refusing
 from model.backbone import Backbone, transplant
-from model.finding import find_boxes
+from model.finding import BOXES, Finder
 from model.losses.terms import Criterion
 from model.source import SAFE, local_folder, quiet_transformers
-from settings.keys import Fit, ModelConfig
+from settings.keys import Fit, ModelConfig, Task
 
 
 def refuse_unknown(args: Mapping[str, Any], known: Collection[str], where: str) -> None:
@@ -70,15 +69,13 @@ class HeadFamily:
     make_config: MakeConfig | None = None
     """(arguments, what all heads get: backbone_config, id2label, label2id; strides of the backbone's maps)
     -> config; default: the config class takes the first two"""
-    find: Callable[[Any, Any, torch.Tensor, int | None, float], Objects] = find_boxes
-    """(what `call` gave, processor, sizes, most of an image, threshold) -> what is on the images"""
-    find_flat: Callable[[Any, Any, torch.Tensor, float], Objects] | None = None
-    """(what `call` gave, processor, sizes, threshold) -> what a pipeline of transformers gives, if that
-    is less than `find` does"""
-    task: str = "detection"
-    """The model.task that it is for"""
+    tasks: Mapping[Task, Finder] = field(default_factory=lambda: {"detection": BOXES})
+    """The model.tasks that it is for, and how what `call` gave is read for each"""
     fit: Fit = "pad"
     """The data.image_size.fit that it needs"""
+    prepare: Callable[[Any, Iterable[tuple[torch.Tensor, torch.Tensor]]], None] | None = None
+    """(model, pixel_values and pixel_mask of some training images): what it has to know of them before the
+    first step"""
     level_strides: Callable[[Any, Sequence[int]], Sequence[int]] = lambda config, strides: strides
     """Strides of all maps that the head works on, px, given its config and those of the backbone"""
 

@@ -15,7 +15,7 @@ from transformers.models.mask2former.image_processing_pil_mask2former import (
 )
 
 from errors import UserError
-from model.finding import find_flat_masks, find_masks
+from model.finding import MASKS, Finder, find_regions_of_384
 from model.heads.family import HeadFamily, refuse_unknown
 from model.heads.maskformer import call
 from model.losses.mask_criterion import MaskCriterion, MaskOutputs, MaskWeights
@@ -76,7 +76,6 @@ def criterion(config: Any) -> MaskCriterion:
 
 
 FAMILY = HeadFamily(
-    task="instance_segmentation",
     config_class=Mask2FormerConfig,
     model_class=Mask2FormerForUniversalSegmentation,
     processor_class=Mask2FormerImageProcessorPil,
@@ -91,7 +90,6 @@ FAMILY = HeadFamily(
     few_steps_source="on synthetic scenes mask AP50 was above 0.94 after 400 steps",
     call=call,
     make_config=make_config,
-    find=find_masks,
-    find_flat=find_flat_masks,
+    tasks={"instance_segmentation": MASKS, "semantic_segmentation": Finder(find_regions_of_384)},
     fit="stretch",
 )

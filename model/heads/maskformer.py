@@ -13,7 +13,7 @@ from transformers.models.maskformer.image_processing_pil_maskformer import (
 )
 
 from errors import UserError
-from model.finding import find_flat_masks, find_masks
+from model.finding import MASKS, Finder, find_regions
 from model.heads.family import HeadFamily, refuse_unknown
 from model.losses.mask_criterion import MaskCriterion, MaskOutputs, MaskWeights
 
@@ -96,7 +96,6 @@ def criterion(config: Any) -> MaskCriterion:
 
 
 FAMILY = HeadFamily(
-    task="instance_segmentation",
     config_class=MaskFormerConfig,
     model_class=MaskFormerForInstanceSegmentation,
     processor_class=MaskFormerImageProcessorPil,
@@ -111,7 +110,6 @@ FAMILY = HeadFamily(
     few_steps_source="on synthetic scenes mask AP50 was above 0.93 after 400 steps",
     call=call,
     make_config=make_config,
-    find=find_masks,
-    find_flat=find_flat_masks,
+    tasks={"instance_segmentation": MASKS, "semantic_segmentation": Finder(find_regions)},
     fit="stretch",
 )

@@ -17,7 +17,7 @@ MOMENTS = {
     "step": "train_accelerate.take_step",
     "log": "train_accelerate.log_step",
     "evaluate": "evaluation.predictions._in_split",
-    "metrics": "run.evaluate.coco_metrics",
+    "metrics": "run.evaluate.measure",
     "report": "run.evaluate.write_report",
     "write": "training.checkpoint.save_file",
     "manifest": "training.checkpoint.write_manifest",

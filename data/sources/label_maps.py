@@ -1,0 +1,267 @@
+"""Label maps of files: pictures whose pixels are numbers of classes. And the reader of folders of them.
+
+`path/images/train/*.jpg` with `path/annotations/train/*.png`, and the other layouts of LAYOUTS; other
+folders through `data.train_split` and `data.train_annotations` and their validation twins. A label map
+has the name of its image, apart from the extension and from an ending that all of them share
+(`a.jpg`, `a_mask.png`). Class names come from `data.labels`, `path/categories.json` (a list by id) or
+`path/id2label.json` (a table {"0": name}).
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.findings import Findings
+from data.images.headers import MAX_PIXELS, of_the_machine, read_header, readable_formats
+from data.masks import mask_column
+from data.objects import Objects
+from data.regions import rles_of
+from data.schema import Record, Split
+from data.sources.files import (
+    ImageFiles,
+    Inside,
+    existing_folder,
+    image_files,
+    load_json,
+    note_unlisted,
+)
+from data.sources.values import as_int, same_shape
+from errors import UserError
+from settings.keys import DataConfig, Labels
+
+LAYOUTS = [
+    *((f"images/{{split}}", f"{folder}/{{split}}") for folder in ("annotations", "labels", "masks")),
+    *((f"{{split}}/images", f"{{split}}/{f}") for f in ("annotations", "labels", "masks")),
+    *(("{split}", f"{{split}}{end}") for end in ("_labels", "_masks", "annot", "_annotations")),
+    ("images/{split}", "label_maps/{split}"),
+    ("img_dir/{split}", "ann_dir/{split}"),
+    ("{split}", "annotations/{split}"),
+    ("{split}", "labels/{split}"),
+    ("{split}", "masks/{split}"),
+    ("{split}", "{split}"),
+]
+"""Folders of images and of their label maps, below data.path"""
+LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
+"""Of label maps beside their images: formats that keep numbers as they are"""
+LOSSY = ("JPEG", "MPO", "WEBP")
+
+
+@dataclass(frozen=True)
+class LabelRules:
+    """What the numbers of label maps mean."""
+
+    ignore_index: int
+    reduce: bool
+
+    @staticmethod
+    def of(cfg: DataConfig) -> "LabelRules":
+        return LabelRules(cfg.ignore_index, cfg.reduce_labels)
+
+    def categories(self, values: Sequence[int]) -> dict[int, int]:
+        """Category ids by value, of those that are classes."""
+        known = [v for v in values if v != self.ignore_index and not (self.reduce and v == 0)]
+        return {value: value - 1 if self.reduce else value for value in known}
+
+
+def read_split(
+    cfg: DataConfig, which: str, findings: Findings, labels: Labels = "regions"
+) -> Split:
+    """The training or validation split ("train" or "val") of folders of images and label maps.
+
+    Raises:
+        UserError: for a missing folder, one without images, or names that do not belong together.
+    """
+    assert cfg.path is not None
+    root = existing_folder(cfg.path)
+    images, maps = _folders(cfg, which, root)
+    inside = Inside(root, images, maps)
+    found = image_files(images)
+    if maps == images:
+        stems = {path.with_suffix("") for path in found if path.suffix.lower() not in LABEL_SUFFIXES}
+        found = [p for p in found if p.suffix.lower() not in LABEL_SUFFIXES] or found
+        if not stems:
+            raise UserError(
+                f"{images}: has images and no folder of label maps beside it; set data.{which}_annotations"
+            )
+    if not found:
+        raise UserError(f"{images}: has no images")
+    partners = _partners(found, images, maps)
+    records, paths, used = [], [], []
+    for path in found:
+        where = str(path)
+        partner = partners.get(path)
+        if not inside.holds(path, where, findings):
+            continue
+        if partner is None:
+            findings.add("missing label map", where, f"none of its name in {maps}")
+            continue
+        used.append(partner)
+        if not inside.holds(partner, where, findings):
+            continue
+        name = path.relative_to(images).as_posix()
+        record = dense_record(name, where, path, partner, LabelRules.of(cfg), findings)
+        if record is not None:
+            records.append(record)
+            paths.append(path)
+    if maps != images:
+        for path in image_files(maps):
+            if path not in set(used) and path.suffix.lower() in LABEL_SUFFIXES:
+                findings.add("image without annotation", str(path), "a label map without an image")
+    else:
+        note_unlisted(images, [*found, *used], findings)
+    return Split(records, ImageFiles(paths), names_of_folder(root), dense=True)
+
+
+def dense_record(
+    image_id: int | str,
+    where: str,
+    source: Path | bytes | None,
+    label_source: Path | bytes,
+    rules: LabelRules,
+    findings: Findings,
+) -> Record | None:
+    """Record of an image with a label map: a region for each class on it; None, and a finding, if the
+    label map cannot be used."""
+    if source is None:
+        findings.add("missing image", where, "the row has no image")
+        return None
+    header = read_header(source, where, findings)
+    try:
+        labels = read_label_map(label_source)
+    except ValueError as error:
+        file = f"{label_source}: " if isinstance(label_source, Path) else ""
+        findings.add("unreadable label map", where, f"{file}{error}")
+        return None
+    height, width = labels.shape
+    size = (width, height) if header is None else (header.width, header.height)
+    if not same_shape((width, height), size):
+        findings.add(
+            "label map of another size",
+            where,
+            f"{width} x {height} px, the image has {size[0]} x {size[1]}",
+        )
+        return None
+    rles = rles_of(labels)
+    categories = rules.categories(list(rles))
+    masks = mask_column([rles[value] for value in categories])
+    num = len(categories)
+    objects = Objects(
+        boxes=np.tile([0.0, 0.0, *size], (num, 1)),  # those around the masks take their places
+        classes=np.array(list(categories.values()), dtype=np.int64),
+        areas=np.zeros(num),
+        iscrowd=np.zeros(num, dtype=bool),
+        numbers=np.array(list(categories), dtype=np.int64),
+        masks=masks,
+    )
+    digest = header.digest if header else ""
+    return Record(image_id, where, *size, objects, "label", digest, unreadable=header is None)
+
+
+def read_label_map(source: Path | bytes) -> np.ndarray:
+    """Numbers of a label map, integers [H, W]; of a palette image the places in its palette.
+
+    Raises:
+        ValueError: if there is no such picture, or its pixels are no numbers.
+    """
+    try:
+        if isinstance(source, Path) and not source.is_file():
+            raise ValueError("does not exist")
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        with Image.open(io.BytesIO(content), formats=readable_formats()) as image:
+            if image.format in LOSSY:
+                raise ValueError(f"a {image.format} file, which does not keep numbers as they are")
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} px, more than any photo has")
+            image.load()
+            pixels = np.asarray(image)
+    except ValueError:
+        raise
+    except Exception as error:  # Pillow's parsers raise whatever they run into
+        if of_the_machine(error):
+            raise
+        raise ValueError(f"cannot be decoded: {' '.join(str(error).split())}") from error
+    if pixels.ndim == 3:
+        first = pixels[..., :1]
+        if not (pixels[..., : min(3, pixels.shape[2])] == first).all():
+            raise ValueError("a picture in colours, whose pixels are not numbers of classes")
+        pixels = first[..., 0]
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8)
+    if pixels.dtype.kind not in "ui" or pixels.min() < 0 or pixels.max() >= 1 << 16:
+        raise ValueError(f"its numbers are {pixels.dtype}, {pixels.min()} to {pixels.max()}")
+    return pixels
+
+
+def names_of_folder(root: Path) -> dict[int, str]:
+    """Class names by id of categories.json or id2label.json; empty if there is none.
+
+    Raises:
+        UserError: if such a file holds something else.
+    """
+    for name in ("categories.json", "id2label.json"):
+        file = root / name
+        if not file.is_file():
+            continue
+        names = load_json(file)
+        if isinstance(names, list):
+            names = dict(enumerate(names))
+        ids = {as_int(key): label for key, label in names.items()} if isinstance(names, dict) else {}
+        if not ids or None in ids or not all(isinstance(label, str) for label in ids.values()):
+            raise UserError(f"{file}: expected a list of class names, or a table of them by id")
+        return ids  # type: ignore[return-value]
+    return {}
+
+
+def _folders(cfg: DataConfig, which: str, root: Path) -> tuple[Path, Path]:
+    """Folders of a split's images and of its label maps.
+
+    Raises:
+        UserError: if they are not where they could be.
+    """
+    split = str(cfg.train_split if which == "train" else cfg.val_split)
+    given = cfg.train_annotations if which == "train" else cfg.val_annotations
+    if given is not None:
+        places = [f"images/{split}", f"{split}/images", split]
+        images = next((root / p for p in places if (root / p).is_dir()), root / split)
+        maps = root / given
+        for folder in (images, maps):
+            if not folder.is_dir():
+                raise UserError(f"{folder}: no such folder of data.{which}_split or data.{which}_annotations")
+        return images, maps
+    for image_place, map_place in LAYOUTS:
+        images, maps = root / image_place.format(split=split), root / map_place.format(split=split)
+        if images.is_dir() and maps.is_dir():
+            return images, maps
+    raise UserError(
+        f"data.path {root}: no images of split {split!r} with label maps, such as "
+        f"images/{split} with annotations/{split}; name the folders by data.{which}_split and "
+        f"data.{which}_annotations"
+    )
+
+
+def _partners(images: Sequence[Path], folder: Path, maps: Path) -> dict[Path, Path]:
+    """The label map of each image that has one.
+
+    Raises:
+        UserError: if no ending fits.
+    """
+    stems = {path.relative_to(folder).with_suffix("").as_posix(): path for path in images}
+    found = [p for p in image_files(maps) if p.suffix.lower() in LABEL_SUFFIXES]
+    by_stem = {path.relative_to(maps).with_suffix("").as_posix(): path for path in found}
+    if not by_stem:
+        raise UserError(f"{maps}: has no label maps ({', '.join(LABEL_SUFFIXES)})")
+    if not stems.keys() & by_stem.keys():
+        first = next(iter(stems))
+        ends = [stem.removeprefix(first) for stem in by_stem if stem.startswith(first)]
+        fitting = [end for end in ends if any(f"{stem}{end}" in by_stem for stem in stems)]
+        if len(fitting) != 1:
+            raise UserError(
+                f"{maps}: label maps are not named like the images in {folder}: {first!r} has "
+                f"{', '.join(repr(first + end) for end in fitting[:3]) or 'none'}"
+            )
+        by_stem = {stem.removesuffix(fitting[0]): path for stem, path in by_stem.items()}
+    return {path: by_stem[stem] for stem, path in stems.items() if stem in by_stem}
