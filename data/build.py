@@ -83,9 +83,7 @@ def build_data(
     return data
 
 
-def read_data(
-    cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "boxes"
-) -> Data:
+def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "boxes") -> Data:
     """As `build_data`, with every defect in `findings` and none refused.
 
     Raises:

@@ -133,8 +133,7 @@ KINDS: dict[str, Kind] = {
 }
 """Every kind of finding. An image without boxes is none: it is data."""
 
-MASK_KINDS = {name for name in KINDS if "mask" in name}
-LABEL_MAP_KINDS = {name for name in KINDS if "label map" in name}
+MASK_KINDS = {name for name in KINDS if "mask" in name or "label map" in name}
 """Those of datasets from which masks are read"""
 IMAGE_KINDS = {name for name, kind in KINDS.items() if kind.whole_image}
 

@@ -3,7 +3,8 @@
 import numpy as np
 from faster_coco_eval.core import mask as mask_api
 
-from data.masks import Planes, Rle, filled_runs, nearest, pixels_of
+from data.boxes import from_corners
+from data.masks import Planes, Rle, bounds, filled_runs, mask_column, nearest, pixels_of
 from data.objects import Objects
 
 
@@ -25,7 +26,9 @@ def rles_of(labels: np.ndarray) -> dict[int, Rle]:
             counts.append(rest)
         coded = mask_api.frPyObjects({"size": [height, width], "counts": counts}, height, width)
         text = coded["counts"]
-        rles[value] = Rle((height, width), text if isinstance(text, bytes) else text.encode("ascii"))
+        rles[value] = Rle(
+            (height, width), text if isinstance(text, bytes) else text.encode("ascii")
+        )
     return rles
 
 
@@ -57,9 +60,7 @@ def by_class(
     return planes, regions
 
 
-def label_map(
-    objects: Objects, size: tuple[int, int], background: int | None = None
-) -> np.ndarray:
+def label_map(objects: Objects, size: tuple[int, int], background: int | None = None) -> np.ndarray:
     """uint16 [H, W]: class + 1 of every pixel, 0 where it is not known; arguments as of `by_class`."""
     labels = _disjoint(objects, size)
     if labels is None:
@@ -71,6 +72,18 @@ def label_map(
     if background is not None:
         labels[labels == 0] = background + 1
     return labels
+
+
+def regions_of(labels: np.ndarray) -> Objects:
+    """The regions of a map as `label_map` gives it, with masks."""
+    rles = {value: rle for value, rle in rles_of(labels).items() if value}
+    height, width = labels.shape
+    parts = np.array([bounds(rle) for rle in rles.values()]).reshape(-1, 4)
+    return Objects(
+        boxes=from_corners(parts * [width, height, width, height]),
+        classes=np.array(list(rles), dtype=np.int64) - 1,
+        masks=mask_column(list(rles.values())),
+    )
 
 
 def _disjoint(objects: Objects, size: tuple[int, int]) -> np.ndarray | None:

@@ -9,6 +9,12 @@ from evaluation.predictions import Predictions
 from evaluation.regions import region_metrics
 from settings.keys import Labels
 
+TOTALS = (
+    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100"),
+    *("mIoU", "pixel_accuracy", "mean_accuracy"),
+)
+"""Numbers of a whole split that people are shown, as far as they were measured"""
+
 
 def measure(
     labels: Labels, split: Split, predictions: Predictions, taxonomy: Taxonomy

@@ -7,7 +7,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from errors import markdown_text, printable
-from report.evaluation import TOTALS
+from evaluation.metrics import TOTALS
 from settings.keys import Config, config_to_dict
 
 PIPELINES = {

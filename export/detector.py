@@ -71,7 +71,9 @@ def load_detector(name: str, task: Task | None = None) -> LoadedDetector:
     """
     transformers_logging.disable_progress_bar()
     folder = local_folder(name, None, "--model")
-    families = [get_family(head) for head in HEADS]  # which makes their classes known to transformers
+    families = [
+        get_family(head) for head in HEADS
+    ]  # which makes their classes known to transformers
     if not (folder / "config.json").is_file():
         hint = f"; try {folder / 'export'}" if (folder / "export").is_dir() else ""
         raise UserError(f"--model {name}: has no config.json, so it is not a model folder{hint}")

@@ -1,7 +1,7 @@
 """What a model's outputs say is on the images: boxes or masks, with classes and scores."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from data.boxes import from_corners
-from data.masks import Rle, bounds, encode, encode_all, mask_column
+from data.masks import Rle, encode, encode_all, mask_column
 from data.objects import Objects
-from data.regions import rles_of
+from data.regions import regions_of
 
 MASKS_AT_ONCE = 16
 """Masks that are made as large as the image at the same time"""
@@ -169,18 +169,9 @@ def _regions(scores: Iterable[torch.Tensor], sizes: torch.Tensor) -> Objects:
     """
     tables = []
     for image, (own, size) in enumerate(zip(scores, sizes.tolist(), strict=True)):
-        rles = rles_of(_best_class(own, size).cpu().numpy())
-        num = len(rles)
-        fractions = np.array([bounds(rle) for rle in rles.values()]).reshape(-1, 4)
-        tables.append(
-            Objects(
-                image=np.full(num, image),
-                boxes=from_corners(fractions * np.tile(size[::-1], 2)),
-                scores=np.ones(num),
-                classes=np.array(list(rles), dtype=np.int64),
-                masks=mask_column(list(rles.values())),
-            )
-        )
+        regions = regions_of(_best_class(own, size).cpu().numpy() + 1)
+        num = len(regions)
+        tables.append(replace(regions, image=np.full(num, image), scores=np.ones(num)))
     return Objects.concat(tables)
 
 

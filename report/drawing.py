@@ -1,5 +1,6 @@
 """Boxes drawn on images."""
 
+import colorsys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +24,34 @@ COLOURS = [
     (0, 210, 210),
     (255, 130, 40),
 ]
+GOLDEN_ANGLE = 0.381966
+"""Part of a circle"""
 TINT = 0.45
 """Share of its class's colour in the pixels of a mask"""
 MIN_SIDE_PX = 320
 """Small images are enlarged to this, so that labels can be read"""
+
+
+def colour_of(kind: int) -> tuple[int, int, int]:
+    """RGB of a class; beyond COLOURS, hues a golden angle apart in two brightnesses."""
+    if kind < len(COLOURS):
+        return COLOURS[kind]
+    hue = (kind * GOLDEN_ANGLE) % 1.0
+    red, green, blue = colorsys.hsv_to_rgb(
+        hue, 0.55 + 0.4 * (kind % 2), 1.0 - 0.35 * (kind % 3) / 2
+    )
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def beside(images: Sequence[Image.Image], gap_px: int = 3) -> Image.Image:
+    """Pictures of one height side by side."""
+    width = sum(image.width for image in images) + gap_px * (len(images) - 1)
+    canvas = Image.new("RGB", (width, images[0].height), (32, 32, 32))
+    x = 0
+    for image in images:
+        canvas.paste(image, (x, 0))
+        x += image.width + gap_px
+    return canvas
 
 
 def draw_objects(
@@ -49,7 +74,7 @@ def draw_objects(
     for box in _corners(edges, scale):
         pen.rectangle(box, outline=TRUTH, width=max(1, line // 2))
     for box, label, kind in zip(_corners(objects, scale), labels, objects.classes, strict=True):
-        colour = COLOURS[int(kind) % len(COLOURS)]
+        colour = colour_of(int(kind))
         x1, y1, x2, y2 = box
         if objects.masks is None:
             pen.rectangle((x1, y1, x2, y2), outline=colour, width=line)
@@ -71,7 +96,7 @@ def _with_masks(pixels: np.ndarray, objects: Objects, truth: Objects | None) -> 
     # Large ones first: a part of something is drawn over it.
     for place in sorted(range(len(places)), key=lambda place: -len(places[place][0])):
         mask, (rows, columns) = objects.masks[place], places[place]
-        colour = np.array(COLOURS[int(objects.classes[place]) % len(COLOURS)])
+        colour = np.array(colour_of(int(objects.classes[place])))
         tinted = (1 - TINT) * pixels[rows, columns] + TINT * colour
         pixels[rows, columns] = tinted.astype(np.uint8)
         rows, columns = _edge(mask, size)

@@ -7,24 +7,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from data.build import Data
 from data.canvas import resized_size
 from data.coco_format import coco_results
 from data.images.decode import decode
 from data.objects import Objects
-from data.schema import Split
+from data.regions import label_map, regions_of
 from data.taxonomy import Taxonomy
 from disk import flush_all, whole_folder
 from errors import UserError, csv_cell, printable
+from evaluation.metrics import TOTALS
 from evaluation.predictions import Predictions
-from report.drawing import draw_objects, save_grid
+from report.drawing import beside, draw_objects, save_grid
 from settings.keys import EvalConfig, ImageSizeConfig
 
 REPORT_FILES = {"metrics.json", "per_class.csv", "predictions.json", "predictions.png"}
-TOTALS = (
-    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100"),
-    *("mIoU", "pixel_accuracy", "mean_accuracy"),
-)
-"""Numbers of a whole split that people are shown, as far as they were measured"""
 COUNTED = ("boxes", "pixels")
 """Of a class, what there is of it, beside how well it is found"""
 NUM_DRAWN = 8
@@ -36,8 +33,7 @@ def write_report(
     folder: Path,
     metrics: dict[str, Any],
     predictions: Predictions,
-    split: Split,
-    taxonomy: Taxonomy,
+    data: Data,
     cfg: EvalConfig,
 ) -> None:
     """metrics.json, per_class.csv, predictions.json (COCO results) and predictions.png.
@@ -55,12 +51,10 @@ def write_report(
             writer.writerow(["class", *columns])
             for name, row in metrics["per_class"].items():
                 writer.writerow([csv_cell(name), *row.values()])
-        image_ids = [record.image_id for record in split.records]
+        image_ids = [record.image_id for record in data.val.records]
         with (temporary / "predictions.json").open("w") as file:
-            _write_results(file, predictions.objects, image_ids, taxonomy)
-        draw_fixed_images(
-            temporary / "predictions.png", predictions, split, taxonomy, cfg.score_threshold
-        )
+            _write_results(file, predictions.objects, image_ids, data.taxonomy)
+        draw_fixed_images(temporary / "predictions.png", predictions, data, cfg.score_threshold)
         flush_all(temporary)
 
 
@@ -103,11 +97,11 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def draw_fixed_images(
-    file: Path, predictions: Predictions, split: Split, taxonomy: Taxonomy, threshold: float
-) -> None:
-    """The same images after every evaluation: truth thin and green, predictions with scores."""
+def draw_fixed_images(file: Path, predictions: Predictions, data: Data, threshold: float) -> None:
+    """The same images after every evaluation: truth thin and green, predictions with scores; of regions
+    truth at the left, predictions beside it."""
     images = []
+    split, taxonomy = data.val, data.taxonomy
     missing = set(predictions.missing.tolist())
     for index in [i for i in range(len(split)) if i not in missing][:NUM_DRAWN]:
         record = split.records[index]
@@ -122,8 +116,15 @@ def draw_fixed_images(
         wanted = small if max(small) < max(record.height, record.width) else None
         pixels = decode(split.images[index], record.where, wanted, draft=wanted is not None)
         y, x = pixels.shape[0] / record.height, pixels.shape[1] / record.width
-        found, truth = found.scaled(x, y), record.objects.scaled(x, y)
-        images.append(draw_objects(pixels, found, labels, truth=truth))
+        found = found.scaled(x, y)
+        if data.labels == "regions":
+            size = (record.height, record.width)
+            truth = regions_of(label_map(record.objects, size, taxonomy.background)).scaled(x, y)
+            names = [taxonomy.names[c] for c in truth.classes]
+            drawn = [draw_objects(pixels, truth, names), draw_objects(pixels, found, labels)]
+            images.append(beside(drawn))
+        else:
+            images.append(draw_objects(pixels, found, labels, record.objects.scaled(x, y)))
     if images:
         save_grid(images, file)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from data.build import Data
@@ -93,11 +94,15 @@ def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) 
     if cfg.optim.warmup_steps >= num_steps:
         yield _row("WARNING", f"warm-up ({cfg.optim.warmup_steps} steps) does not end in this run")
     queries = detector.num_queries
-    crowded = sum(len(r.objects) > queries for r in [*data.train.records, *data.val.records])
+    records = [*data.train.records, *data.val.records]
+    if data.labels == "regions":
+        crowded = sum(len(np.unique(r.objects.classes)) > queries for r in records)
+    else:
+        crowded = sum(len(r.objects) > queries for r in records)
     if crowded:
         yield _row(
             "WARNING",
-            f"{crowded} images have more boxes than the head's {queries} queries can find; raise "
+            f"{crowded} images have more {data.labels} than the head's {queries} queries can find; raise "
             "model.head_args.num_queries",
         )
     seen = {record.digest for record in data.train.records if record.digest}
@@ -112,11 +117,12 @@ def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) 
 
 
 def _data_text(data: Data) -> str:
-    boxes = [sum(len(r.objects) for r in split.records) for split in (data.train, data.val)]
+    counts = [sum(len(r.objects) for r in split.records) for split in (data.train, data.val)]
+    what = "masks" if data.labels == "regions" and not data.train.dense else data.labels
     names = ", ".join(data.taxonomy.names[:5]) + (", ..." if len(data.taxonomy.names) > 5 else "")
     return (
-        f"{len(data.train)} training images with {boxes[0]} boxes, {len(data.val)} validation images "
-        f"with {boxes[1]}; {len(data.taxonomy.names)} class(es): {names}"
+        f"{len(data.train)} training images with {counts[0]} {what}, {len(data.val)} validation images "
+        f"with {counts[1]}; {len(data.taxonomy.names)} class(es): {names}"
     )
 
 

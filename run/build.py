@@ -52,7 +52,6 @@ from training.optim import build_optimizer
 from training.state import TrainState, checkpoint_tensors, gather_rng
 from training.stopping import StopRequest
 
-
 MEASURED_IMAGES = 32
 """Training images that a head sees before the first step, if it has to know what features are like"""
 

@@ -93,7 +93,7 @@ def complete_best(run: Run) -> None:
 def _write_anew(run: Run, step: int, metrics: dict[str, Any], predictions: Predictions) -> None:
     folder = evaluation_folder(run.folder, step)
     try:
-        write_report(folder, metrics, predictions, run.data.val, run.data.taxonomy, run.cfg.eval)
+        write_report(folder, metrics, predictions, run.data, run.cfg.eval)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written: {error}. Make room, then go on with --run.resume auto"
@@ -120,7 +120,7 @@ def report_evaluation(
 ) -> None:
     """Write metrics and drawings of a step, and say them. On rank 0 alone."""
     try:
-        write_report(folder, metrics, predictions, data.val, data.taxonomy, cfg)
+        write_report(folder, metrics, predictions, data, cfg)
     except OSError as error:  # a full disk: checkpoints decide whether the run goes on
         log.say(
             f"warning: the evaluation of step {step} could not be written: {error}; what the export "

@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         print(f"{len(data.val)} validation images, {metrics['seconds']} s")
         print("\n".join(metric_lines(metrics)))
         if args.out:
-            write_report(args.out, metrics, predictions, data.val, data.taxonomy, cfg.eval)
+            write_report(args.out, metrics, predictions, data, cfg.eval)
             print(f"written to {args.out}")
         else:
             print(json.dumps({k: v for k, v in metrics.items() if k != "per_class"}))

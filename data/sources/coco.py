@@ -19,9 +19,7 @@ from errors import UserError
 from settings.keys import DataConfig, Labels
 
 
-def read_split(
-    cfg: DataConfig, which: str, findings: Findings, labels: Labels = "boxes"
-) -> Split:
+def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels = "boxes") -> Split:
     """The training or validation split ("train" or "val") of a COCO dataset.
 
     Args:

@@ -40,9 +40,7 @@ class HubImages:
         return source
 
 
-def read_split(
-    cfg: DataConfig, which: str, findings: Findings, labels: Labels = "boxes"
-) -> Split:
+def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels = "boxes") -> Split:
     """The training or validation split ("train" or "val") of a Hub dataset.
 
     Args:

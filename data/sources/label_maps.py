@@ -34,8 +34,8 @@ from errors import UserError
 from settings.keys import DataConfig, Labels
 
 LAYOUTS = [
-    *((f"images/{{split}}", f"{folder}/{{split}}") for folder in ("annotations", "labels", "masks")),
-    *((f"{{split}}/images", f"{{split}}/{f}") for f in ("annotations", "labels", "masks")),
+    *(("images/{split}", f"{folder}/{{split}}") for folder in ("annotations", "labels", "masks")),
+    *(("{split}/images", f"{{split}}/{f}") for f in ("annotations", "labels", "masks")),
     *(("{split}", f"{{split}}{end}") for end in ("_labels", "_masks", "annot", "_annotations")),
     ("images/{split}", "label_maps/{split}"),
     ("img_dir/{split}", "ann_dir/{split}"),
@@ -81,7 +81,9 @@ def read_split(
     inside = Inside(root, images, maps)
     found = image_files(images)
     if maps == images:
-        stems = {path.with_suffix("") for path in found if path.suffix.lower() not in LABEL_SUFFIXES}
+        stems = {
+            path.with_suffix("") for path in found if path.suffix.lower() not in LABEL_SUFFIXES
+        }
         found = [p for p in found if p.suffix.lower() not in LABEL_SUFFIXES] or found
         if not stems:
             raise UserError(
@@ -158,7 +160,8 @@ def dense_record(
         masks=masks,
     )
     digest = header.digest if header else ""
-    return Record(image_id, where, *size, objects, "label", digest, unreadable=header is None)
+    missing = header is None
+    return Record(image_id, where, size[0], size[1], objects, "label", digest, unreadable=missing)
 
 
 def read_label_map(source: Path | bytes) -> np.ndarray:
@@ -209,7 +212,9 @@ def names_of_folder(root: Path) -> dict[int, str]:
         names = load_json(file)
         if isinstance(names, list):
             names = dict(enumerate(names))
-        ids = {as_int(key): label for key, label in names.items()} if isinstance(names, dict) else {}
+        ids = (
+            {as_int(key): label for key, label in names.items()} if isinstance(names, dict) else {}
+        )
         if not ids or None in ids or not all(isinstance(label, str) for label in ids.values()):
             raise UserError(f"{file}: expected a list of class names, or a table of them by id")
         return ids  # type: ignore[return-value]
@@ -230,7 +235,9 @@ def _folders(cfg: DataConfig, which: str, root: Path) -> tuple[Path, Path]:
         maps = root / given
         for folder in (images, maps):
             if not folder.is_dir():
-                raise UserError(f"{folder}: no such folder of data.{which}_split or data.{which}_annotations")
+                raise UserError(
+                    f"{folder}: no such folder of data.{which}_split or data.{which}_annotations"
+                )
         return images, maps
     for image_place, map_place in LAYOUTS:
         images, maps = root / image_place.format(split=split), root / map_place.format(split=split)

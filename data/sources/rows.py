@@ -78,7 +78,6 @@ class Rows:
         size = as_size(row.get("width"), row.get("height"))
         return boxes.record(image_id, source, size, self.box_format)
 
-
     def dense_record(
         self,
         row: Mapping[str, Any],

@@ -51,9 +51,7 @@ class Layout:
     """What lists them, for messages"""
 
 
-def read_split(
-    cfg: DataConfig, which: str, findings: Findings, labels: Labels = "boxes"
-) -> Split:
+def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels = "boxes") -> Split:
     """The training or validation split ("train" or "val") of a Pascal VOC dataset.
 
     Args:

@@ -24,7 +24,17 @@ from settings.keys import DataConfig, Labels
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train"),
+    *(
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+    ),
     "tvmonitor",
 )
 """VOC's classes 1 to 20, http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"""
@@ -44,7 +54,9 @@ def read_split(
     listing = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not listing.is_file():
         raise UserError(f"{listing}: does not exist; data.{which}_split names the split")
-    names = [text for line in read_lines(listing) if (text := line.decode(errors="replace").strip())]
+    names = [
+        text for line in read_lines(listing) if (text := line.decode(errors="replace").strip())
+    ]
     if not names:
         raise UserError(f"{listing}: lists no images")
     inside, unique = Inside(root), Unique("duplicate image id", findings)

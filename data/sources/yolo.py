@@ -30,9 +30,7 @@ NO_LABELS = {"classes.txt", "labels.txt"}
 """Files beside labels that are none"""
 
 
-def read_split(
-    cfg: DataConfig, which: str, findings: Findings, labels: Labels = "boxes"
-) -> Split:
+def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels = "boxes") -> Split:
     """The training or validation split ("train" or "val") of a YOLO dataset.
 
     Args:

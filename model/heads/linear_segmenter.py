@@ -1,7 +1,6 @@
 """A segmenter of a backbone, one batch norm a map and one linear layer. Only torch and transformers are
 needed: an exported model carries a copy of this file, since transformers has no such class."""
 
-import torch
 from torch import nn
 from transformers import AutoBackbone, AutoConfig, PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
@@ -55,7 +54,7 @@ class LinearSegmenter(PreTrainedModel):
         """pixel_values float [B, 3, H, W], normalised; logits [B, C, h, w] of the first map's size."""
         maps = self.backbone(pixel_values).feature_maps
         logits = None
-        for feature_map, norm, classifier in zip(maps, self.norms, self.classifiers):
+        for feature_map, norm, classifier in zip(maps, self.norms, self.classifiers, strict=True):
             own = classifier(norm(feature_map))
             if logits is None:
                 logits = own

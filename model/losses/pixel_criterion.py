@@ -23,14 +23,14 @@ class PixelCriterion:
         return Counts({"pixels": int(batch.objects.masks.sum(dtype=torch.int64))})
 
     def __call__(
-        self, logits: torch.Tensor, batch: Batch, step_counts: Mapping[str, float]
+        self, outputs: torch.Tensor, batch: Batch, step_counts: Mapping[str, float]
     ) -> Losses:
         """
         Args:
-            logits: made as large as the squares, where they are smaller or larger.
+            outputs: logits [B, C, h, w], made as large as the squares where they are not.
         """
-        with torch.autocast(device_type=logits.device.type, enabled=False):
-            logits = fp32(logits)
+        with torch.autocast(device_type=outputs.device.type, enabled=False):
+            logits = fp32(outputs)
             objects = batch.objects
             assert objects.masks is not None
             shape = objects.masks.shape[1:]

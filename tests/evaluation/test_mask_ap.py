@@ -21,7 +21,7 @@ from settings.keys import DataConfig
 def build(tmp_path, num=24):
     write_coco(tmp_path, num, ids=(1, 3, 17))
     cfg = DataConfig(source="coco", path=str(tmp_path), val_fraction=0.5)
-    return build_data(cfg, seed=0, masks=True)
+    return build_data(cfg, seed=0, labels="masks")
 
 
 def perfect(split):

@@ -1,7 +1,8 @@
 import pytest
 from huggingface_hub import ModelCard
 
-from export.card import SHOWN, model_card
+from evaluation.metrics import TOTALS
+from export.card import model_card
 from settings.keys import Config, DataConfig, EvalConfig, ModelConfig, RunConfig
 
 FACTS = {
@@ -14,7 +15,7 @@ FACTS = {
     "code": {"commit": "0123456789abcdef", "dirty": True, "sha256": "feed"},
     "image_processor": "X",
 }
-METRICS = dict.fromkeys(SHOWN, 0.12345) | {
+METRICS = dict.fromkeys(TOTALS, 0.12345) | {
     "AP_large": None,
     "per_class": {"plate": {"AP": 0.1, "AP50": None, "boxes": 3}},
 }
@@ -39,7 +40,7 @@ def test_the_hub_reads_task_origins_and_metrics(tmp_path):
     assert read.data.datasets == ["someone/plates"]
     assert read.data.model_name == "odd: 'name' #1"
     results = {r.metric_type: r.metric_value for r in read.data.eval_results}
-    assert results == {name: 0.1235 for name in SHOWN if name != "AP_large"}
+    assert results == {name: 0.1235 for name in TOTALS if name != "AP_large"}
     assert {(r.dataset_type, r.dataset_split) for r in read.data.eval_results} == {
         ("someone/plates", "test")
     }

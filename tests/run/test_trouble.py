@@ -96,7 +96,7 @@ def test_broken_image_is_named_once_and_replaced(tmp_path, processes):
     text = (tmp_path / "run/train.log").read_text()
     assert text.count("train/001.jpg: cannot decode the image") == 1
     assert "another image takes its place" in text
-    assert "1 validation image(s) cannot be read; their boxes count as missed" in text
+    assert "1 validation image(s) cannot be read; what is on them counts as missed" in text
     assert all(11 not in row for row in ids(tmp_path / "run"))
     assert all(len(row) == 4 for row in ids(tmp_path / "run"))
     metrics = json.loads((tmp_path / "run/eval/step-000006/metrics.json").read_text())

@@ -99,7 +99,7 @@ PLANTED = {
 def test_planted_defects_are_named_once_and_by_their_annotation(tmp_path, kind):
     cfg = edited(tmp_path, lambda content: PLANTED[kind](content["annotations"][0]))
     findings = Findings()
-    data = read_data(cfg, 0, findings, masks=True)
+    data = read_data(cfg, 0, findings, labels="masks")
     ((found),) = [f for f in findings if "mask" in f.kind]
     assert found.kind == kind
     assert "000.jpg, annotation 1" in found.where
@@ -107,13 +107,13 @@ def test_planted_defects_are_named_once_and_by_their_annotation(tmp_path, kind):
     assert kept == (8 if kind == "mask and box disagree" else 7)
     if kind == "broken mask":
         with pytest.raises(UserError, match=r"000.jpg, annotation 1: broken mask"):
-            build_data(cfg, 0, masks=True)
+            build_data(cfg, 0, labels="masks")
 
 
 @pytest.mark.parametrize("box", [[0, 0, 0, 0], [500, 500, 5, 5], [float("nan")] * 4])
 def test_a_good_mask_with_a_bad_box_is_kept_and_gives_the_box(tmp_path, box):
     cfg = edited(tmp_path, lambda content: content["annotations"][0].update(bbox=box, area=0))
-    data = read_data(cfg, 0, findings := Findings(), masks=True)
+    data = read_data(cfg, 0, findings := Findings(), labels="masks")
     record = next(r for r in data.train.records if "000.jpg" in r.where)
     np.testing.assert_allclose(record.objects.boxes, [[10, 12, 30, 20]])
     (mask,) = record.objects.masks
@@ -129,7 +129,7 @@ def test_segmentations_of_any_kind_do_not_matter_to_detection(tmp_path):
     rows[2]["objects"]["segmentation"] = [1]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert len(read_data(cfg, 0, Findings()).train.objects) == 8
-    read_data(cfg, 0, findings := Findings(), masks=True)
+    read_data(cfg, 0, findings := Findings(), labels="masks")
     assert {f.where.split(", ")[1] for f in findings if f.kind == "broken row"} == {
         "line 1",
         "line 3",
@@ -141,7 +141,7 @@ def test_run_lengths_of_another_size_of_the_picture_are_scaled(tmp_path):
         twice = [[2 * v for v in TRIANGLE[0]]]
         content["annotations"][0]["segmentation"] = as_rle(twice, (128, 192))
 
-    data = read_data(edited(tmp_path, double), 0, findings := Findings(), masks=True)
+    data = read_data(edited(tmp_path, double), 0, findings := Findings(), labels="masks")
     assert not [f for f in findings if "size" in f.kind]
     (mask,) = next(r for r in data.train.records if "000.jpg" in r.where).objects.masks
     assert mask.size == (128, 192)
@@ -152,21 +152,21 @@ def test_run_lengths_of_another_size_of_the_picture_are_scaled(tmp_path):
 def test_boxes_alone_are_no_dataset_for_masks(tmp_path):
     cfg = edited(tmp_path, lambda c: [a.pop("segmentation") for a in c["annotations"]])
     with pytest.raises(UserError, match="not one valid mask"):
-        read_data(cfg, 0, Findings(), masks=True)
+        read_data(cfg, 0, Findings(), labels="masks")
     assert len(read_data(cfg, 0, Findings()).train.objects)
 
 
 def test_other_masks_are_another_dataset(tmp_path):
     cfg = edited(tmp_path, lambda content: None)
-    before = build_data(cfg, 0, masks=True).fingerprint()
-    assert build_data(cfg, 0, masks=True).fingerprint() == before
+    before = build_data(cfg, 0, labels="masks").fingerprint()
+    assert build_data(cfg, 0, labels="masks").fingerprint() == before
     other = edited(tmp_path, lambda c: c["annotations"][0]["segmentation"][0].__setitem__(0, 11))
-    assert build_data(other, 0, masks=True).fingerprint() != before
+    assert build_data(other, 0, labels="masks").fingerprint() != before
 
 
 def test_sources_without_masks_say_so(tmp_path):
-    with pytest.raises(UserError, match="data.source voc: masks are not read from it yet"):
-        read_data(DataConfig(source="voc", path=str(tmp_path)), 0, Findings(), masks=True)
+    with pytest.raises(UserError, match=r"ImageSets/Segmentation/train.txt: does not exist"):
+        read_data(DataConfig(source="voc", path=str(tmp_path)), 0, Findings(), labels="masks")
 
 
 def test_the_doctor_names_each_defect_of_masks_once_and_repairs_what_it_can(tmp_path, capsys):
@@ -191,17 +191,17 @@ def test_the_doctor_names_each_defect_of_masks_once_and_repairs_what_it_can(tmp_
     left = [line for line in capsys.readouterr().out.splitlines() if "mask" in line]
     assert not [line for line in left if "[" in line]  # boxes are those of the masks now
     data = read_data(
-        DataConfig(source="coco", path=str(tmp_path / "copy")), 0, Findings(), masks=True
+        DataConfig(source="coco", path=str(tmp_path / "copy")), 0, Findings(), labels="masks"
     )
-    before = read_data(cfg, 0, Findings(), masks=True)
+    before = read_data(cfg, 0, Findings(), labels="masks")
     assert pixels(before) == pixels(data)
 
 
 @pytest.mark.parametrize("name", ["imagefolder", "hub", "hub streamed", "yolo polygons"])
 def test_every_format_gives_the_masks_of_coco(tmp_path, name, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    wanted = build_data(write_format(tmp_path / "a", "coco"), 0, masks=True)
-    data = build_data(write_format(tmp_path / "b", name), 0, masks=True)
+    wanted = build_data(write_format(tmp_path / "a", "coco"), 0, labels="masks")
+    data = build_data(write_format(tmp_path / "b", name), 0, labels="masks")
     for split, other in ((data.train, wanted.train), (data.val, wanted.val)):
         assert len(split.objects) == len(other.objects) > 0
         for record, twin in zip(split.records, other.records, strict=True):
