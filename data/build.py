@@ -98,7 +98,10 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "
         train = read(cfg, "train", findings, labels)
         val = train if cfg.val_split is None else read(cfg, "val", findings, labels)
     if val.dense != train.dense:
-        raise UserError("one of the splits has label maps and the other has none")
+        raise UserError(
+            f"data.train_split {cfg.train_split} and data.val_split {cfg.val_split}: one of them has label "
+            "maps and the other has none (data.label_map_column names their column)"
+        )
     if cfg.val_split is None and not cfg.val_on_train:
         train, val = split_off(train, cfg.val_fraction, seed)
     # Not before: which images are set aside does not depend on which can be read.

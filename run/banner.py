@@ -8,9 +8,12 @@ import torch
 
 from data.build import Data
 from data.findings import KINDS
+from errors import printable
 from model.build import Detector
 from settings.checks import micro_batch_size
 from settings.keys import Config
+
+LABEL_VALUES = "; data.label_values says what is what in label maps, e.g. [0, 255]"
 
 
 def banner(
@@ -105,6 +108,13 @@ def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) 
             f"{crowded} images have more {data.labels} than the head's {queries} queries can find; raise "
             "model.head_args.num_queries",
         )
+    if absent := classes_without_example(data):
+        yield _row(
+            "WARNING",
+            f"no training image has {', '.join(map(printable, absent[:5]))}"
+            f"{', ...' if len(absent) > 5 else ''}: {len(absent)} class(es) cannot be learnt"
+            f"{LABEL_VALUES if data.train.dense else ''}",
+        )
     seen = {record.digest for record in data.train.records if record.digest}
     shared = sum(record.digest in seen for record in data.val.records)
     if shared and not cfg.data.val_on_train:
@@ -114,6 +124,14 @@ def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) 
         )
     if cfg.data.val_on_train:
         yield _row("WARNING", "validation on the training images: the metrics measure memory")
+
+
+def classes_without_example(data: Data) -> list[str]:
+    """Names of classes of which training sees nothing."""
+    there = {int(c) for record in data.train.records for c in record.objects.classes}
+    if data.taxonomy.background is not None:
+        there.add(data.taxonomy.background)
+    return [name for c, name in enumerate(data.taxonomy.names) if c not in there]
 
 
 def _data_text(data: Data) -> str:

@@ -183,6 +183,13 @@ def _check_task(cfg: Config) -> Iterator[str]:
         )
     if not 0 <= cfg.data.ignore_index < LARGEST_LABEL:
         yield f"data.ignore_index {cfg.data.ignore_index}: must lie in 0 ... {LARGEST_LABEL - 1}"
+    values = cfg.data.label_values
+    if values is not None and len(values) != len(cfg.data.labels or []):
+        yield (
+            f"data.label_values {values}: one value for each of data.labels {cfg.data.labels} is needed"
+        )
+    if values is not None and (len(set(values)) < len(values) or cfg.data.reduce_labels):
+        yield f"data.label_values {values}: must differ from each other, and go without reduce_labels"
     if cfg.data.background is not None and not cfg.data.background.strip():
         yield "data.background: is empty; name the class, or say null"
 

@@ -118,6 +118,9 @@ class DataConfig:
     there (label_map, annotation, segmentation_map, mask, label, ...)"""
     ignore_index: int = 255
     """Value of label maps for pixels of which nobody knows the class: no part of loss and metrics"""
+    label_values: list[int] | None = None
+    """Values of the classes in label maps, in the order of data.labels, e.g. [0, 255]; a class even if it is
+    ignore_index; default: 0, 1, 2, ... (1, 2, ... if ignore_index is 0)"""
     reduce_labels: bool = False
     """In label maps, 0 is as ignore_index, and the classes are one less than their values (ADE20K)"""
     background: str | None = "background"

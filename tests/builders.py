@@ -129,10 +129,11 @@ TINY_HEAD = {
         **{"encoder_feedforward_dim": 32, "dim_feedforward": 32, "num_attention_heads": 4},
         **{"num_queries": 6, "mask_feature_size": 16},
     },
+    "linear": {},
 }
 """head_args of heads that take seconds"""
 MASK_HEADS = ["maskformer", "mask2former"]
-BOX_HEADS = [head for head in TINY_HEAD if head not in MASK_HEADS]
+BOX_HEADS = [head for head in TINY_HEAD if head not in [*MASK_HEADS, "linear"]]
 
 BOX_VARIANTS = {
     **{head: (head, {}) for head in BOX_HEADS},
@@ -142,7 +143,8 @@ BOX_VARIANTS = {
     ),
     "deformable_detr_plain": ("deformable_detr", {"with_box_refine": False}),
 }
-VARIANTS = {**BOX_VARIANTS, **{head: (head, {}) for head in MASK_HEADS}}
+REGION_VARIANTS = {"linear": ("linear", {}), **{f"{h}_semantic": (h, {}) for h in MASK_HEADS}}
+VARIANTS = {**BOX_VARIANTS, **{head: (head, {}) for head in MASK_HEADS}, "linear": ("linear", {})}
 """(head, further head_args) by name"""
 
 FOUR_IMAGES = {
@@ -154,9 +156,11 @@ FOUR_IMAGES = {
 """Boxes of four images; the tiny heads have 6 queries"""
 
 
-def task_of(head: str) -> str:
-    """The model.task of a head."""
-    return "instance_segmentation" if head in MASK_HEADS else "detection"
+def task_of(variant: str) -> str:
+    """The model.task of a variant."""
+    if variant in REGION_VARIANTS:
+        return "semantic_segmentation"
+    return "instance_segmentation" if variant in MASK_HEADS else "detection"
 
 
 def tiny_detector(folder: Path, variant: str):
@@ -167,9 +171,9 @@ def tiny_detector(folder: Path, variant: str):
 
     if not folder.exists():
         save_backbone(folder)
-    head, arguments = VARIANTS[variant]
+    head, arguments = {**VARIANTS, **REGION_VARIANTS}[variant]
     head_args = {**TINY_HEAD[head], **arguments}
-    cfg = ModelConfig(task_of(head), str(folder), head=head, head_args=head_args)
+    cfg = ModelConfig(task_of(variant), str(folder), head=head, head_args=head_args)
     torch.manual_seed(0)
     return build_model(cfg, Taxonomy(("a", "b", "c"), (0, 1, 2)))
 
@@ -244,7 +248,7 @@ def tiny_run(tmp_path: Path, variant: str = "deformable_detr", **keys: object) -
     backbone = tmp_path / "backbone"
     if not backbone.exists():
         save_backbone(backbone)
-    head, arguments = VARIANTS[variant]
+    head, arguments = {**VARIANTS, **REGION_VARIANTS}[variant]
     values: dict[str, object] = {
         "run__output_dir": tmp_path / "run",
         "run__tracker": "none",
@@ -256,7 +260,7 @@ def tiny_run(tmp_path: Path, variant: str = "deformable_detr", **keys: object) -
         "data__image_size__longest": 64,
         "data__num_workers": 0,
         "model__backbone": backbone,
-        "model__task": task_of(head),
+        "model__task": task_of(variant),
         "model__head": head,
         "model__head_args": json.dumps({**TINY_HEAD[head], **arguments}),
         "optim__warmup_steps": 1,

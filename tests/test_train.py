@@ -9,6 +9,7 @@ import torch
 from builders import (
     BOX_VARIANTS,
     MASK_HEADS,
+    REGION_VARIANTS,
     TINY_HEAD,
     launch,
     metrics_lines,
@@ -23,7 +24,7 @@ from transformers import pipeline
 import evaluation.predictions
 import tools.evaluate
 import tools.predict
-from data.masks import pixels_of
+from data.masks import Rle, pixels_of
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -46,19 +47,14 @@ def test_run_leaves_what_it_promises(tmp_path, head):
         assert (run / name).exists(), name
     rows = metrics_lines(run)
     assert [row["step"] for row in rows] == [1, 2, 2, 3, 3]
-    term = "train/loss_dice" if head in MASK_HEADS else "train/loss_bbox"
-    assert {term, "train/lr", "time/data_wait_%", "time/images_per_s"} <= set(rows[0])
+    term = "loss_dice" if head in MASK_HEADS else "loss_bbox"
+    term = "loss_ce" if head == "linear" else term
+    assert {f"train/{term}", "train/lr", "time/data_wait_%", "time/images_per_s"} <= set(rows[0])
     metrics = json.loads((run / "eval/step-000003/metrics.json").read_text())
-    assert {
-        "AP",
-        "AP50",
-        "AP75",
-        "AP_small",
-        "AP_medium",
-        "AP_large",
-        "AR_100",
-        "per_class",
-    } <= set(metrics)
+    measured = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100")
+    if head == "linear":
+        measured = ("mIoU", "pixel_accuracy", "mean_accuracy")
+    assert {*measured, "per_class"} <= set(metrics)
     log = (run / "train.log").read_text()
     assert re.search(r"(\d\d)/\1 tensors, sha256=", log)
     assert "pipeline(" in (run / "export/README.md").read_text()
@@ -95,7 +91,7 @@ def test_evaluating_the_export_repeats_the_logged_metric(tmp_path, head):
     arguments = ["--model", str(run / "export"), "--config", str(run / "config.yaml")]
     again = tools.evaluate.main(arguments)
     logged = json.loads((run / "eval/step-000008/metrics.json").read_text())
-    for name in ("AP", "AP50", "AR_100"):
+    for name in ("AP", "AP50", "AR_100") if head != "linear" else ("mIoU", "pixel_accuracy"):
         assert again[name] == pytest.approx(logged[name], abs=1e-4)
 
 
@@ -119,7 +115,8 @@ def test_one_and_two_processes_train_on_the_same_images_with_the_same_loss(tmp_p
         json.loads((tmp_path / n / "eval/step-000003/metrics.json").read_text())
         for n in ("one", "two")
     )
-    assert first["AP"] == pytest.approx(second["AP"], abs=1e-4)
+    name = "mIoU" if head == "linear" else "AP"
+    assert first[name] == pytest.approx(second[name], abs=1e-4)
 
 
 def test_saving_the_best_is_decided_alike_on_all_ranks(tmp_path):
@@ -254,3 +251,30 @@ def test_pipeline_gives_the_flat_map_that_was_evaluated(tmp_path, monkeypatch, h
             assert (plane & other).sum() >= 0.999 * (plane | other).sum()
             compared += 1
     assert compared >= 3
+
+
+@pytest.mark.parametrize("variant", REGION_VARIANTS)
+def test_pipeline_gives_the_regions_that_were_evaluated(tmp_path, variant):
+    """On images of several sizes and shapes, pixel by pixel."""
+    train(tiny_run(tmp_path, variant, train__steps=60, optim__lr=0.01))
+    run = tmp_path / "run"
+    own_code = variant == "linear"
+    segmenter = pipeline("image-segmentation", str(run / "export"), trust_remote_code=own_code)
+    evaluated = json.loads((run / "eval/step-000060/predictions.json").read_text())
+    content = json.loads((tmp_path / "data/annotations/val.json").read_text())
+    labels = segmenter.model.config.id2label
+    by_id = {1: "class1", 0: "background"}
+    compared = 0
+    for image in content["images"]:
+        theirs = segmenter(str(tmp_path / "data/val" / image["file_name"]), subtask="semantic")
+        theirs = {part["label"]: np.asarray(part["mask"]) > 0 for part in theirs}
+        for row in (row for row in evaluated if row["image_id"] == image["id"]):
+            mask = Rle(tuple(row["segmentation"]["size"]), row["segmentation"]["counts"].encode())
+            plane = np.zeros(mask.size, bool)
+            plane[pixels_of(mask, mask.size)] = True
+            assert mask.size == (image["height"], image["width"])
+            np.testing.assert_array_equal(plane, theirs.pop(by_id[row["category_id"]]))
+            compared += 1
+        assert not theirs
+    assert set(labels.values()) == set(by_id.values())
+    assert compared > len(content["images"])  # on some there are two classes

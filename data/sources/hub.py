@@ -17,6 +17,7 @@ from data.schema import Split
 from data.sources.files import Inside
 from data.sources.hub_rows import encoded, open_rows
 from data.sources.imagefolder import read_folder
+from data.sources.label_maps import label_names
 from data.sources.rows import Rows
 from data.sources.store import ensure_stored
 from errors import UserError
@@ -80,4 +81,5 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels =
             records.append(record)
             numbers.append(number)
     images = HubImages(rows.select_columns("image"), tuple(numbers))
-    return Split(records, images, names, dense=column is not None)
+    dense = column is not None
+    return Split(records, images, label_names(cfg, names) if dense else names, dense)

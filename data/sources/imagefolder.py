@@ -8,10 +8,13 @@ objects, {"file_name", "label_map_file_name"}, as the datasets library has it.
 """
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data.findings import Findings
+from data.images.headers import EXTENSIONS
 from data.schema import Record, Split
 from data.sources.files import (
     ImageFiles,
@@ -20,7 +23,7 @@ from data.sources.files import (
     note_unlisted,
     read_lines,
 )
-from data.sources.label_maps import names_of_folder
+from data.sources.label_maps import label_names, names_of_folder
 from data.sources.rows import LABEL_MAP_COLUMNS, Rows
 from errors import UserError
 from settings.keys import DataConfig, Labels
@@ -63,19 +66,19 @@ def read_folder(
     inside = Inside(root, folder)
     names = names_of_folder(root)
     rows = Rows(cfg, names, findings, labels)
+    parsed = [(n, _row(line, f"{file}, line {n}", findings)) for n, line in lines]
     column = None
+    if labels == "regions":
+        column = _label_map_key([row for _, row in parsed if row], cfg.label_map_column, file)
     records: list[Record] = []
     paths: list[Path] = []
     listed: list[Path] = []
-    for number, line in lines:
+    for number, row in parsed:
         where = f"{file}, line {number}"
-        row = _row(line, where, findings)
         path = inside.join(folder, row["file_name"], where, findings) if row is not None else None
         if row is None or path is None:
             continue
         listed.append(path)
-        if labels == "regions" and column is None and not records:
-            column = _label_map_key(row, cfg.label_map_column)
         if column is None:
             record = rows.record(row, number - 1, where, path)
         else:
@@ -91,23 +94,30 @@ def read_folder(
             records.append(record)
             paths.append(path)
     note_unlisted(folder, listed, findings)
-    return Split(records, ImageFiles(paths), names, dense=column is not None)
+    dense = column is not None
+    return Split(records, ImageFiles(paths), label_names(cfg, names) if dense else names, dense)
 
 
-def _label_map_key(row: dict[str, Any], wanted: str | None) -> str | None:
+def _label_map_key(rows: Sequence[dict[str, Any]], wanted: str | None, file: Path) -> str | None:
     """Key of the label map's file; None if rows have none.
 
     Raises:
         UserError: if a key was asked for that there is not.
     """
+    present = {key for row in rows for key, value in row.items() if _names_a_picture(value)}
     names = LABEL_MAP_COLUMNS if wanted is None else (wanted,)
     keys = [key for name in names for key in (f"{name}_file_name", name)]
-    found = next((key for key in keys if isinstance(row.get(key), str)), None)
+    found = next((key for key in keys if key in present), None)
     if wanted is not None and found is None:
+        has = ", ".join(sorted(present)) or "none"
         raise UserError(
-            f"data.label_map_column {wanted}: the first row has {', '.join(sorted(map(str, row)))}"
+            f"data.label_map_column {wanted}: keys with files of pictures in {file}: {has}"
         )
     return found
+
+
+def _names_a_picture(value: Any) -> bool:
+    return isinstance(value, str) and os.path.splitext(value)[1].lower() in EXTENSIONS
 
 
 def _row(line: bytes, where: str, findings: Findings) -> dict[str, Any] | None:

@@ -8,12 +8,13 @@ has the name of its image, apart from the extension and from an ending that all 
 """
 
 import io
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data.findings import Findings
 from data.images.headers import MAX_PIXELS, of_the_machine, read_header, readable_formats
@@ -47,7 +48,7 @@ LAYOUTS = [
 """Folders of images and of their label maps, below data.path"""
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
 """Of label maps beside their images: formats that keep numbers as they are"""
-LOSSY = ("JPEG", "MPO", "WEBP")
+LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,17 @@ class LabelRules:
 
     ignore_index: int
     reduce: bool
+    named: tuple[int, ...] = ()
+    """Values that are classes in any case"""
 
     @staticmethod
     def of(cfg: DataConfig) -> "LabelRules":
-        return LabelRules(cfg.ignore_index, cfg.reduce_labels)
+        return LabelRules(cfg.ignore_index, cfg.reduce_labels, tuple(cfg.label_values or ()))
 
     def categories(self, values: Sequence[int]) -> dict[int, int]:
         """Category ids by value, of those that are classes."""
-        known = [v for v in values if v != self.ignore_index and not (self.reduce and v == 0)]
+        unknown = {self.ignore_index, *([0] if self.reduce else [])} - {*self.named}
+        known = [value for value in values if value not in unknown]
         return {value: value - 1 if self.reduce else value for value in known}
 
 
@@ -91,17 +95,19 @@ def read_split(
             )
     if not found:
         raise UserError(f"{images}: has no images")
-    partners = _partners(found, images, maps)
-    records, paths, used = [], [], []
+    partners, repeated = _partners(found, images, maps, which)
+    records, paths, used = [], [], set()
     for path in found:
         where = str(path)
         partner = partners.get(path)
         if not inside.holds(path, where, findings):
             continue
         if partner is None:
-            findings.add("missing label map", where, f"none of its name in {maps}")
+            twin = repeated.get(path)
+            detail = f"{twin} has that name as well" if twin else f"none of its name in {maps}"
+            findings.add("missing label map", where, detail)
             continue
-        used.append(partner)
+        used.add(partner)
         if not inside.holds(partner, where, findings):
             continue
         name = path.relative_to(images).as_posix()
@@ -111,11 +117,12 @@ def read_split(
             paths.append(path)
     if maps != images:
         for path in image_files(maps):
-            if path not in set(used) and path.suffix.lower() in LABEL_SUFFIXES:
+            if path not in used and path.suffix.lower() in LABEL_SUFFIXES:
                 findings.add("image without annotation", str(path), "a label map without an image")
     else:
         note_unlisted(images, [*found, *used], findings)
-    return Split(records, ImageFiles(paths), names_of_folder(root), dense=True)
+    names = label_names(cfg, names_of_folder(root))
+    return Split(records, ImageFiles(paths), names, dense=True)
 
 
 def dense_record(
@@ -130,6 +137,9 @@ def dense_record(
     label map cannot be used."""
     if source is None:
         findings.add("missing image", where, "the row has no image")
+        return None
+    if isinstance(label_source, Path) and not label_source.is_file():
+        findings.add("missing label map", where, str(label_source))
         return None
     header = read_header(source, where, findings)
     try:
@@ -171,8 +181,6 @@ def read_label_map(source: Path | bytes) -> np.ndarray:
         ValueError: if there is no such picture, or its pixels are no numbers.
     """
     try:
-        if isinstance(source, Path) and not source.is_file():
-            raise ValueError("does not exist")
         content = source if isinstance(source, bytes) else source.read_bytes()
         with Image.open(io.BytesIO(content), formats=readable_formats()) as image:
             if image.format in LOSSY:
@@ -181,6 +189,8 @@ def read_label_map(source: Path | bytes) -> np.ndarray:
                 raise ValueError(f"{image.width} x {image.height} px, more than any photo has")
             image.load()
             pixels = np.asarray(image)
+    except UnidentifiedImageError:
+        raise ValueError("not a picture") from None
     except ValueError:
         raise
     except Exception as error:  # Pillow's parsers raise whatever they run into
@@ -189,7 +199,8 @@ def read_label_map(source: Path | bytes) -> np.ndarray:
         raise ValueError(f"cannot be decoded: {' '.join(str(error).split())}") from error
     if pixels.ndim == 3:
         first = pixels[..., :1]
-        if not (pixels[..., : min(3, pixels.shape[2])] == first).all():
+        colours = pixels.shape[2] - (pixels.shape[2] in (2, 4))  # the last one is transparency
+        if not (pixels[..., :colours] == first).all():
             raise ValueError("a picture in colours, whose pixels are not numbers of classes")
         pixels = first[..., 0]
     if pixels.dtype == bool:
@@ -197,6 +208,16 @@ def read_label_map(source: Path | bytes) -> np.ndarray:
     if pixels.dtype.kind not in "ui" or pixels.min() < 0 or pixels.max() >= 1 << 16:
         raise ValueError(f"its numbers are {pixels.dtype}, {pixels.min()} to {pixels.max()}")
     return pixels
+
+
+def label_names(cfg: DataConfig, names: Mapping[int, str]) -> Mapping[int, str]:
+    """Names of classes by their ids in label maps: the dataset's own, else those of data.labels, of which
+    the first one has the id 0, or 1 where 0 says that the class is not known."""
+    if cfg.label_values is not None and cfg.labels is not None:
+        return dict(zip(cfg.label_values, cfg.labels, strict=True))
+    if names or cfg.labels is None:
+        return names
+    return dict(enumerate(cfg.labels, int(cfg.ignore_index == 0 and not cfg.reduce_labels)))
 
 
 def names_of_folder(root: Path) -> dict[int, str]:
@@ -250,25 +271,48 @@ def _folders(cfg: DataConfig, which: str, root: Path) -> tuple[Path, Path]:
     )
 
 
-def _partners(images: Sequence[Path], folder: Path, maps: Path) -> dict[Path, Path]:
-    """The label map of each image that has one.
+def _partners(
+    images: Sequence[Path], folder: Path, maps: Path, which: str
+) -> tuple[dict[Path, Path], dict[Path, Path]]:
+    """The label map of each image that has one, and for images whose name an earlier one has, that.
 
     Raises:
         UserError: if no ending fits.
     """
-    stems = {path.relative_to(folder).with_suffix("").as_posix(): path for path in images}
+    key = f"data.{which}_annotations names their folder"
     found = [p for p in image_files(maps) if p.suffix.lower() in LABEL_SUFFIXES]
     by_stem = {path.relative_to(maps).with_suffix("").as_posix(): path for path in found}
     if not by_stem:
-        raise UserError(f"{maps}: has no label maps ({', '.join(LABEL_SUFFIXES)})")
+        raise UserError(f"{maps}: has no label maps ({', '.join(LABEL_SUFFIXES)}); {key}")
+    stems: dict[str, Path] = {}
+    repeated = {}
+    for path in images:
+        first = stems.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+        if first != path:
+            repeated[path] = first
     if not stems.keys() & by_stem.keys():
-        first = next(iter(stems))
-        ends = [stem.removeprefix(first) for stem in by_stem if stem.startswith(first)]
-        fitting = [end for end in ends if any(f"{stem}{end}" in by_stem for stem in stems)]
-        if len(fitting) != 1:
-            raise UserError(
-                f"{maps}: label maps are not named like the images in {folder}: {first!r} has "
-                f"{', '.join(repr(first + end) for end in fitting[:3]) or 'none'}"
-            )
-        by_stem = {stem.removesuffix(fitting[0]): path for stem, path in by_stem.items()}
-    return {path: by_stem[stem] for stem, path in stems.items() if stem in by_stem}
+        by_stem = _without_ending(stems, by_stem, f"{maps}: ", key)
+    return {path: by_stem[stem] for stem, path in stems.items() if stem in by_stem}, repeated
+
+
+def _without_ending(
+    stems: Mapping[str, Path], by_stem: Mapping[str, Path], where: str, key: str
+) -> dict[str, Path]:
+    """Label maps by the names of their images: without the ending that gives most images one.
+
+    Raises:
+        UserError: if there is none, or more than one.
+    """
+    counts: Counter[str] = Counter()
+    for stem in by_stem:
+        cuts = range(1, len(stem))
+        counts.update({stem[cut:] for cut in cuts if stem[:cut] in stems})
+    best = counts.most_common(2)
+    if not best or (len(best) > 1 and best[0][1] == best[1][1]):
+        example = ", ".join(map(repr, sorted(by_stem)[:3]))
+        raise UserError(
+            f"{where}label maps ({example}) are not named like the images ({next(iter(stems))!r}), nor like "
+            f"them with one ending; {key}"
+        )
+    ending = best[0][0]
+    return {stem.removesuffix(ending): p for stem, p in by_stem.items() if stem.endswith(ending)}

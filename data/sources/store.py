@@ -94,7 +94,9 @@ def _write(
                 label_map = _content(row[column], cfg)
                 file_name = f"{LABEL_MAPS}/{number:08d}{_suffix(label_map)}"
                 kept = {**kept, "objects": None, "label_map_file_name": file_name}
-                if label_map is not None:
+                if label_map is None:
+                    kept["label_map_file_name"] = None
+                else:
                     (images / file_name).write_bytes(label_map)
             file.write(json.dumps({"file_name": name, **kept}) + "\n")
 

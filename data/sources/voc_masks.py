@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data.boxes import from_corners
 from data.findings import Findings
 from data.images.headers import read_header
-from data.masks import encode, mask_column
+from data.masks import bounds, encode, mask_column
 from data.objects import Objects
 from data.regions import rles_of
 from data.schema import Record, Split
@@ -93,6 +94,10 @@ def _objects_record(
     name: str, path: Path, of_classes: Path, of_objects: Path, findings: Findings
 ) -> Record | None:
     """Record of an image with its objects; None, and a finding, if its label maps cannot be used."""
+    for file in (of_classes, of_objects):
+        if not file.is_file():
+            findings.add("missing label map", str(path), str(file))
+            return None
     header = read_header(path, str(path), findings)
     try:
         kinds, numbers = read_label_map(of_classes), read_label_map(of_objects)
@@ -113,8 +118,9 @@ def _objects_record(
     if classes and (void := (kinds == VOID) & ~np.isin(numbers, list(masks))).any():
         columns, crowds = [*columns, encode(void)], [*crowds, True]
         classes = [*classes, _majority(np.array(classes))]
+    parts = np.array([bounds(mask) for mask in columns]).reshape(-1, 4)
     objects = Objects(
-        boxes=np.tile([0.0, 0.0, width, height], (len(columns), 1)),
+        boxes=from_corners(parts * [width, height, width, height]),
         classes=np.array(classes, dtype=np.int64),
         areas=np.zeros(len(columns)),
         iscrowd=np.array(crowds, dtype=bool),
