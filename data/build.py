@@ -11,7 +11,7 @@ from data.findings import IMAGE_KINDS, Finding, Findings, Remedy
 from data.images.header_cache import cached_headers
 from data.schema import Record, Split
 from data.splits import split_off
-from data.taxonomy import Taxonomy, build_taxonomy, with_background
+from data.taxonomy import Taxonomy, build_taxonomy, with_background, with_stuff
 from errors import UserError
 from settings.keys import DataConfig, Labels
 
@@ -26,6 +26,8 @@ READERS = {
 }
 """Module of each `data.source`; it has read_split(cfg, which, findings, labels) -> Split"""
 
+EVERY_PIXEL: tuple[Labels, ...] = ("regions", "segments")
+"""What gives every pixel a class, or is ignored there"""
 MAX_LISTED = 20
 """Findings that an error names"""
 
@@ -49,6 +51,8 @@ class Data:
         names = [self.taxonomy.names, self.taxonomy.category_ids]
         if self.taxonomy.background is not None:
             names.append((str(self.taxonomy.background),))
+        if self.taxonomy.stuff:
+            names.append(self.taxonomy.stuff)
         digest = hashlib.sha256(json.dumps(names).encode())
         for record in [*self.train.records, *self.val.records]:
             line = f"{record.image_id}:{record.width}x{record.height}:{record.digest}"
@@ -111,8 +115,10 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "
     if cfg.val_on_train:
         val = train
     taxonomy = build_taxonomy([train, val], cfg.labels)
-    if labels == "regions" and not train.dense and cfg.background is not None:
+    if labels in EVERY_PIXEL and not train.dense and cfg.background is not None:
         taxonomy = with_background(taxonomy, cfg.background)
+    if labels == "segments":
+        taxonomy = with_stuff(taxonomy, train.stuff | val.stuff, cfg.stuff)
     train = cleaned(train, "train", taxonomy, findings)
     val = train if cfg.val_on_train else cleaned(val, "val", taxonomy, findings)
     for name, split in (("training", train), ("validation", val)):

@@ -98,6 +98,9 @@ KINDS: dict[str, Kind] = {
     "missing label map": _image("the image has none"),
     "unreadable label map": _image("not a picture whose pixels are numbers of classes"),
     "label map of another size": _image("it has another shape than its image"),
+    "segments and label map disagree": Kind(
+        "noted", "a segment without pixels, or pixels of none, of which nobody knows what they are"
+    ),
     # boxes
     "box not a number": Kind("left out", "one of its numbers is NaN or infinite", "box left out"),
     "box without area": Kind("left out", "its width or height is 0", "box left out"),

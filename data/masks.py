@@ -80,6 +80,14 @@ def to_rle(mask: Mask, size: tuple[int, int]) -> Rle:
     return Rle(size, _as_bytes(counts))
 
 
+def merged(masks: Sequence[Rle]) -> Rle:
+    """What any of the masks covers; they are of one size."""
+    if len(masks) == 1:
+        return masks[0]
+    coded = [{"size": list(mask.size), "counts": mask.counts} for mask in masks]
+    return Rle(masks[0].size, _as_bytes(mask_api.merge(coded)["counts"]))
+
+
 def encode(plane: np.ndarray) -> Rle:
     """Of a bool or uint8 plane [H, W]."""
     counts = mask_api.encode(np.asfortranarray(plane, dtype=np.uint8))["counts"]

@@ -1,4 +1,9 @@
-"""Regions: the pixels of one class each. Label maps of files become masks, masks become label maps."""
+"""Regions: the pixels of one class each, and segments: those of one thing, or of one class of stuff.
+
+Label maps of files become masks, and masks become label maps.
+"""
+
+from collections.abc import Collection
 
 import numpy as np
 from faster_coco_eval.core import mask as mask_api
@@ -32,46 +37,89 @@ def rles_of(labels: np.ndarray) -> dict[int, Rle]:
     return rles
 
 
-def by_class(
-    objects: Objects, size: tuple[int, int], background: int | None = None
-) -> tuple[Planes, Objects]:
-    """The regions of one image, of which no two overlap, and planes numbered by them.
+def label_map(objects: Objects, size: tuple[int, int], background: int | None = None) -> np.ndarray:
+    """uint16 [H, W]: class + 1 of every pixel, 0 where it is not known.
 
     Of objects that overlap, the smaller ones cover the larger ones: what is nested is a part.
 
     Args:
-        objects: with masks, areas and classes. size: (height, width), px.
+        objects: with masks and classes. size: (height, width), px.
         background: class of the pixels without any, as in `Taxonomy`.
     """
-    labels = label_map(objects, size, background)
+    labels = _drawn(objects, objects.classes + 1, size)
+    if background is not None:
+        labels[labels == 0] = background + 1
+    return labels
+
+
+def segment_map(
+    objects: Objects,
+    size: tuple[int, int],
+    stuff: Collection[int],
+    background: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """uint16 [H, W]: number of the segment of every pixel, from 1 on, 0 where it is not known; and the class
+    of every segment, int64 [S].
+
+    Args:
+        objects: as for `label_map`; pixels of crowds alone are not known.
+        stuff: classes of which all pixels of an image are one segment.
+    """
+    single = objects if objects.iscrowd is None else objects.take(~objects.iscrowd)
+    classes: list[int] = []
+    values = np.zeros(len(single), np.int64)
+    of_stuff: dict[int, int] = {}
+    for place, kind in enumerate(single.classes.tolist()):
+        if kind in of_stuff:
+            values[place] = of_stuff[kind]
+            continue
+        classes.append(kind)
+        values[place] = len(classes)
+        if kind in stuff:
+            of_stuff[kind] = len(classes)
+    numbers = _drawn(single, values, size)
+    if background is not None:
+        free = numbers == 0
+        if len(single) < len(objects):
+            crowds = objects.take(objects.iscrowd)
+            free &= _drawn(crowds, np.ones(len(crowds), np.int64), size) == 0
+        if background not in of_stuff:
+            classes.append(background)
+        numbers[free] = of_stuff.get(background, len(classes))
+    return numbers, np.array(classes, dtype=np.int64)
+
+
+def partition(
+    objects: Objects,
+    size: tuple[int, int],
+    background: int | None = None,
+    stuff: Collection[int] | None = None,
+) -> tuple[Planes, Objects]:
+    """The segments of one image, of which no two overlap, and planes numbered by them.
+
+    Args:
+        objects, size, background: as for `label_map`. stuff: as for `segment_map`; None: all classes are
+            (regions, crowds as well).
+    """
+    if stuff is None:
+        labels = label_map(objects, size, background)
+        classes = np.arange(int(labels.max()), dtype=np.int64)
+    else:
+        labels, classes = segment_map(objects, size, stuff, background)
     present = np.unique(labels)
     present = present[present > 0]
-    numbers = np.zeros(int(labels.max()) + 1, np.uint16)
+    numbers = np.zeros(len(classes) + 1, np.uint16)
     numbers[present] = np.arange(1, len(present) + 1)
     num = len(present)
     planes = Planes(numbers[labels][None].astype(np.uint8 if num < 255 else np.uint16))
     boxes, areas = planes.boxes(num)
-    regions = Objects(
+    segments = Objects(
         boxes,
-        present.astype(np.int64) - 1,
+        classes[present.astype(np.int64) - 1],
         areas=areas.astype(np.float64),
         iscrowd=np.zeros(num, dtype=bool),
     )
-    return planes, regions
-
-
-def label_map(objects: Objects, size: tuple[int, int], background: int | None = None) -> np.ndarray:
-    """uint16 [H, W]: class + 1 of every pixel, 0 where it is not known; arguments as of `by_class`."""
-    labels = _disjoint(objects, size)
-    if labels is None:
-        labels = np.zeros(size, np.uint16)
-        areas = np.zeros(len(objects)) if objects.areas is None else objects.areas
-        for place in np.argsort(-areas, kind="stable").tolist():
-            rows, columns = pixels_of(objects.masks[place], size)
-            labels[rows, columns] = objects.classes[place] + 1
-    if background is not None:
-        labels[labels == 0] = background + 1
-    return labels
+    return planes, segments
 
 
 def regions_of(labels: np.ndarray) -> Objects:
@@ -86,8 +134,27 @@ def regions_of(labels: np.ndarray) -> Objects:
     )
 
 
-def _disjoint(objects: Objects, size: tuple[int, int]) -> np.ndarray | None:
-    """As `label_map`, many times faster, of run lengths of one size that do not overlap; else None."""
+def segments_of(numbers: np.ndarray, classes: np.ndarray) -> Objects:
+    """The segments of a map as `segment_map` gives it, with masks."""
+    segments = regions_of(numbers)
+    return Objects(segments.boxes, classes[segments.classes], masks=segments.masks)
+
+
+def _drawn(objects: Objects, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint16 [H, W] with the value of the object that each pixel is of, 0 elsewhere; small ones over large
+    ones."""
+    drawn = _disjoint(objects, values, size)
+    if drawn is None:
+        drawn = np.zeros(size, np.uint16)
+        areas = np.zeros(len(objects)) if objects.areas is None else objects.areas
+        for place in np.argsort(-areas, kind="stable").tolist():
+            rows, columns = pixels_of(objects.masks[place], size)
+            drawn[rows, columns] = values[place]
+    return drawn
+
+
+def _disjoint(objects: Objects, values: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
+    """As `_drawn`, many times faster, of run lengths of one size that do not overlap; else None."""
     if not len(objects):
         return np.zeros(size, np.uint16)
     sizes = {mask.size if isinstance(mask, Rle) else None for mask in objects.masks}
@@ -97,7 +164,7 @@ def _disjoint(objects: Objects, size: tuple[int, int]) -> np.ndarray | None:
     runs = [filled_runs(mask) for mask in objects.masks]
     first = np.concatenate([start for start, _ in runs])
     length = np.concatenate([number for _, number in runs])
-    value = np.repeat(objects.classes + 1, [len(start) for start, _ in runs]).astype(np.uint16)
+    value = np.repeat(values, [len(start) for start, _ in runs]).astype(np.uint16)
     order = np.argsort(first)
     first, length, value = first[order], length[order], value[order]
     end = first + length

@@ -64,6 +64,8 @@ class Split:
     """Names by the dataset's own category id; empty where the dataset has none"""
     dense: bool = False
     """From label maps: nobody knows the class of a pixel that no mask covers"""
+    stuff: frozenset[int] = frozenset()
+    """Category ids of what has no single objects (sky, road)"""
 
     def __len__(self) -> int:
         return len(self.records)

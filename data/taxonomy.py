@@ -1,7 +1,7 @@
 """The one mapping between a dataset's category ids and class indices."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,8 @@ class Taxonomy:
     """category_ids[c] is the dataset's id of class c"""
     background: int | None = None
     """Class of the pixels that no mask covers, where every pixel has a class; None: it is not known"""
+    stuff: tuple[int, ...] = ()
+    """Classes without single objects: in an image all their pixels are one segment"""
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -43,6 +45,26 @@ def with_background(taxonomy: Taxonomy, name: str) -> Taxonomy:
         return replace(taxonomy, background=taxonomy.names.index(name))
     unused = next(i for i in itertools.count() if i not in taxonomy.category_ids)
     return Taxonomy((name, *taxonomy.names), (unused, *taxonomy.category_ids), background=0)
+
+
+def with_stuff(taxonomy: Taxonomy, category_ids: Collection[int], names: Sequence[str]) -> Taxonomy:
+    """With the classes that are stuff: those of these ids and names, and the background.
+
+    Raises:
+        UserError: for a name that is none.
+    """
+    if unknown := sorted(set(names) - set(taxonomy.names)):
+        raise UserError(
+            f"data.stuff {unknown[0]}: the classes are {', '.join(taxonomy.names[:20])}"
+        )
+    stuff = tuple(
+        c
+        for c, (name, category) in enumerate(
+            zip(taxonomy.names, taxonomy.category_ids, strict=True)
+        )
+        if name in names or category in category_ids or c == taxonomy.background
+    )
+    return replace(taxonomy, stuff=stuff)
 
 
 def build_taxonomy(splits: Sequence[Split], labels: Sequence[str] | None) -> Taxonomy:

@@ -14,6 +14,7 @@ from data.masks import Rle, mask_column
 from data.objects import Objects
 from model.memory import MemoryWatch
 from model.trainable import Trainable
+from settings.keys import EvalConfig, Labels
 
 GATHER_BYTES = 1 << 22
 """Most bytes per rank and gather: device memory does not grow with the validation split"""
@@ -38,6 +39,11 @@ class Predictions:
     overlap"""
 
 
+def flat_threshold(labels: Labels, cfg: EvalConfig) -> float:
+    """What is called so below, of a configuration."""
+    return cfg.panoptic_threshold if labels == "segments" else cfg.score_threshold
+
+
 @torch.no_grad()
 def predict_split(
     accelerator: Accelerator,
@@ -58,7 +64,8 @@ def predict_split(
         trainable: itself, not its DDP wrapper.
         loader: this rank's share of the batches of `evaluation_batches`.
         num_images: size of the split.
-        flat_threshold: lowest score of what a pipeline is to give, where that differs.
+        flat_threshold: lowest score of what a pipeline is to give, where that differs, and of panoptic
+            segments.
         stopped: asked before every batch, by all ranks together; True ends the evaluation.
 
     Returns: None if it was stopped.

@@ -14,12 +14,14 @@ PIPELINES = {
     "detection": "object-detection",
     "instance_segmentation": "image-segmentation",
     "semantic_segmentation": "image-segmentation",
+    "panoptic_segmentation": "image-segmentation",
 }
 """The pipeline of transformers that an exported model of each task is for"""
 WHAT = {
     "detection": "COCO metrics",
     "instance_segmentation": "COCO metrics of the masks",
     "semantic_segmentation": "Intersection over union and accuracy of all pixels whose class is known",
+    "panoptic_segmentation": "Panoptic quality",
 }
 """What the card's numbers are, by task"""
 
@@ -35,6 +37,11 @@ def model_card(cfg: Config, metrics: dict[str, Any], facts: dict[str, Any], step
     header = card_header(cfg, metrics, facts, name)
     shown = shown_metrics(metrics)
     own_code = OWN_CODE if cfg.model.head in OWN_CODE_HEADS else ""
+    use = USE[cfg.model.task].format(
+        threshold=cfg.eval.score_threshold,
+        panoptic_threshold=cfg.eval.panoptic_threshold,
+        own_code=own_code,
+    )
     columns = list(next(iter(metrics["per_class"].values())))
     frozen = "frozen" if cfg.model.freeze == "all" else "trained with the head"
     return f"""---
@@ -52,7 +59,7 @@ the checkpoint, sha256 `{facts["backbone_sha256"]}`), {step} optimizer steps of
 ```python
 from transformers import pipeline
 
-{USE[cfg.model.task].format(threshold=cfg.eval.score_threshold, own_code=own_code)}
+{use}
 ```
 
 ## Results
@@ -94,6 +101,9 @@ for part in segmenter("image.jpg", subtask="instance", threshold={threshold}):
     "semantic_segmentation": """segmenter = pipeline("image-segmentation", model="path/or/repo_id"{own_code})
 for part in segmenter("image.jpg", subtask="semantic"):
     print(part["label"], part["mask"].getbbox())""",
+    "panoptic_segmentation": """segmenter = pipeline("image-segmentation", model="path/or/repo_id")
+for part in segmenter("image.jpg", subtask="panoptic", threshold={panoptic_threshold}):
+    print(part["label"], round(part["score"], 2), part["mask"].getbbox())""",
 }
 OWN_CODE_HEADS = ("linear",)
 """Heads that transformers has no class for: the export carries one"""

@@ -16,7 +16,7 @@ from errors import UserError
 from model.backbone import Backbone, freeze, load_backbone
 from model.heads.family import HeadFamily, build_detector
 from model.normalization import Normalization
-from model.trainable import Trainable
+from model.trainable import STUFF_KEY, Trainable
 from settings.keys import ImageSizeConfig, ModelConfig
 
 PROBE_PX = 128
@@ -93,6 +93,8 @@ def build_model(
     processor = build_processor(family, rule, backbone.normalization)
     if cfg.task != "detection":
         setattr(model.config, TASK_KEY, cfg.task)  # whoever loads the export has to know
+    if cfg.task == "panoptic_segmentation":
+        setattr(model.config, STUFF_KEY, list(taxonomy.stuff))
     trainable = Trainable(model, processor, backbone.normalization, family, cfg.task)
     unused = without_gradient(trainable)
     for parameter in unused.values():

@@ -1,6 +1,6 @@
 """What a model's outputs say is on the images: boxes or masks, with classes and scores."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 
 from data.boxes import from_corners
-from data.masks import Rle, encode, encode_all, mask_column
+from data.masks import Rle, bounds, encode, encode_all, mask_column, merged
 from data.objects import Objects
 from data.regions import regions_of
 
 MASKS_AT_ONCE = 16
 """Masks that are made as large as the image at the same time"""
+PIPELINE_OVERLAP = 0.5
+"""Least part of a mask that others have to leave of it in the pipeline of transformers"""
 MASK2FORMER_PX = 384
 """Side that the image processor of Mask2Former makes all masks before it does anything with them"""
 
@@ -29,6 +31,8 @@ class Finder:
     find_flat: Callable[[Any, Any, torch.Tensor, float], Objects] | None = None
     """(outputs, processor, sizes, threshold) -> what a pipeline of transformers gives, if that is less than
     `find` does"""
+    thresholded: bool = False
+    """What is found depends on the threshold, and cannot be chosen from all by score"""
 
 
 def find_boxes(
@@ -101,15 +105,61 @@ def find_flat_masks(outputs: Any, processor: Any, sizes: torch.Tensor, threshold
 
     The pipeline's own default, panoptic, gives every pixel of the background to some object as well.
     """
-    on_host = SimpleNamespace(  # its maps are made there, wherever the outputs are
-        class_queries_logits=outputs.class_queries_logits.cpu(),
-        masks_queries_logits=outputs.masks_queries_logits.cpu(),
-    )
     found = processor.post_process_instance_segmentation(
-        on_host,
+        _on_host(outputs),
         threshold=threshold,
         target_sizes=[tuple(size) for size in sizes.tolist()],
     )
+    return _of_flat_maps(found)
+
+
+def find_segments(
+    outputs: Any, processor: Any, sizes: torch.Tensor, most: int | None, threshold: float
+) -> Objects:
+    """What `pipeline("image-segmentation")(image, subtask="panoptic")` gives: segments of things and parts of
+    those of stuff, of which no two overlap; arguments as of `find_boxes`."""
+    found = processor.post_process_panoptic_segmentation(
+        _on_host(outputs),
+        threshold=threshold,
+        overlap_mask_area_threshold=PIPELINE_OVERLAP,
+        label_ids_to_fuse=set(),
+        target_sizes=[tuple(size) for size in sizes.tolist()],
+    )
+    return _of_flat_maps(found)
+
+
+def fused(found: Objects, stuff: Collection[int]) -> Objects:
+    """With one object for all of a class of stuff on an image, of the highest score."""
+    keys = [
+        (int(image), int(kind)) if kind in stuff else (int(image), -1 - place)
+        for place, (image, kind) in enumerate(zip(found.image, found.classes, strict=True))
+    ]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place, key in enumerate(keys):
+        groups.setdefault(key, []).append(place)
+    first = found.take(np.array([places[0] for places in groups.values()], dtype=np.int64))
+    masks = [merged([found.masks[place] for place in places]) for places in groups.values()]
+    scores = [max(found.scores[place] for place in places) for places in groups.values()]
+    sizes = np.array([mask.size[::-1] * 2 for mask in masks]).reshape(-1, 4)
+    parts = np.array([bounds(mask) for mask in masks]).reshape(-1, 4)
+    return replace(
+        first,
+        masks=mask_column(masks),
+        scores=np.array(scores),
+        boxes=from_corners(parts * sizes),
+    )
+
+
+def _on_host(outputs: Any) -> SimpleNamespace:
+    """What transformers' post-processing takes; its maps are made there, wherever the outputs are."""
+    return SimpleNamespace(
+        class_queries_logits=outputs.class_queries_logits.cpu(),
+        masks_queries_logits=outputs.masks_queries_logits.cpu(),
+    )
+
+
+def _of_flat_maps(found: Sequence[Mapping[str, Any]]) -> Objects:
+    """The segments of each image's map."""
     tables = []
     for image, result in enumerate(found):
         plane = result["segmentation"].cpu().numpy().astype(np.int64)
@@ -213,3 +263,4 @@ def _rles(masks: torch.Tensor, size: Sequence[int]) -> list[tuple[Rle, list[floa
 
 BOXES = Finder(find_boxes)
 MASKS = Finder(find_masks, find_flat_masks)
+SEGMENTS = Finder(find_segments, thresholded=True)

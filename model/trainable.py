@@ -8,13 +8,15 @@ from torch import nn
 
 from data.batch import Batch
 from data.objects import Objects
-from model.finding import BOXES
+from model.finding import BOXES, fused
 from model.heads.family import HeadFamily, call_with_mask
 from model.losses.terms import Counts, Losses
 from model.normalization import Normalization
 from settings.keys import Task
 
 NO_THRESHOLD = -1.0
+STUFF_KEY = "stuff_classes"
+"""Entry of a panoptic model's config: classes whose segments of an image are one"""
 
 
 class Trainable(nn.Module):
@@ -76,7 +78,7 @@ class Trainable(nn.Module):
         Returns: numpy columns, image by image, by falling score.
         """
         outputs, sizes = self._raw(batch)
-        return self.finder.find(outputs, self.processor, sizes, max_detections, threshold)
+        return self._found(outputs, sizes, max_detections, threshold)
 
     @torch.no_grad()
     def predict_with_flat(
@@ -86,16 +88,23 @@ class Trainable(nn.Module):
         overlap.
 
         Args:
-            flat_threshold: of the pipeline.
+            flat_threshold: of the pipeline, and of what is found where that depends on it.
 
         Returns: None in its place for boxes and regions, which are the same there.
         """
         outputs, sizes = self._raw(batch)
-        finder = self.finder
-        whole = finder.find(outputs, self.processor, sizes, max_detections, NO_THRESHOLD)
-        if finder.find_flat is None:
+        lowest = flat_threshold if self.finder.thresholded else NO_THRESHOLD
+        whole = self._found(outputs, sizes, max_detections, lowest)
+        if self.finder.find_flat is None:
             return whole, None
-        return whole, finder.find_flat(outputs, self.processor, sizes, flat_threshold)
+        return whole, self.finder.find_flat(outputs, self.processor, sizes, flat_threshold)
+
+    def _found(
+        self, outputs: Any, sizes: torch.Tensor, most: int | None, threshold: float
+    ) -> Objects:
+        found = self.finder.find(outputs, self.processor, sizes, most, threshold)
+        stuff = getattr(self.model.config, STUFF_KEY, None)
+        return fused(found, stuff) if stuff and self.task == "panoptic_segmentation" else found
 
     def _raw(self, batch: Batch) -> tuple[Any, torch.Tensor]:
         """The model's own outputs, and (height, width) of the decoded images, int64 [B, 2]."""

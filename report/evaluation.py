@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from data.build import Data
+from data.build import EVERY_PIXEL, Data
 from data.canvas import resized_size
 from data.coco_format import coco_results
 from data.images.decode import decode
 from data.objects import Objects
-from data.regions import label_map, regions_of
+from data.regions import label_map, regions_of, segment_map, segments_of
+from data.schema import Record
 from data.taxonomy import Taxonomy
 from disk import flush_all, whole_folder
 from errors import UserError, csv_cell, printable
@@ -22,7 +23,7 @@ from report.drawing import beside, draw_objects, save_grid
 from settings.keys import EvalConfig, ImageSizeConfig
 
 REPORT_FILES = {"metrics.json", "per_class.csv", "predictions.json", "predictions.png"}
-COUNTED = ("boxes", "pixels")
+COUNTED = ("boxes", "pixels", "segments")
 """Of a class, what there is of it, beside how well it is found"""
 NUM_DRAWN = 8
 THUMBNAIL_PX = 800
@@ -117,9 +118,8 @@ def draw_fixed_images(file: Path, predictions: Predictions, data: Data, threshol
         pixels = decode(split.images[index], record.where, wanted, draft=wanted is not None)
         y, x = pixels.shape[0] / record.height, pixels.shape[1] / record.width
         found = found.scaled(x, y)
-        if data.labels == "regions":
-            size = (record.height, record.width)
-            truth = regions_of(label_map(record.objects, size, taxonomy.background)).scaled(x, y)
+        if data.labels in EVERY_PIXEL:
+            truth = _true_parts(record, data).scaled(x, y)
             names = [taxonomy.names[c] for c in truth.classes]
             drawn = [draw_objects(pixels, truth, names), draw_objects(pixels, found, labels)]
             images.append(beside(drawn))
@@ -127,6 +127,14 @@ def draw_fixed_images(file: Path, predictions: Predictions, data: Data, threshol
             images.append(draw_objects(pixels, found, labels, record.objects.scaled(x, y)))
     if images:
         save_grid(images, file)
+
+
+def _true_parts(record: Record, data: Data) -> Objects:
+    """The true regions or segments of an image."""
+    size, taxonomy = (record.height, record.width), data.taxonomy
+    if data.labels == "regions":
+        return regions_of(label_map(record.objects, size, taxonomy.background))
+    return segments_of(*segment_map(record.objects, size, taxonomy.stuff, taxonomy.background))
 
 
 def metric_lines(metrics: dict[str, Any], max_classes: int = 20) -> Iterator[str]:

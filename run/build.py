@@ -95,7 +95,7 @@ class Run:
         )
         dataset = TrainDataset(
             *(self.data.train, data_cfg, cfg.run.seed),
-            *(self.data.labels, self.data.taxonomy.background),
+            *(self.data.labels, self.data.taxonomy),
         )
         pin = accelerator.device.type == "cuda"
         most = 0

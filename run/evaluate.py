@@ -12,7 +12,7 @@ from accelerate.utils import broadcast
 from data.build import Data
 from errors import UserError
 from evaluation.metrics import measure
-from evaluation.predictions import Predictions, predict_split
+from evaluation.predictions import Predictions, flat_threshold, predict_split
 from model.memory import MemoryWatch
 from report.evaluation import metric_lines, read_metrics, write_report
 from run.build import Run
@@ -60,7 +60,7 @@ def score(
         run.val_loader(),
         len(run.data.val),
         run.cfg.eval.max_detections,
-        run.cfg.eval.score_threshold,
+        flat_threshold(run.data.labels, run.cfg.eval),
         MemoryWatch(run.accelerator.device, "eval.batch_size"),
         stopped,
     )

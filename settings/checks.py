@@ -222,6 +222,8 @@ def _check_run(cfg: Config) -> Iterator[str]:
     limit = MAX_SYNTHETIC_SEED if cfg.data.source == "synthetic" else 2**32
     if not 0 <= cfg.run.seed < limit:
         yield f"run.seed {cfg.run.seed}: must lie in 0 ... {limit - 1} with data.source {cfg.data.source}"
+    if not 0 <= cfg.eval.panoptic_threshold < 1:
+        yield f"eval.panoptic_threshold {cfg.eval.panoptic_threshold}: must lie in [0, 1)"
     if not cfg.hub.push and cfg.hub.repo_id:
         yield f"hub.repo_id {cfg.hub.repo_id}: has no effect without hub.push true"
 

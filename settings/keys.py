@@ -18,18 +18,23 @@ MAX_SIDE_PX = 16_384
 
 T = TypeVar("T")
 Fit = Literal["pad", "stretch"]
-Task = Literal["detection", "instance_segmentation", "semantic_segmentation"]
-Labels = Literal["boxes", "masks", "regions"]
-"""What is learnt of images: boxes of objects, masks of objects, or the class of every pixel"""
+Task = Literal[
+    "detection", "instance_segmentation", "semantic_segmentation", "panoptic_segmentation"
+]
+Labels = Literal["boxes", "masks", "regions", "segments"]
+"""What is learnt of images: boxes of objects, masks of objects, the class of every pixel, or this and to which
+object it belongs"""
 LABELS: dict[Task, Labels] = {
     "detection": "boxes",
     "instance_segmentation": "masks",
     "semantic_segmentation": "regions",
+    "panoptic_segmentation": "segments",
 }
 METRICS: dict[Task, tuple[str, ...]] = {
     "detection": ("AP", "AP50", "AP75"),
     "instance_segmentation": ("AP", "AP50", "AP75"),
     "semantic_segmentation": ("mIoU", "pixel_accuracy", "mean_accuracy"),
+    "panoptic_segmentation": ("PQ", "SQ", "RQ", "PQ_things", "PQ_stuff"),
 }
 """What can decide which checkpoint is the best; the first one does by default"""
 
@@ -124,8 +129,11 @@ class DataConfig:
     reduce_labels: bool = False
     """In label maps, 0 is as ignore_index, and the classes are one less than their values (ADE20K)"""
     background: str | None = "background"
-    """For semantic segmentation from masks of objects: class of the pixels that no mask covers; null: they
-    are as ignore_index"""
+    """For semantic and panoptic segmentation from masks of objects: class of the pixels that no mask covers;
+    null: they are as ignore_index"""
+    stuff: list[str] = field(default_factory=list)
+    """For panoptic segmentation: classes of which all pixels of an image are one segment (sky, road), beside
+    those of which the dataset says so (isthing 0) and the background"""
     labels: list[str] | None = None
     """Class names in the order of the dataset's category ids; default: what the dataset says"""
     box_format: Literal["coco", "pascal_voc", "albumentations", "yolo"] = "coco"
@@ -230,7 +238,10 @@ class EvalConfig:
     """Validation"""
 
     metric: str | None = None
-    """Metric that decides which checkpoint is the best; default: AP, or mIoU of semantic segmentation"""
+    """Metric that decides which checkpoint is the best; default: AP, or mIoU of semantic and PQ of
+    panoptic segmentation"""
+    panoptic_threshold: float = 0.5
+    """Lowest probability of the class of a segment that is found (panoptic segmentation)"""
     score_threshold: float = harmless(0.5)
     """Lowest score of a box that is drawn; the metrics use every box"""
     max_detections: int = 100

@@ -19,7 +19,7 @@ from data.build import build_data
 from data.feed.loader import eval_loader
 from errors import UserError, ending_with_one_line
 from evaluation.metrics import measure
-from evaluation.predictions import predict_split
+from evaluation.predictions import flat_threshold, predict_split
 from export.detector import load_detector
 from model.memory import MemoryWatch
 from report.evaluation import metric_lines, refuse_foreign, write_report
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         ),
         len(data.val),
         cfg.eval.max_detections,
-        cfg.eval.score_threshold,
+        flat_threshold(data.labels, cfg.eval),
         MemoryWatch(accelerator.device, "eval.batch_size"),
     )
     assert predictions is not None, "nothing stops it"

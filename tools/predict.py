@@ -91,7 +91,12 @@ def main(argv: Sequence[str]) -> list[dict[str, Any]]:
     if not results:
         raise UserError("none of the images could be read")
     write_whole(args.out / RESULTS, json.dumps(results, indent=1) + "\n")
-    what = {"boxes": "boxes", "masks": "boxes and masks", "regions": "regions"}[detector.labels]
+    what = {
+        "boxes": "boxes",
+        "masks": "boxes and masks",
+        "regions": "regions",
+        "segments": "segments",
+    }[detector.labels]
     maps_too = ", label maps of class indices beside the drawings" if regions else ""
     print(f"{len(results)} image(s) drawn; {what} in {args.out / RESULTS}{maps_too}")
     return results

@@ -23,8 +23,9 @@ from data.feed.transforms import MIN_VISIBILITY, Augment, resize
 from data.images.decode import decode
 from data.masks import CELL_PIXELS, Planes
 from data.objects import Objects
-from data.regions import by_class
+from data.regions import partition
 from data.schema import Split
+from data.taxonomy import Taxonomy
 from errors import UserError
 from settings.keys import DataConfig, ImageSizeConfig, Labels
 
@@ -63,19 +64,21 @@ class TrainDataset(Dataset):
         cfg: DataConfig,
         seed: int,
         labels: Labels = "boxes",
-        background: int | None = None,
+        taxonomy: Taxonomy | None = None,
     ):
         """
         Args:
-            background: as in the taxonomy.
+            taxonomy: where every pixel has a class.
         """
         self.split = split
         self.cfg = cfg
         self.seed = seed
         self.labels = labels
-        self.background = background
+        self.background = None if taxonomy is None else taxonomy.background
+        self.stuff = () if taxonomy is None else taxonomy.stuff
+        self.every_pixel = labels in ("regions", "segments")
         # A region of which a tenth is left is as good as a whole one.
-        self.augment = Augment(cfg.augment, 0.0 if labels == "regions" else MIN_VISIBILITY)
+        self.augment = Augment(cfg.augment, 0.0 if self.every_pixel else MIN_VISIBILITY)
 
     def __getitem__(self, ref: SampleRef) -> Sample:
         """
@@ -97,8 +100,9 @@ class TrainDataset(Dataset):
         planned = sample.canvas
         objects = sample.objects
         planes = None
-        if self.labels == "regions":  # a crowd has a class as well
-            planes, objects = by_class(objects, planned, self.background)
+        if self.every_pixel:
+            stuff = None if self.labels == "regions" else self.stuff
+            planes, objects = partition(objects, planned, self.background, stuff)
         else:
             objects = objects.take(~objects.iscrowd)
         if self.labels == "masks":
@@ -112,7 +116,7 @@ class TrainDataset(Dataset):
         if image.shape[:2] != room:
             stretch = self.cfg.image_size.fit == "stretch"
             image, objects, planes = fit_into(image, objects, room, planes, stretch)
-        if planes is not None and self.labels == "regions":
+        if planes is not None and self.every_pixel:
             planes = planes.unlabelled_ignored()
         return replace(sample, image=image, objects=objects, canvas=ref.canvas, planes=planes)
 

@@ -2,7 +2,7 @@
 
 `path/train/*.jpg` with `path/annotations/train.json`; other names through `data.train_split`,
 `data.train_annotations` and their validation twins. An annotation without a `bbox` takes the box of
-its `segmentation`.
+its `segmentation`. Panoptic files are as `data.sources.panoptic` says.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from data.findings import Findings
 from data.schema import Split, number_text
 from data.sources.annotations import Boxes
 from data.sources.files import ImageFiles, Inside, existing_folder, load_json, note_unlisted
+from data.sources.panoptic import is_panoptic, read_panoptic
 from data.sources.segmentations import box_of_segmentation
 from data.sources.values import Unique, as_id, as_int, as_size, short
 from errors import UserError
@@ -47,8 +48,13 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels =
     else:
         names = {}
     entries = _images(content["images"], file, findings)
-    boxes = _annotations(content, file, folder, entries, findings, masks)
     inside = Inside(root, folder)
+    if is_panoptic(content):
+        if not masks:
+            raise UserError(f"{file}: is a panoptic file; it has no boxes, set model.task")
+        inside = Inside(root, folder, file.with_suffix(""))
+        return read_panoptic(content, file, entries, folder, inside, names, findings, labels)
+    boxes = _annotations(content, file, folder, entries, findings, masks)
     records, paths = [], []
     for image_id, entry in entries.items():
         path = inside.join(folder, entry["file_name"], f"{file}, image {image_id!r}", findings)

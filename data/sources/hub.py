@@ -1,7 +1,8 @@
 """Reader: a dataset of the Hugging Face Hub, or a local folder in Hub format.
 
 Columns: image, objects {bbox, category or category_id, area?, iscrowd?, segmentation?}, and optionally image_id,
-width, height; for semantic segmentation a column with label maps in place of objects. Boxes are as `data.box_format` says. A split may be cut, `train[:10%]`. With
+width, height; for semantic segmentation a column with label maps in place of objects, and for panoptic segmentation
+`segments_info` besides. Boxes are as `data.box_format` says. A split may be cut, `train[:10%]`. With
 `data.streaming` the rows are read once, without the dataset's own cache, into a folder of images
 that `data.sources.imagefolder` reads from then on.
 """

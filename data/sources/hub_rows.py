@@ -22,7 +22,8 @@ def open_rows(
     """
     rows = guarded(cfg, split, lambda: _load(cfg, split, streaming))
     features = rows.features or {}
-    column = _label_map_column(cfg, features) if labels == "regions" else None
+    dense = labels == "regions" or (labels == "segments" and "segments_info" in features)
+    column = _label_map_column(cfg, features) if dense else None
     missing = {"image", *(["objects"] if column is None else [])} - set(features)
     if missing:
         raise UserError(

@@ -4,7 +4,8 @@
 "category", "area", "segmentation", ...}}, the image-folder form of the datasets library. Boxes are as
 `data.box_format` says. Class names come from `data.labels` or from `path/categories.json` (a list of
 names by id); a category may be its name. For semantic segmentation a line may name a label map in place of
-objects, {"file_name", "label_map_file_name"}, as the datasets library has it.
+objects, {"file_name", "label_map_file_name"}, as the datasets library has it, and for panoptic segmentation
+its "segments_info" besides.
 """
 
 import json
@@ -68,8 +69,10 @@ def read_folder(
     rows = Rows(cfg, names, findings, labels)
     parsed = [(n, _row(line, f"{file}, line {n}", findings)) for n, line in lines]
     column = None
-    if labels == "regions":
-        column = _label_map_key([row for _, row in parsed if row], cfg.label_map_column, file)
+    if labels in ("regions", "segments"):
+        rows_there = [row for _, row in parsed if row]
+        if labels == "regions" or any("segments_info" in row for row in rows_there):
+            column = _label_map_key(rows_there, cfg.label_map_column, file)
     records: list[Record] = []
     paths: list[Path] = []
     listed: list[Path] = []

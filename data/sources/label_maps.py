@@ -180,6 +180,24 @@ def read_label_map(source: Path | bytes) -> np.ndarray:
     Raises:
         ValueError: if there is no such picture, or its pixels are no numbers.
     """
+    pixels = read_numbers(source)
+    if pixels.ndim == 3:
+        first = pixels[..., :1]
+        colours = pixels.shape[2] - (pixels.shape[2] in (2, 4))  # the last one is transparency
+        if not (pixels[..., :colours] == first).all():
+            raise ValueError("a picture in colours, whose pixels are not numbers of classes")
+        pixels = first[..., 0]
+    if pixels.dtype.kind not in "ui" or pixels.min() < 0 or pixels.max() >= 1 << 16:
+        raise ValueError(f"its numbers are {pixels.dtype}, {pixels.min()} to {pixels.max()}")
+    return pixels
+
+
+def read_numbers(source: Path | bytes) -> np.ndarray:
+    """Pixels of a picture as they are, [H, W] or [H, W, channels].
+
+    Raises:
+        ValueError: if there is no such picture, or its format does not keep numbers.
+    """
     try:
         content = source if isinstance(source, bytes) else source.read_bytes()
         with Image.open(io.BytesIO(content), formats=readable_formats()) as image:
@@ -197,17 +215,7 @@ def read_label_map(source: Path | bytes) -> np.ndarray:
         if of_the_machine(error):
             raise
         raise ValueError(f"cannot be decoded: {' '.join(str(error).split())}") from error
-    if pixels.ndim == 3:
-        first = pixels[..., :1]
-        colours = pixels.shape[2] - (pixels.shape[2] in (2, 4))  # the last one is transparency
-        if not (pixels[..., :colours] == first).all():
-            raise ValueError("a picture in colours, whose pixels are not numbers of classes")
-        pixels = first[..., 0]
-    if pixels.dtype == bool:
-        pixels = pixels.astype(np.uint8)
-    if pixels.dtype.kind not in "ui" or pixels.min() < 0 or pixels.max() >= 1 << 16:
-        raise ValueError(f"its numbers are {pixels.dtype}, {pixels.min()} to {pixels.max()}")
-    return pixels
+    return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
 
 
 def label_names(cfg: DataConfig, names: Mapping[int, str]) -> Mapping[int, str]:

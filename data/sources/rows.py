@@ -9,6 +9,7 @@ from data.findings import Findings
 from data.schema import Record
 from data.sources.annotations import Boxes
 from data.sources.label_maps import LabelRules, dense_record
+from data.sources.panoptic import panoptic_record
 from data.sources.values import Unique, as_id, as_size, short
 from settings.keys import DataConfig, Labels
 
@@ -35,6 +36,7 @@ class Rows:
             labels: unless boxes are wanted alone, objects get the masks of their segmentations.
         """
         self.masks = labels != "boxes"
+        self.labels = labels
         self.rules = LabelRules.of(cfg)
         self.box_format = cfg.box_format
         self.findings = findings
@@ -95,6 +97,9 @@ class Rows:
             pass
         elif label_map is None:
             self.findings.add("missing label map", where, "the row has none")
+        elif self.labels == "segments":
+            segments = row.get("segments_info")
+            return panoptic_record(image_id, where, source, label_map, segments, self.findings)
         else:
             return dense_record(image_id, where, source, label_map, self.rules, self.findings)
         return None

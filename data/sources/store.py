@@ -46,7 +46,8 @@ def ensure_stored(cfg: DataConfig, split: str, labels: Labels = "boxes") -> Path
 def store_folder(cfg: DataConfig, split: str, labels: Labels = "boxes") -> Path:
     """Folder of this dataset, revision and split; another one after the dataset has changed."""
     cache = cache_root()
-    column = f"\0{cfg.label_map_column}" if labels == "regions" else ""
+    dense = labels in ("regions", "segments")
+    column = f"\0{labels}\0{cfg.label_map_column}" if dense else ""
     key = f"{cfg.path}\0{cfg.revision}\0{split}{column}"
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     state = _state(cfg)
@@ -94,6 +95,8 @@ def _write(
                 label_map = _content(row[column], cfg)
                 file_name = f"{LABEL_MAPS}/{number:08d}{_suffix(label_map)}"
                 kept = {**kept, "objects": None, "label_map_file_name": file_name}
+                if row.get("segments_info") is not None:
+                    kept["segments_info"] = row["segments_info"]
                 if label_map is None:
                     kept["label_map_file_name"] = None
                 else:

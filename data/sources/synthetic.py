@@ -28,6 +28,7 @@ TAXONOMY = Taxonomy(("license_plate",), (1,))
 MASK_TAXONOMY = Taxonomy(("license_plate", "car"), (1, 2))
 REGION_TAXONOMY = Taxonomy(("license_plate", "car", "sign", "building"), (1, 2, 3, 4))
 TAXONOMIES = {"boxes": TAXONOMY, "masks": MASK_TAXONOMY, "regions": REGION_TAXONOMY}
+TAXONOMIES["segments"] = REGION_TAXONOMY
 MIN_MASK_PX = 64
 """What shows less of itself is not labelled"""
 

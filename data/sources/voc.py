@@ -62,6 +62,8 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels =
     """
     assert cfg.path is not None
     root = existing_folder(cfg.path)
+    if labels == "segments":
+        raise UserError("data.source voc: has no panoptic segments; set model.task to another one")
     if labels != "boxes":
         return voc_masks.read_split(cfg, which, root, findings, labels)
     layout = _layout(cfg, which, root)

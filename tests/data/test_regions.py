@@ -8,7 +8,7 @@ from pycocotools import mask as reference
 
 from data.masks import Polygons, encode, mask_column, pixels_of
 from data.objects import Objects
-from data.regions import _disjoint, by_class, label_map, rles_of
+from data.regions import _disjoint, label_map, partition, rles_of
 from data.schema import Record, Split
 from data.taxonomy import Taxonomy, with_background
 from evaluation.predictions import NOTHING, Predictions
@@ -123,9 +123,9 @@ def test_what_no_object_covers_is_unknown_or_background():
 
 @pytest.mark.parametrize("background", [None, 0, 5])
 @pytest.mark.parametrize("seed", range(10))
-def test_regions_are_numbered_by_class_with_their_boxes_and_areas(seed, background):
+def test_regions_are_numbered_partition_with_their_boxes_and_areas(seed, background):
     labels = random_labels(seed, 4, (23, 31))
-    planes, regions = by_class(regions_of(labels), labels.shape, background)
+    planes, regions = partition(regions_of(labels), labels.shape, background)
     if background is not None:
         labels = np.where(labels == 0, background + 1, labels)
     present = [value for value in np.unique(labels).tolist() if value]
@@ -144,7 +144,7 @@ def test_regions_are_numbered_by_class_with_their_boxes_and_areas(seed, backgrou
 
 def test_more_classes_than_a_byte_numbers():
     labels = np.arange(1, 301).reshape(20, 15)
-    planes, regions = by_class(regions_of(labels), labels.shape)
+    planes, regions = partition(regions_of(labels), labels.shape)
     np.testing.assert_array_equal(planes.ids[0], labels)
     assert regions.classes.tolist() == list(range(300))
 

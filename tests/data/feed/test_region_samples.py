@@ -49,7 +49,7 @@ def make_dataset(root, augment=(), size=PAD):
         file.unlink()
     cfg = replace(cfg, image_size=size, augment=list(augment))
     data = build_data(cfg, 0, labels="regions")
-    return TrainDataset(data.train, cfg, 0, "regions", data.taxonomy.background)
+    return TrainDataset(data.train, cfg, 0, "regions", data.taxonomy)
 
 
 def samples_of(dataset, epochs=5):

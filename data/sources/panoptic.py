@@ -1,0 +1,175 @@
+"""Panoptic label maps: a number for every segment, and a list of segments {id, category_id, iscrowd?}.
+
+COCO's form is an annotation file whose annotations have a `file_name` and `segments_info`, and the label maps in
+a folder of its name without `.json`; image folders and the Hub have both in a row. Numbers of segments are in
+the colours, red + 256 green + 65536 blue. Format: https://cocodataset.org/#format-data, panoptic.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.boxes import from_corners
+from data.findings import Findings
+from data.images.headers import read_header
+from data.masks import bounds, mask_column
+from data.objects import Objects
+from data.regions import rles_of
+from data.schema import Record, Split
+from data.sources.files import ImageFiles, Inside
+from data.sources.label_maps import read_numbers
+from data.sources.values import as_int, as_size, same_shape, short
+from settings.keys import Labels
+
+
+def is_panoptic(content: dict[str, Any]) -> bool:
+    """Whether the annotations of a COCO file are panoptic ones."""
+    annotations = content.get("annotations")
+    first = annotations[0] if isinstance(annotations, list) and annotations else None
+    return isinstance(first, dict) and "segments_info" in first
+
+
+def read_panoptic(
+    content: dict[str, Any],
+    file: Path,
+    entries: dict[int | str, dict[str, Any]],
+    folder: Path,
+    inside: Inside,
+    names: dict[int, str],
+    findings: Findings,
+    labels: Labels,
+) -> Split:
+    """The split of a panoptic COCO file.
+
+    Args:
+        entries: of the images, by their ids. names: of the categories. labels: masks leaves out stuff.
+    """
+    maps = file.with_suffix("")
+    stuff = stuff_of(content)
+    by_image = {
+        entry.get("image_id"): entry
+        for entry in content["annotations"]
+        if isinstance(entry, dict) and isinstance(entry.get("image_id"), int | str)
+    }
+    records, paths = [], []
+    for image_id, entry in entries.items():
+        where = f"{file}, image {image_id!r}"
+        path = inside.join(folder, entry["file_name"], where, findings)
+        annotation = by_image.get(image_id, {})
+        name = annotation.get("file_name")
+        if path is None:
+            continue
+        if not isinstance(name, str) or not name:
+            findings.add("missing label map", str(path), f"no annotation in {file}")
+            continue
+        label_map = inside.join(maps, name, where, findings)
+        if label_map is None:
+            continue
+        segments = annotation.get("segments_info")
+        record = panoptic_record(image_id, str(path), path, label_map, segments, findings)
+        if record is None:
+            continue
+        if labels == "masks":
+            single = ~np.isin(record.objects.classes, list(stuff))
+            record = replace(record, objects=record.objects.take(single))
+        records.append(record)
+        paths.append(path)
+    dense = labels != "masks"
+    names = names if dense else {c: name for c, name in names.items() if c not in stuff}
+    return Split(records, ImageFiles(paths), names, dense, frozenset(stuff))
+
+
+def stuff_of(content: dict[str, Any]) -> set[int]:
+    """Category ids that the file says are no things (`isthing` 0)."""
+    entries = content.get("categories")
+    found = (entry for entry in entries or () if isinstance(entry, dict))
+    ids = {as_int(entry.get("id")) for entry in found if as_int(entry.get("isthing")) == 0}
+    return {category for category in ids if category is not None}
+
+
+def panoptic_record(
+    image_id: int | str,
+    where: str,
+    source: Path | bytes | None,
+    label_source: Path | bytes,
+    segments: Any,
+    findings: Findings,
+) -> Record | None:
+    """Record of an image with its segments; None, and a finding, if they cannot be used."""
+    if source is None:
+        findings.add("missing image", where, "the row has no image")
+        return None
+    if isinstance(label_source, Path) and not label_source.is_file():
+        findings.add("missing label map", where, str(label_source))
+        return None
+    listed = _listed(segments, where, findings)
+    if listed is None:
+        return None
+    header = read_header(source, where, findings)
+    try:
+        numbers = segment_numbers(read_numbers(label_source))
+    except ValueError as error:
+        findings.add("unreadable label map", where, str(error))
+        return None
+    height, width = numbers.shape
+    size = as_size(width, height) if header is None else (header.width, header.height)
+    assert size is not None
+    if not same_shape((width, height), size):
+        detail = f"{width} x {height} px, the image has {size[0]} x {size[1]}"
+        findings.add("label map of another size", where, detail)
+        return None
+    rles = {number: rle for number, rle in rles_of(numbers).items() if number}
+    if differing := sorted(rles.keys() ^ listed.keys()):
+        detail = f"segment(s) {', '.join(map(str, differing[:5]))} are in one of them alone"
+        findings.add("segments and label map disagree", where, detail)
+    kept = [number for number in listed if number in rles]
+    parts = np.array([bounds(rles[number]) for number in kept]).reshape(-1, 4)
+    objects = Objects(
+        boxes=from_corners(parts * np.tile(size, 2)),
+        classes=np.array([listed[number][0] for number in kept], dtype=np.int64),
+        areas=np.zeros(len(kept)),
+        iscrowd=np.array([listed[number][1] for number in kept], dtype=bool),
+        numbers=np.array(kept, dtype=np.int64),
+        masks=mask_column([rles[number] for number in kept]),
+    )
+    digest = header.digest if header else ""
+    missing = header is None
+    return Record(image_id, where, size[0], size[1], objects, "segment", digest, unreadable=missing)
+
+
+def segment_numbers(pixels: np.ndarray) -> np.ndarray:
+    """int64 [H, W] of a picture's pixels, [H, W] or [H, W, 3 or 4]."""
+    if pixels.ndim == 2:
+        return pixels.astype(np.int64)
+    channels = pixels[..., :3].astype(np.int64)
+    if channels.shape[2] < 3:
+        return channels[..., 0]
+    return channels @ np.array([1, 256, 65536])
+
+
+def _listed(segments: Any, where: str, findings: Findings) -> dict[int, tuple[int, bool]] | None:
+    """(category, whether it is a crowd) by the numbers of segments; None, and a finding, if broken."""
+    if (
+        isinstance(segments, dict)
+        and len({len(v) for v in segments.values() if isinstance(v, list)}) == 1
+    ):
+        keys = [key for key, column in segments.items() if isinstance(column, list)]
+        columns = (
+            segments[key] for key in keys
+        )  # as older versions of the datasets library give it
+        segments = [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
+    if not isinstance(segments, list):
+        findings.add("broken row", where, f"segments_info is {short(segments)}, not a list")
+        return None
+    listed = {}
+    for place, segment in enumerate(segments):
+        values = segment if isinstance(segment, dict) else {}
+        number, category = as_int(values.get("id")), as_int(values.get("category_id"))
+        if number is None or category is None or number <= 0 or number in listed:
+            detail = f"segment at place {place}: {short(segment)} needs an id of its own and a category_id"
+            findings.add("broken row", where, detail)
+            return None
+        listed[number] = (category, bool(as_int(values.get("iscrowd") or 0)))
+    return listed
