@@ -103,8 +103,9 @@ class Trainable(nn.Module):
         self, outputs: Any, sizes: torch.Tensor, most: int | None, threshold: float
     ) -> Objects:
         found = self.finder.find(outputs, self.processor, sizes, most, threshold)
-        stuff = getattr(self.model.config, STUFF_KEY, None)
-        return fused(found, stuff) if stuff and self.task == "panoptic_segmentation" else found
+        if self.task != "panoptic_segmentation":
+            return found
+        return fused(found, getattr(self.model.config, STUFF_KEY, ()))
 
     def _raw(self, batch: Batch) -> tuple[Any, torch.Tensor]:
         """The model's own outputs, and (height, width) of the decoded images, int64 [B, 2]."""

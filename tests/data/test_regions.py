@@ -80,7 +80,7 @@ def test_disjoint_run_lengths_give_what_drawing_gives(seed, y, x):
     objects = regions_of(labels)
     np.testing.assert_array_equal(label_map(objects, labels.shape), labels)
     size = (max(1, int(labels.shape[0] * y)), max(1, int(labels.shape[1] * x)))
-    assert _disjoint(objects, size) is not None
+    assert _disjoint(objects, objects.classes + 1, size) is not None
     np.testing.assert_array_equal(label_map(objects, size), drawn(objects, size))
 
 

@@ -14,6 +14,7 @@ from data.feed.collate import collate
 from data.feed.loader import TrainDataset
 from data.feed.sampler import SampleRef
 from data.masks import in_cells
+from data.taxonomy import Taxonomy
 from settings.keys import DataConfig, ImageSizeConfig
 
 SIZE = 96
@@ -119,7 +120,7 @@ def make_background(root, augment=()):
     cfg = replace(cfg, augment=list(augment))
     data = build_data(cfg, 0, labels="regions")
     assert data.taxonomy.background == 0
-    return TrainDataset(data.train, cfg, 0, "regions", 0)
+    return TrainDataset(data.train, cfg, 0, "regions", data.taxonomy)
 
 
 def test_what_no_mask_covers_is_background_and_what_an_affine_fills_in_is_ignored(tmp_path):
@@ -140,7 +141,10 @@ def test_crowds_have_a_class(tmp_path):
     record = dataset.split.records[0]
     assert not record.objects.iscrowd.any()
     crowd = replace(record, objects=replace(record.objects, iscrowd=np.array([True])))
-    twin = TrainDataset(replace(dataset.split, records=[crowd]), dataset.cfg, 0, "regions", 0)
+    taxonomy = Taxonomy(("background", "class1"), (0, 1), background=0)
+    twin = TrainDataset(
+        replace(dataset.split, records=[crowd]), dataset.cfg, 0, "regions", taxonomy
+    )
     ref = SampleRef(0, 0, (SIZE, SIZE))
     np.testing.assert_array_equal(values_of(twin[ref]), values_of(dataset[ref]))
     assert twin[ref].objects.classes.tolist() == [0, 1]
