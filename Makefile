@@ -1,16 +1,19 @@
-# make demo | demo-segmentation | test | test-slow | check | format. Each sets itself up; a second call installs nothing.
+# make demo | demo-segmentation | demo-semantic | test | test-slow | check | format. Each sets itself up; a second call installs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread per process: data workers and ranks are the parallelism.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-segmentation test test-slow check format setup
+.PHONY: demo demo-segmentation demo-semantic test test-slow check format setup
 
 demo: .venv/.requirements
 	@sh tools/demo.sh
 
 demo-segmentation: .venv/.requirements
 	@sh tools/demo.sh configs/synthetic_masks.yaml demo-segmentation
+
+demo-semantic: .venv/.requirements
+	@sh tools/demo.sh configs/synthetic_semantic.yaml demo-semantic
 
 test: .venv/.requirements-dev
 	$(BIN)/python -m pytest -m "not slow" tests

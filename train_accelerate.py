@@ -90,6 +90,7 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
             return stop(run)
         factor = lr_factor(state.step, run.num_steps, cfg.optim)
         set_lr(run.optimizer, factor)
+        trainable.at(state.step / run.num_steps)
         for turn, batch in enumerate(batches):
             last = turn == accumulation - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model):

@@ -106,7 +106,7 @@ def partition(
         classes = np.arange(int(labels.max()), dtype=np.int64)
     else:
         labels, classes = segment_map(objects, size, stuff, background)
-    present = np.unique(labels)
+    present = np.flatnonzero(np.bincount(labels.ravel()))  # of many pixels faster than unique
     present = present[present > 0]
     numbers = np.zeros(len(classes) + 1, np.uint16)
     numbers[present] = np.arange(1, len(present) + 1)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from data.objects import Objects
-from data.regions import segment_map
+from data.regions import label_map, segment_map
 from data.schema import Split
 from data.taxonomy import Taxonomy
 from evaluation.predictions import Predictions
@@ -67,7 +67,12 @@ def _of_image(
     rows, columns = len(true_classes) + 1, len(classes) + 1
     pairs = true.astype(np.int64) * columns + other
     both = np.bincount(pairs.ravel(), minlength=rows * columns).reshape(rows, columns)
-    known = both[1:].sum(0)  # of each found segment, the pixels of which the truth is known
+    on_crowds = _on_crowds(truth, true == 0, size)
+    crowd = np.zeros(size, dtype=bool)
+    for pixels in on_crowds.values():
+        crowd |= pixels
+    void = np.bincount(other[(true == 0) & ~crowd], minlength=columns)
+    known = both.sum(0) - void  # pixels of each found segment of which something is known
     either = both[1:].sum(1)[:, None] + known[None] - both[1:]
     iou = np.zeros((rows - 1, columns))
     np.divide(both[1:], either, out=iou, where=either > 0)
@@ -78,9 +83,12 @@ def _of_image(
     counts = np.zeros((4, num_classes))
     np.add.at(counts[0], true_classes[place], iou[place, match])
     np.add.at(counts[1], true_classes[place], 1)
-    unmatched = shown.copy()
+    excused = void[1:].copy()
+    for kind, pixels in on_crowds.items():
+        own = np.bincount(other[pixels], minlength=columns)[1:]
+        excused += np.where(classes == kind, own, 0)
+    unmatched = shown & ~(excused > both[:, 1:].sum(0) / 2)
     unmatched[match] = False
-    unmatched &= ~_excused(truth, both, other, classes, size)
     np.add.at(counts[2], classes[unmatched], 1)
     missed = there.copy()
     missed[place] = False
@@ -88,25 +96,15 @@ def _of_image(
     return counts
 
 
-def _excused(
-    truth: Objects, both: np.ndarray, other: np.ndarray, classes: np.ndarray, size: tuple[int, int]
-) -> np.ndarray:
-    """bool [S]: which found segments lie for more than half where nobody knows what is there, or on a crowd
-    of their class."""
-    unknown = both[0, 1:].astype(np.float64)
-    if truth.iscrowd is not None and truth.iscrowd.any():
-        crowds = truth.take(truth.iscrowd)
-        for kind in np.unique(crowds.classes).tolist():
-            # Crowds are unknown pixels already, of all classes; those of others do not excuse.
-            others = crowds.take(crowds.classes == kind)
-            covered = segment_map(_single(others), size, (kind,))[0] > 0
-            on_crowd = np.bincount(other[covered], minlength=len(classes) + 1)[1:]
-            unknown -= np.where(classes == kind, 0, on_crowd)
-    return unknown > both[:, 1:].sum(0) / 2
-
-
-def _single(crowds: Objects) -> Objects:
-    return Objects(crowds.boxes, crowds.classes, areas=crowds.areas, masks=crowds.masks)
+def _on_crowds(truth: Objects, free: np.ndarray, size: tuple[int, int]) -> dict[int, np.ndarray]:
+    """bool [H, W] by class: which of the free pixels lie on its crowds."""
+    if truth.iscrowd is None or not truth.iscrowd.any():
+        return {}
+    crowds = truth.take(truth.iscrowd)
+    return {
+        kind: free & (label_map(crowds.take(crowds.classes == kind), size) > 0)
+        for kind in np.unique(crowds.classes).tolist()
+    }
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -95,17 +95,17 @@ USE = {
     "detection": """detector = pipeline("object-detection", model="path/or/repo_id")
 for box in detector("image.jpg", threshold={threshold}):
     print(box["label"], round(box["score"], 2), box["box"])""",
-    "instance_segmentation": """segmenter = pipeline("image-segmentation", model="path/or/repo_id")
+    "instance_segmentation": """segmenter = pipeline("image-segmentation", model="path/or/repo_id"{own_code})
 for part in segmenter("image.jpg", subtask="instance", threshold={threshold}):
     print(part["label"], round(part["score"], 2), part["mask"].getbbox())""",
     "semantic_segmentation": """segmenter = pipeline("image-segmentation", model="path/or/repo_id"{own_code})
 for part in segmenter("image.jpg", subtask="semantic"):
     print(part["label"], part["mask"].getbbox())""",
-    "panoptic_segmentation": """segmenter = pipeline("image-segmentation", model="path/or/repo_id")
+    "panoptic_segmentation": """segmenter = pipeline("image-segmentation", model="path/or/repo_id"{own_code})
 for part in segmenter("image.jpg", subtask="panoptic", threshold={panoptic_threshold}):
     print(part["label"], round(part["score"], 2), part["mask"].getbbox())""",
 }
-OWN_CODE_HEADS = ("linear",)
+OWN_CODE_HEADS = ("linear", "pmd")
 """Heads that transformers has no class for: the export carries one"""
 OWN_CODE = ", trust_remote_code=True"
 """Python that uses a model of each task"""

@@ -34,7 +34,7 @@ from model.source import SAFE, local_folder, quiet_transformers
 from model.trainable import Trainable
 from settings.keys import LABELS, Labels, Task
 
-INTEGERS = ("num_batches_tracked", "_index", "position_ids")
+INTEGERS = ("num_batches_tracked", "_index", "position_ids", "progress")
 """Ends of the names of tensors that are no weights"""
 PROBE_PX = 128
 """Side of the blank image on which a loaded model is tried"""

@@ -28,6 +28,7 @@ HEADS = {
     "maskformer": "model.heads.maskformer",
     "mask2former": "model.heads.mask2former",
     "linear": "model.heads.linear",
+    "pmd": "model.heads.pmd",
 }
 """Module of each `model.head`; it has FAMILY"""
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -105,7 +106,8 @@ class Trainable(nn.Module):
         found = self.finder.find(outputs, self.processor, sizes, most, threshold)
         if self.task != "panoptic_segmentation":
             return found
-        return fused(found, getattr(self.model.config, STUFF_KEY, ()))
+        found = fused(found, getattr(self.model.config, STUFF_KEY, ()))
+        return found.take(np.lexsort((-found.scores, found.image)))
 
     def _raw(self, batch: Batch) -> tuple[Any, torch.Tensor]:
         """The model's own outputs, and (height, width) of the decoded images, int64 [B, 2]."""
@@ -121,6 +123,11 @@ class Trainable(nn.Module):
         self.eval()
         self.family.prepare(self.model, ((self._pixels(b), b.pixel_mask) for b in batches))
         self.train(was_training)
+
+    def at(self, part: float) -> None:
+        """Before a step: what part of all steps is done, from 0 to 1."""
+        if self.family is not None and self.family.anneal is not None:
+            self.family.anneal(self.model, part)
 
     def _pixels(self, batch: Batch) -> torch.Tensor:
         return self.normalization(batch.pixel_values, batch.pixel_mask).to(self.model.dtype)

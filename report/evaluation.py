@@ -107,7 +107,8 @@ def draw_fixed_images(file: Path, predictions: Predictions, data: Data, threshol
     for index in [i for i in range(len(split)) if i not in missing][:NUM_DRAWN]:
         record = split.records[index]
         found = predictions.objects.of_image(index)
-        found = found.take(found.scores >= threshold)
+        if data.labels not in EVERY_PIXEL:
+            found = found.take(found.scores >= threshold)
         labels = [
             taxonomy.names[c] if score == 1.0 else f"{taxonomy.names[c]} {score:.2f}"
             for c, score in zip(found.classes, found.scores, strict=True)

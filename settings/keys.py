@@ -175,10 +175,11 @@ class ModelConfig:
     out_features: list[str] | None = None
     """Backbone stages the head reads, e.g. [stage3, stage4]; default: the last ones, as the head needs"""
     head: Literal[
-        "detr", "conditional_detr", "deformable_detr", "maskformer", "mask2former", "linear"
+        "detr", "conditional_detr", "deformable_detr", "maskformer", "mask2former", "linear", "pmd"
     ] = "deformable_detr"
     """Head: detr, conditional_detr and deformable_detr find boxes; maskformer and mask2former masks of
-    objects or regions of classes; linear the class of every pixel, by a batch norm and one linear layer"""
+    objects or regions of classes, pmd likewise on a plain vision transformer; linear the class of every
+    pixel, by a batch norm and one linear layer"""
     head_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the head's transformers config, e.g. {num_queries: 50, decoder_layers: 3}"""
     init_from: str | None = harmless(None)

@@ -129,10 +129,13 @@ TINY_HEAD = {
         **{"encoder_feedforward_dim": 32, "dim_feedforward": 32, "num_attention_heads": 4},
         **{"num_queries": 6, "mask_feature_size": 16},
     },
+    "pmd": {"num_queries": 6, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "mlp_ratio": 1},
     "linear": {},
 }
 """head_args of heads that take seconds"""
-MASK_HEADS = ["maskformer", "mask2former"]
+MASK_HEADS = ["maskformer", "mask2former", "pmd"]
+OWN_CODE = ["pmd", "linear"]
+"""Heads whose export carries code"""
 BOX_HEADS = [head for head in TINY_HEAD if head not in [*MASK_HEADS, "linear"]]
 
 BOX_VARIANTS = {

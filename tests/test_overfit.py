@@ -13,6 +13,7 @@ STEPS = {"deformable_detr": 100, "detr": 200}
 
 
 MASK_STEPS = {"maskformer": 120, "mask2former": 200}
+REGION_STEPS = 200
 MASK_SIZES = {
     "maskformer": {
         **{"num_queries": 12, "decoder_layers": 3, "d_model": 64, "decoder_ffn_dim": 256},
@@ -27,14 +28,11 @@ MASK_SIZES = {
 }
 
 
-@pytest.mark.parametrize(
-    "head", ["maskformer", pytest.param("mask2former", marks=pytest.mark.slow)]
-)
-def test_masks_of_eight_images_are_learnt(tmp_path, head):
-    keys = {"run.output_dir": tmp_path / "run", "data.path": tmp_path / "scenes"}
-    steps = MASK_STEPS[head]
+def train_on_eight(tmp_path, head, steps, side_px, **more):
+    """Metrics of a run of `configs/synthetic_masks.yaml` on eight scenes."""
+    keys = {"run.output_dir": tmp_path / "run", "data.path": tmp_path / "scenes", **more}
     keys |= {"model.head": head, "train.steps": steps, "train.evaluate_every": "null"}
-    keys |= {"data.image_size.longest": 128}
+    keys |= {"data.image_size.longest": side_px}
     keys |= {"data.limit": 8, "data.val_on_train": "true", "data.synthetic_train": 8}
     keys |= {"data.synthetic_val": 2, "data.augment": "[]", "run.draw_batches": 0}
     keys |= {"model.head_args": json.dumps(MASK_SIZES[head]), "data.num_workers": 0}
@@ -42,12 +40,32 @@ def test_masks_of_eight_images_are_learnt(tmp_path, head):
     for key, value in keys.items():
         arguments += [f"--{key}", str(value)]
     train(arguments)
-    metrics = json.loads((tmp_path / f"run/eval/step-{steps:06d}/metrics.json").read_text())
+    return json.loads((tmp_path / f"run/eval/step-{steps:06d}/metrics.json").read_text())
+
+
+HEADS = ["maskformer", pytest.param("mask2former", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_masks_of_eight_images_are_learnt(tmp_path, head):
+    metrics = train_on_eight(tmp_path, head, MASK_STEPS[head], 128)
     assert metrics["AP50"] >= 0.9
     assert metrics["box_AP50"] >= 0.9
 
 
-@pytest.mark.parametrize("head", STEPS)
+@pytest.mark.slow
+@pytest.mark.parametrize("head", MASK_STEPS)
+def test_regions_and_segments_of_eight_images_are_learnt(tmp_path, head):
+    metrics = train_on_eight(
+        tmp_path / "r", head, REGION_STEPS, 160, **{"model.task": "semantic_segmentation"}
+    )
+    assert metrics["mIoU"] >= 0.9
+    task = {"model.task": "panoptic_segmentation", "data.stuff": "[building]"}
+    metrics = train_on_eight(tmp_path / "s", head, REGION_STEPS, 160, **task)
+    assert metrics["PQ"] >= 0.8
+
+
+@pytest.mark.parametrize("head", ["deformable_detr", pytest.param("detr", marks=pytest.mark.slow)])
 def test_eight_images_are_learnt(tmp_path, head):
     arguments = ["--config", "configs/debug.yaml", "--run.output_dir", str(tmp_path / "run")]
     arguments += ["--run.draw_batches", "0", "--data.path", str(tmp_path / "scenes")]

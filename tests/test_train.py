@@ -9,6 +9,7 @@ import torch
 from builders import (
     BOX_VARIANTS,
     MASK_HEADS,
+    OWN_CODE,
     REGION_VARIANTS,
     TINY_HEAD,
     launch,
@@ -232,7 +233,8 @@ def test_pipeline_gives_the_flat_map_that_was_evaluated(tmp_path, monkeypatch, h
         lambda *rest: flat.append(gather(*rest)) or flat[-1],
     )
     train(arguments)
-    segmenter = pipeline("image-segmentation", model=str(tmp_path / "run/export"))
+    folder = str(tmp_path / "run/export")
+    segmenter = pipeline("image-segmentation", folder, trust_remote_code=head in OWN_CODE)
     content = json.loads((tmp_path / "data/annotations/val.json").read_text())
     compared = 0
     for place, image in enumerate(content["images"]):
@@ -258,7 +260,7 @@ def test_pipeline_gives_the_regions_that_were_evaluated(tmp_path, variant):
     """On images of several sizes and shapes, pixel by pixel."""
     train(tiny_run(tmp_path, variant, train__steps=60, optim__lr=0.01))
     run = tmp_path / "run"
-    own_code = variant == "linear"
+    own_code = variant.split("_")[0] in OWN_CODE
     segmenter = pipeline("image-segmentation", str(run / "export"), trust_remote_code=own_code)
     evaluated = json.loads((run / "eval/step-000060/predictions.json").read_text())
     content = json.loads((tmp_path / "data/annotations/val.json").read_text())

@@ -11,6 +11,9 @@ while [ -e "$run" ]; do run=$name-$n; n=$((n + 1)); done
 if grep -q "task: instance_segmentation" "$config"; then
     what=masks
     use="transformers.pipeline(\"image-segmentation\", model=\"$run/export\"), with subtask=\"instance\""
+elif grep -q "task: semantic_segmentation" "$config"; then
+    what="regions and their label maps"
+    use="transformers.pipeline(\"image-segmentation\", model=\"$run/export\", trust_remote_code=True), with subtask=\"semantic\""
 else
     what=boxes
     use="transformers.pipeline(\"object-detection\", model=\"$run/export\")"
@@ -29,7 +32,7 @@ cat <<TEXT
 
 Look at
   $run/samples/          the first batch, as the model got it
-  $run/eval/             AP, a table per class and drawn predictions after each evaluation
+  $run/eval/             metrics, a table per class and drawn predictions after each evaluation
   $run/predictions/      $what drawn on new scenes, and predictions.json
   $run/export/           the model: $use
   $run/metrics.jsonl     every number; the same in .venv/bin/trackio show --project permafrost

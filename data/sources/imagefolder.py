@@ -88,10 +88,10 @@ def read_folder(
             name = row.get(column)
             label_map = None
             if isinstance(name, str) and name:
+                listed.append(folder / name)
                 label_map = inside.join(folder, name, where, findings)
                 if label_map is None:
                     continue
-                listed.append(label_map)
             record = rows.dense_record(row, number - 1, where, path, label_map)
         if record is not None:
             records.append(record)

@@ -5,6 +5,7 @@ a folder of its name without `.json`; image folders and the Hub have both in a r
 the colours, red + 256 green + 65536 blue. Format: https://cocodataset.org/#format-data, panoptic.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,17 @@ from data.masks import bounds, mask_column
 from data.objects import Objects
 from data.regions import rles_of
 from data.schema import Record, Split
-from data.sources.files import ImageFiles, Inside
+from data.sources.files import ImageFiles, Inside, note_unlisted
 from data.sources.label_maps import read_numbers
-from data.sources.values import as_int, as_size, same_shape, short
+from data.sources.values import as_id, as_int, as_size, same_shape, short
 from settings.keys import Labels
 
 
 def is_panoptic(content: dict[str, Any]) -> bool:
     """Whether the annotations of a COCO file are panoptic ones."""
     annotations = content.get("annotations")
-    first = annotations[0] if isinstance(annotations, list) and annotations else None
-    return isinstance(first, dict) and "segments_info" in first
+    entries = annotations if isinstance(annotations, list) else []
+    return any(isinstance(entry, dict) and "segments_info" in entry for entry in entries)
 
 
 def read_panoptic(
@@ -48,12 +49,10 @@ def read_panoptic(
     """
     maps = file.with_suffix("")
     stuff = stuff_of(content)
-    by_image = {
-        entry.get("image_id"): entry
-        for entry in content["annotations"]
-        if isinstance(entry, dict) and isinstance(entry.get("image_id"), int | str)
-    }
-    records, paths = [], []
+    by_image = _by_image(content["annotations"], file, entries, findings)
+    records: list[Record] = []
+    paths: list[Path] = []
+    listed: list[Path] = []
     for image_id, entry in entries.items():
         where = f"{file}, image {image_id!r}"
         path = inside.join(folder, entry["file_name"], where, findings)
@@ -61,6 +60,7 @@ def read_panoptic(
         name = annotation.get("file_name")
         if path is None:
             continue
+        listed.append(path)
         if not isinstance(name, str) or not name:
             findings.add("missing label map", str(path), f"no annotation in {file}")
             continue
@@ -76,9 +76,29 @@ def read_panoptic(
             record = replace(record, objects=record.objects.take(single))
         records.append(record)
         paths.append(path)
+    note_unlisted(folder, listed, findings)
     dense = labels != "masks"
     names = names if dense else {c: name for c, name in names.items() if c not in stuff}
     return Split(records, ImageFiles(paths), names, dense, frozenset(stuff))
+
+
+def _by_image(
+    annotations: Sequence[Any], file: Path, images: Collection[int | str], findings: Findings
+) -> dict[int | str, dict[str, Any]]:
+    """The annotation of each image; what cannot be one is a finding."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for place, entry in enumerate(annotations):
+        where = f"{file}, annotation at place {place}"
+        image_id = as_id(entry.get("image_id")) if isinstance(entry, dict) else None
+        if image_id is None:
+            findings.add("broken row", where, f"{short(entry)} has no image_id")
+        elif image_id not in images:
+            findings.add("annotation without image", where, f"of image {short(image_id)}")
+        elif image_id in found:
+            findings.add("broken row", where, f"image {short(image_id)} has one before")
+        else:
+            found[image_id] = entry
+    return found
 
 
 def stuff_of(content: dict[str, Any]) -> set[int]:
@@ -111,7 +131,8 @@ def panoptic_record(
     try:
         numbers = segment_numbers(read_numbers(label_source))
     except ValueError as error:
-        findings.add("unreadable label map", where, str(error))
+        file = f"{label_source}: " if isinstance(label_source, Path) else ""
+        findings.add("unreadable label map", where, f"{file}{error}")
         return None
     height, width = numbers.shape
     size = as_size(width, height) if header is None else (header.width, header.height)

@@ -97,7 +97,7 @@ class Rows:
             pass
         elif label_map is None:
             self.findings.add("missing label map", where, "the row has none")
-        elif self.labels == "segments":
+        elif "segments_info" in row:
             segments = row.get("segments_info")
             return panoptic_record(image_id, where, source, label_map, segments, self.findings)
         else:

@@ -76,6 +76,8 @@ class HeadFamily:
     prepare: Callable[[Any, Iterable[tuple[torch.Tensor, torch.Tensor]]], None] | None = None
     """(model, pixel_values and pixel_mask of some training images): what it has to know of them before the
     first step"""
+    anneal: Callable[[Any, float], None] | None = None
+    """(model, part of the steps that is done): before each step, if something in the model depends on it"""
     level_strides: Callable[[Any, Sequence[int]], Sequence[int]] = lambda config, strides: strides
     """Strides of all maps that the head works on, px, given its config and those of the backbone"""
 

@@ -74,7 +74,7 @@ def test_what_gets_a_loss_is_what_the_untouched_model_predicts(tmp_path, head):
         theirs = detector.model(pixel_values=pixels)
     torch.testing.assert_close(ours.logits[-1], theirs.class_queries_logits)
     torch.testing.assert_close(all_masks(ours, -1), theirs.masks_queries_logits)
-    assert len(ours.logits) == {"maskformer": 2, "mask2former": 3}[head]
+    assert len(ours.logits) == {"maskformer": 2, "mask2former": 3, "pmd": 3}[head]
 
 
 def test_equals_transformers_where_its_points_are_the_centres_of_all_cells(tmp_path, monkeypatch):
