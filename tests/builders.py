@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -136,6 +137,13 @@ TINY_HEAD = {
 MASK_HEADS = ["maskformer", "mask2former", "pmd"]
 OWN_CODE = ["pmd", "linear"]
 """Heads whose export carries code"""
+
+
+def some(names, fast):
+    """Parameters of a test: those of `fast`, and the others for the slow tests."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 BOX_HEADS = [head for head in TINY_HEAD if head not in [*MASK_HEADS, "linear"]]
 
 BOX_VARIANTS = {

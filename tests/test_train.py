@@ -1,7 +1,10 @@
 """Whole runs through the real command line."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from builders import (
     launch,
     metrics_lines,
     save_backbone,
+    some,
     tiny_run,
     write_coco,
 )
@@ -96,7 +100,7 @@ def test_evaluating_the_export_repeats_the_logged_metric(tmp_path, head):
         assert again[name] == pytest.approx(logged[name], abs=1e-4)
 
 
-@pytest.mark.parametrize("head", TINY_HEAD)
+@pytest.mark.parametrize("head", some(TINY_HEAD, ["deformable_detr", "maskformer", "linear"]))
 def test_one_and_two_processes_train_on_the_same_images_with_the_same_loss(tmp_path, head):
     one = tiny_run(tmp_path, head, run__output_dir=tmp_path / "one")
     two = tiny_run(tmp_path, head, run__output_dir=tmp_path / "two", data__num_workers=1)
@@ -280,3 +284,32 @@ def test_pipeline_gives_the_regions_that_were_evaluated(tmp_path, variant):
         assert not theirs
     assert set(labels.values()) == set(by_id.values())
     assert compared > len(content["images"])  # on some there are two classes
+
+
+ELSEWHERE = """
+import json, sys
+from transformers import pipeline
+segmenter = pipeline("image-segmentation", sys.argv[1], trust_remote_code=True)
+parts = segmenter(sys.argv[2], subtask="semantic")
+print(json.dumps({part["label"]: sum(map(bool, part["mask"].getdata())) for part in parts}))
+"""
+
+
+@pytest.mark.parametrize("head", some(OWN_CODE, ["pmd"]))
+def test_export_with_code_of_its_own_needs_nothing_of_this_repository(tmp_path, head):
+    variant = "linear" if head == "linear" else f"{head}_semantic"
+    train(tiny_run(tmp_path, variant))
+    file = sorted((tmp_path / "data/val").iterdir())[0]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "run/export"), str(file)]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    evaluated = json.loads((tmp_path / "run/eval/step-000003/predictions.json").read_text())
+    names = {0: "background", 1: "class1"}
+    first = [row for row in evaluated if row["image_id"] == evaluated[0]["image_id"]]
+    ours = {}
+    for row in first:
+        mask = Rle(tuple(row["segmentation"]["size"]), row["segmentation"]["counts"].encode())
+        ours[names[row["category_id"]]] = len(pixels_of(mask, mask.size)[0])
+    assert json.loads(result.stdout.splitlines()[-1]) == ours

@@ -6,7 +6,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForUniversalSegmentation
+from transformers import (
+    AutoConfig,
+    AutoModelForImageSegmentation,
+    AutoModelForUniversalSegmentation,
+)
 from transformers.models.maskformer.image_processing_pil_maskformer import (
     MaskFormerImageProcessorPil,
 )
@@ -24,7 +28,8 @@ WEIGHTS = MaskWeights(classes=2.0, mask=5.0, dice=5.0, no_object=0.1)
 """Those of Mask2Former and EoMT"""
 
 AutoConfig.register(PlainMaskConfig.model_type, PlainMaskConfig)
-AutoModelForUniversalSegmentation.register(PlainMaskConfig, PlainMaskDecoder)
+for auto_class in (AutoModelForUniversalSegmentation, AutoModelForImageSegmentation):
+    auto_class.register(PlainMaskConfig, PlainMaskDecoder)
 
 
 def make_config(

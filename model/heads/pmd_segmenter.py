@@ -233,4 +233,4 @@ class PlainMaskDecoder(PreTrainedModel):
 
 
 PlainMaskConfig.register_for_auto_class()
-PlainMaskDecoder.register_for_auto_class("AutoModelForUniversalSegmentation")
+PlainMaskDecoder.register_for_auto_class("AutoModelForImageSegmentation")
