@@ -127,6 +127,12 @@ KINDS: dict[str, Kind] = {
     "mask outside the image": Kind(
         "left out", "nothing of it lies inside its image", "object left out"
     ),
+    "mask crosses itself": Kind(
+        "noted", "its outline crosses itself, and what is inside is a matter of taste"
+    ),
+    "masks of one object": Kind(
+        "noted", "two masks of a class are nearly the same; labelled twice?"
+    ),
     "mask and box disagree": Kind(
         "noted", "its box is another than that around its mask; the mask counts"
     ),

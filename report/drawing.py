@@ -117,8 +117,18 @@ def _edge(mask: Mask, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     return rows, columns
 
 
-def save_grid(images: Sequence[Image.Image], file: Path, columns: int = 4, gap_px: int = 6) -> None:
-    """Write images as one picture, row by row."""
+def save_grid(
+    images: Sequence[Image.Image],
+    file: Path,
+    columns: int = 4,
+    gap_px: int = 6,
+    legend: Sequence[str] = (),
+) -> None:
+    """Write images as one picture, row by row.
+
+    Args:
+        legend: names of classes, told with their colours below the images.
+    """
     columns = min(columns, len(images))
     rows = [images[start : start + columns] for start in range(0, len(images), columns)]
     cell = max(image.width for image in images)
@@ -130,8 +140,32 @@ def save_grid(images: Sequence[Image.Image], file: Path, columns: int = 4, gap_p
         for column, image in enumerate(row):
             canvas.paste(image, (gap_px + column * (cell + gap_px), y))
         y += height + gap_px
+    if legend:
+        canvas = _with_legend(canvas, legend)
     file.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(file)
+
+
+def _with_legend(picture: Image.Image, names: Sequence[str], line_px: int = 26) -> Image.Image:
+    """The picture with a patch of colour and a name for each class below it."""
+    font = ImageFont.load_default(size=line_px * 0.65)
+    measure = ImageDraw.Draw(picture)
+    places, x, y = [], 0.0, 0
+    texts = [printable(name, 40) for name in names]
+    for text in texts:
+        width = 2 * line_px + measure.textlength(text, font=font)
+        if x and x + width > picture.width:
+            x, y = 0.0, y + line_px
+        places.append((x, y))
+        x += width
+    canvas = Image.new("RGB", (picture.width, picture.height + y + line_px), (32, 32, 32))
+    canvas.paste(picture, (0, 0))
+    pen = ImageDraw.Draw(canvas)
+    for kind, (text, (x, y)) in enumerate(zip(texts, places, strict=True)):
+        top = picture.height + y
+        pen.rectangle((x + 6, top + 4, x + line_px, top + line_px - 6), fill=colour_of(kind))
+        pen.text((x + line_px + 5, top + 2), text, fill="white", font=font)
+    return canvas
 
 
 def draw_batch(batch: Batch, names: Sequence[str], file: Path) -> None:

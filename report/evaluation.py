@@ -122,12 +122,14 @@ def draw_fixed_images(file: Path, predictions: Predictions, data: Data, threshol
         if data.labels in EVERY_PIXEL:
             truth = _true_parts(record, data).scaled(x, y)
             names = [taxonomy.names[c] for c in truth.classes]
+            if data.labels == "regions":  # the legend says it, where there may be many
+                names, labels = [""] * len(names), [""] * len(labels)
             drawn = [draw_objects(pixels, truth, names), draw_objects(pixels, found, labels)]
             images.append(beside(drawn))
         else:
             images.append(draw_objects(pixels, found, labels, record.objects.scaled(x, y)))
     if images:
-        save_grid(images, file)
+        save_grid(images, file, legend=taxonomy.names if data.labels in EVERY_PIXEL else ())
 
 
 def _true_parts(record: Record, data: Data) -> Objects:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from data.build import Data, read_data
 from data.check.doctor import check_images, readable_places, splits_of
+from data.check.masks import check_masks
 from data.check.repair import refuse_full, write_repaired
 from data.check.statistics import SplitStatistics, split_statistics
 from data.findings import Finding, Findings
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     splits = splits_of(data)
     total = len(readable_places(splits))
     with tqdm(total=total, unit=" images", desc="checking", disable=None) as bar:
-        findings = [*noted, *check_images(data, args.workers, bar.update)]
+        findings = [*noted, *check_images(data, args.workers, bar.update), *check_masks(data)]
     statistics = {
         name: split_statistics(split, data.taxonomy, cfg.data.image_size)
         for name, split in splits.items()

@@ -1,0 +1,85 @@
+"""What only drawing masks shows: outlines that cross themselves, and objects that were labelled twice."""
+
+from collections.abc import Callable
+
+import numpy as np
+from faster_coco_eval.core import mask as mask_api
+
+from data.build import Data
+from data.check.doctor import readable_places, splits_of
+from data.findings import Findings
+from data.masks import Polygons, to_rle
+from data.objects import Objects
+from data.schema import Record
+
+SAME_IOU = 0.8
+"""Masks of one class that share more than this are probably of one object"""
+MOST_CORNERS = 1000
+"""An outline with more corners is not looked at: comparing all its edges would take too long"""
+SAME_BOX_IOU = 0.5
+"""Masks whose boxes share less are not compared"""
+
+
+def check_masks(data: Data, progress: Callable[[], object] = lambda: None) -> Findings:
+    """Look at the masks of all objects, where there are masks of objects.
+
+    Args:
+        progress: called after each image.
+    """
+    findings = Findings()
+    splits = splits_of(data)
+    for name, index in readable_places(splits):
+        record = splits[name].records[index]
+        if record.objects.masks is not None and not splits[name].dense:
+            _check(record, (name, index), findings)
+        progress()
+    return findings
+
+
+def _check(record: Record, place: tuple[str, int], findings: Findings) -> None:
+    objects = record.objects
+    for index, mask in enumerate(objects.masks):
+        if isinstance(mask, Polygons):
+            crossing = [ring for ring in mask.rings if crosses_itself(ring)]
+            if crossing:
+                detail = f"an outline of {len(crossing[0])} corners"
+                findings.add("mask crosses itself", record.box_where(index), detail, place)
+    for one, other, share in twins(objects, (record.height, record.width)):
+        detail = f"IoU {share:.2f} with {record.box_where(one).removeprefix(record.where + ', ')}"
+        findings.add("masks of one object", record.box_where(other), detail, place)
+
+
+def crosses_itself(ring: np.ndarray) -> bool:
+    """Whether two edges of an outline, float64 [k, 2], cross at a point that is no corner of it."""
+    if not 4 <= len(ring) <= MOST_CORNERS:
+        return False
+    start, end = ring, np.roll(ring, -1, axis=0)
+    first = _sides(start, end, start) * _sides(start, end, end)  # [k edges, k other edges]
+    return bool(((first < 0) & (first.T < 0)).any())
+
+
+def _sides(start: np.ndarray, end: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """[k, n]: 1, 0 or -1 for the side of each line on which each point is."""
+    direction = (end - start)[:, None]
+    away = points[None] - start[:, None]
+    return np.sign(direction[..., 0] * away[..., 1] - direction[..., 1] * away[..., 0])
+
+
+def twins(objects: Objects, size: tuple[int, int]) -> list[tuple[int, int, float]]:
+    """(place, later place, IoU) of objects of one class, crowds aside, whose masks are nearly the same."""
+    low, high = objects.boxes[:, :2], objects.boxes[:, :2] + objects.boxes[:, 2:]
+    both = np.minimum(high[:, None], high[None]) - np.maximum(low[:, None], low[None])
+    shared = both.clip(0).prod(axis=2)
+    area = objects.boxes[:, 2:].prod(axis=1)
+    iou = shared / np.maximum(area[:, None] + area[None] - shared, 1e-9)
+    near = (iou > SAME_BOX_IOU) & (objects.classes[:, None] == objects.classes[None])
+    if objects.iscrowd is not None:
+        near &= ~(objects.iscrowd[:, None] | objects.iscrowd[None])
+    found = []
+    for one, other in zip(*np.nonzero(np.triu(near, 1)), strict=True):
+        pair = [to_rle(objects.masks[place], size) for place in (one, other)]
+        coded = [{"size": list(rle.size), "counts": rle.counts} for rle in pair]
+        share = float(mask_api.iou(coded[:1], coded[1:], [0])[0, 0])
+        if share > SAME_IOU:
+            found.append((int(one), int(other), share))
+    return found
