@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from data.batch import Batch
 from data.masks import CELL_PIXELS, CELL_PX
@@ -26,6 +27,8 @@ from model.losses.terms import (
     object_counts,
 )
 
+SQUARES_AT_ONCE = 1 << 21
+"""Of the masks of an image and layer that get a loss; of more, they are computed again in the backward pass"""
 ALPHA = 0.25
 """Weight of covered squares in the focal loss"""
 
@@ -147,16 +150,35 @@ class MaskCriterion:
         sums = [[goals.new_zeros(()), goals.new_zeros(())] for _ in range(layers)]
         for layer, image in sorted(set(zip(*queries[:2].tolist(), strict=True))):
             own = ((queries[0] == layer) & (queries[1] == image)).nonzero()[:, 0]
-            masks = fp32(outputs.masks(layer, image, queries[2, own].to(goals.device)))
-            goal, weight = goals[places[own].to(goals.device)], known[image]
-            if masks.shape[-2:] != goal.shape[-2:]:
-                masks = F.interpolate(masks[None], size=goal.shape[-2:], mode="bilinear")[0]
-            sums[layer][0] = sums[layer][0] + self._mask_loss(masks, goal, weight)
-            sums[layer][1] = sums[layer][1] + _dice_loss(masks, goal, weight)
+            parts = own.split(max(1, SQUARES_AT_ONCE // known[image].numel()))
+            for part in parts:
+                chosen = queries[2, part].to(goals.device)
+                goal = goals[places[part].to(goals.device)]
+                given = (outputs.masks, layer, image, chosen, goal, known[image])
+                if len(parts) == 1:
+                    found = self._sums(*given)
+                else:  # of many large masks, those of one part at a time are kept
+                    found = checkpoint(self._sums, *given, use_reentrant=False)
+                sums[layer] = [total + own for total, own in zip(sums[layer], found, strict=True)]
         mask_sums, dice_sums = zip(*sums, strict=True)
         # A micro-batch without objects has to give every parameter a gradient as well, of zero.
         nothing = fp32(outputs.masks(layers - 1, 0, slice(0, 1))).mean() * 0
         return torch.stack(mask_sums) + nothing, torch.stack(dice_sums)
+
+    def _sums(
+        self,
+        masks_of: Callable[[int, int, torch.Tensor | slice], torch.Tensor],
+        layer: int,
+        image: int,
+        queries: torch.Tensor,
+        goal: torch.Tensor,
+        weight: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sums of the mask and the dice losses of some queries' masks."""
+        masks = fp32(masks_of(layer, image, queries))
+        if masks.shape[-2:] != goal.shape[-2:]:
+            masks = F.interpolate(masks[None], size=goal.shape[-2:], mode="bilinear")[0]
+        return self._mask_loss(masks, goal, weight), _dice_loss(masks, goal, weight)
 
     def _mask_loss(
         self, masks: torch.Tensor, goal: torch.Tensor, weight: torch.Tensor

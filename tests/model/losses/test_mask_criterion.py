@@ -184,3 +184,24 @@ def test_maps_of_half_precision_do_not_overflow():
     criterion, outputs = simple(True, torch.zeros(1, 6, 4), masks)
     total = criterion(outputs, batch, criterion.counts(batch).alone).total
     assert torch.isfinite(total)
+
+
+@pytest.mark.parametrize("head", MASK_HEADS)
+def test_masks_in_parts_give_the_same_losses_and_gradient(tmp_path, monkeypatch, head):
+    """Many large masks are computed part by part, and again in the backward pass."""
+    trainable = tiny_detector(tmp_path / "backbone", head).trainable.double().train()
+    batch = make_batch(FOUR_IMAGES["full"])
+
+    def step():
+        trainable.zero_grad()
+        losses = losses_of(trainable, batch)
+        losses.total.backward()
+        grads = [p.grad.flatten() for p in trainable.parameters() if p.grad is not None]
+        return losses.terms, torch.cat(grads)
+
+    terms, gradient = step()
+    monkeypatch.setattr("model.losses.mask_criterion.SQUARES_AT_ONCE", 2 * 16 * 24)
+    again, other = step()
+    for name, value in terms.items():
+        assert again[name].item() == pytest.approx(value.item(), rel=1e-12)
+    assert (other - gradient).norm() <= 1e-12 * gradient.norm()
