@@ -10,7 +10,11 @@ from found import edit_line
 from painted import NAMES, SPLITS, found, labels_of
 from PIL import Image
 
+from data.findings import Findings
+from data.sources.label_maps import LabelRules, dense_record
 from errors import UserError
+
+RULES = LabelRules(255, False)
 
 
 @pytest.fixture(autouse=True)
@@ -212,3 +216,26 @@ def test_first_line_without_label_map(tmp_path):
     ((kind, _), (other, _)), data = found(cfg)
     assert {kind, other} == {"missing label map", "image without annotation"}
     assert len(data.train) == 3
+
+
+def test_thousands_of_broken_label_maps_are_a_finding_or_a_record(tmp_path):
+    """Bytes changed, cut out and cut off: nothing else is ever raised."""
+    rng = np.random.default_rng(0)
+    image = painted.write_images(tmp_path)[1]
+    image = tmp_path / f"{image}.jpg"
+    whole = []
+    for way in ("grey", "palette", "16 bits", "16-bit TIFF", "GIF"):
+        (name,) = painted.write_maps(tmp_path / way, way=way)[1:2]
+        whole.append((tmp_path / way / name).read_bytes())
+    findings, read = Findings(), 0
+    for number in range(3000):
+        content = bytearray(whole[number % len(whole)])
+        for place in rng.integers(0, len(content), rng.integers(1, 6)):
+            content[place] = rng.integers(0, 256)
+        if number % 3 == 0:
+            content = content[: rng.integers(1, len(content))]
+        record = dense_record(number, "x", image, bytes(content), RULES, findings)
+        read += record is not None
+    assert read + len(findings) == 3000
+    assert min(read, len(findings)) > 200
+    assert set(findings.counts()) <= {UNREADABLE, "label map of another size"}
