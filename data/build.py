@@ -13,7 +13,7 @@ from data.schema import Record, Split
 from data.splits import split_off
 from data.taxonomy import Taxonomy, build_taxonomy, with_background, with_stuff
 from errors import UserError
-from settings.keys import DataConfig, Labels
+from settings.keys import EVERY_PIXEL, DataConfig, Labels
 
 READERS = {
     "synthetic": "data.sources.synthetic",
@@ -26,8 +26,6 @@ READERS = {
 }
 """Module of each `data.source`; it has read_split(cfg, which, findings, labels) -> Split"""
 
-EVERY_PIXEL: tuple[Labels, ...] = ("regions", "segments")
-"""What gives every pixel a class, or is ignored there"""
 MAX_LISTED = 20
 """Findings that an error names"""
 

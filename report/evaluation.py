@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from data.build import EVERY_PIXEL, Data
+from data.build import Data
 from data.canvas import resized_size
 from data.coco_format import coco_results
 from data.images.decode import decode
@@ -20,7 +20,7 @@ from errors import UserError, csv_cell, printable
 from evaluation.metrics import TOTALS
 from evaluation.predictions import Predictions
 from report.drawing import beside, draw_objects, save_grid
-from settings.keys import EvalConfig, ImageSizeConfig
+from settings.keys import EVERY_PIXEL, EvalConfig, ImageSizeConfig
 
 REPORT_FILES = {"metrics.json", "per_class.csv", "predictions.json", "predictions.png"}
 COUNTED = ("boxes", "pixels", "segments")

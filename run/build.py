@@ -186,7 +186,7 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
     resumed = resume(cfg, accelerator, checkpoints, detector, optimizer, ema, facts)
     state = resumed.state
     if resumed.folder is None:
-        measure(detector, data, cfg.eval.batch_size, accelerator.device)
+        measure(detector, data, accelerator.device)
     # Without its facts, in which ranks differ: each has a device of its own.
     told = dataclasses.replace(state, facts={}).to_json()
     check_same(accelerator, {"the checkpoint to resume from": told})
@@ -220,15 +220,14 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
     )
 
 
-def measure(detector: Detector, data: Data, batch_size: int, device: torch.device) -> None:
+def measure(detector: Detector, data: Data, device: torch.device) -> None:
     """Let the head see some training images, the same on every rank, before the first step."""
     if detector.family.prepare is None:
         return
     shown = EvalDataset(data.train, detector.rule)
     places = range(min(MEASURED_IMAGES, len(shown)))
-    samples = [[shown[i] for i in places[s : s + batch_size]] for s in places[::batch_size]]
     trainable = detector.trainable.to(device)
-    trainable.prepare(collate(own).to(device) for own in samples)
+    trainable.prepare(collate([shown[place]]).to(device) for place in places)
 
 
 def build_accelerator(cfg: Config) -> Accelerator:

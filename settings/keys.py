@@ -24,6 +24,8 @@ Task = Literal[
 Labels = Literal["boxes", "masks", "regions", "segments"]
 """What is learnt of images: boxes of objects, masks of objects, the class of every pixel, or this and to which
 object it belongs"""
+EVERY_PIXEL: tuple[Labels, ...] = ("regions", "segments")
+"""What gives every pixel a class, or says that it is not known"""
 LABELS: dict[Task, Labels] = {
     "detection": "boxes",
     "instance_segmentation": "masks",

@@ -27,7 +27,7 @@ from data.regions import partition
 from data.schema import Split
 from data.taxonomy import Taxonomy
 from errors import UserError
-from settings.keys import DataConfig, ImageSizeConfig, Labels
+from settings.keys import EVERY_PIXEL, DataConfig, ImageSizeConfig, Labels
 
 
 def resized_sizes(split: Split, cfg: ImageSizeConfig) -> np.ndarray:
@@ -76,7 +76,7 @@ class TrainDataset(Dataset):
         self.labels = labels
         self.background = None if taxonomy is None else taxonomy.background
         self.stuff = () if taxonomy is None else taxonomy.stuff
-        self.every_pixel = labels in ("regions", "segments")
+        self.every_pixel = labels in EVERY_PIXEL
         # A region of which a tenth is left is as good as a whole one.
         self.augment = Augment(cfg.augment, 0.0 if self.every_pixel else MIN_VISIBILITY)
 

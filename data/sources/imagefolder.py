@@ -27,7 +27,7 @@ from data.sources.files import (
 from data.sources.label_maps import label_names, names_of_folder
 from data.sources.rows import LABEL_MAP_COLUMNS, Rows
 from errors import UserError
-from settings.keys import DataConfig, Labels
+from settings.keys import EVERY_PIXEL, DataConfig, Labels
 
 
 def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels = "boxes") -> Split:
@@ -69,7 +69,7 @@ def read_folder(
     rows = Rows(cfg, names, findings, labels)
     parsed = [(n, _row(line, f"{file}, line {n}", findings)) for n, line in lines]
     column = None
-    if labels in ("regions", "segments"):
+    if labels in EVERY_PIXEL:
         rows_there = [row for _, row in parsed if row]
         if labels == "regions" or any("segments_info" in row for row in rows_there):
             column = _label_map_key(rows_there, cfg.label_map_column, file)

@@ -16,7 +16,7 @@ from data.sources.addresses import own_address
 from data.sources.hub_rows import encoded, guarded, open_rows
 from disk import cache_root, whole_folder
 from errors import UserError
-from settings.keys import DataConfig, Labels
+from settings.keys import EVERY_PIXEL, DataConfig, Labels
 
 FORMAT = 2
 """Raise it when the stored form changes, so that old stores are not read"""
@@ -46,7 +46,7 @@ def ensure_stored(cfg: DataConfig, split: str, labels: Labels = "boxes") -> Path
 def store_folder(cfg: DataConfig, split: str, labels: Labels = "boxes") -> Path:
     """Folder of this dataset, revision and split; another one after the dataset has changed."""
     cache = cache_root()
-    dense = labels in ("regions", "segments")
+    dense = labels in EVERY_PIXEL
     column = f"\0{labels}\0{cfg.label_map_column}" if dense else ""
     key = f"{cfg.path}\0{cfg.revision}\0{split}{column}"
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
