@@ -57,7 +57,8 @@ KINDS: dict[str, Kind] = {
     ),
     "unknown category": Kind(
         "refused",
-        "its category is not among the dataset's; add that, or delete the annotation",
+        "its category is not among the dataset's; add that, or delete the annotation (of label maps "
+        "data.label_values says which values are which data.labels)",
         "left out",
     ),
     "duplicate annotation id": Kind("noted", "the ids of annotations are not used", "ids are new"),

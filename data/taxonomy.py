@@ -1,6 +1,7 @@
 """The one mapping between a dataset's category ids and class indices."""
 
 import itertools
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -98,7 +99,7 @@ def build_taxonomy(splits: Sequence[Split], labels: Sequence[str] | None) -> Tax
     if not ids:
         raise UserError("the dataset has no categories and no boxes: nothing to train on")
     ordered = tuple(names.get(i, str(i)) for i in ids)
-    repeated = sorted({name for name in ordered if ordered.count(name) > 1})
+    repeated = sorted(name for name, number in Counter(ordered).items() if number > 1)
     if repeated:
         raise UserError(f"two categories are named {repeated[0]!r}; set data.labels")
     return Taxonomy(ordered, tuple(ids))

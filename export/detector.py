@@ -31,7 +31,7 @@ from model.build import HEADS, TASK_KEY, get_family
 from model.heads.family import HeadFamily
 from model.normalization import Normalization
 from model.source import SAFE, local_folder, quiet_transformers
-from model.trainable import Trainable
+from model.trainable import STUFF_KEY, Trainable
 from settings.keys import LABELS, Labels, Task
 
 INTEGERS = ("num_batches_tracked", "_index", "position_ids", "progress")
@@ -95,6 +95,9 @@ def load_detector(name: str, task: Task | None = None) -> LoadedDetector:
             raise UserError(
                 f"--model {name}: id2label in config.json does not name classes 0, 1, 2, ..."
             )
+        stuff = getattr(config, STUFF_KEY, [])
+        if not isinstance(stuff, list) or not all(type(c) is int and c in names for c in stuff):
+            raise UserError(f"--model {name}: {STUFF_KEY} in config.json is no list of classes")
         settings = processor.to_dict()
         rule = CanvasRule.of_processor(settings)
         family = next((family for family in families if family.model_class is type(model)), None)

@@ -85,7 +85,10 @@ def statistics_lines(splits: Mapping[str, SplitStatistics], size: ImageSizeConfi
     ):
         shares = zip(values, figures, strict=True)
         lines.append(_row(title, [f"{n:,} ({n / max(s.boxes, 1):.0%})" for n, s in shares]))
-    lines += ["", f"The resize: {limit} px, the aspect ratio is kept."]
+    if size.fit == "stretch":
+        lines += ["", f"The resize: stretched to {size.longest} x {size.longest} px."]
+    else:
+        lines += ["", f"The resize: {limit} px, the aspect ratio is kept."]
     lines += ["", _row("least / 5 % / median / 95 % / most", names)]
     for title, key in (
         ("  box side after the resize, px", "box_side_px"),

@@ -186,10 +186,16 @@ def _check_task(cfg: Config) -> Iterator[str]:
     values = cfg.data.label_values
     if values is not None and len(values) != len(cfg.data.labels or []):
         yield (
-            f"data.label_values {values}: one value for each of data.labels {cfg.data.labels} is needed"
+            f"data.label_values {values}: needs data.labels with a name for each value, which are "
+            f"{cfg.data.labels}"
         )
     if values is not None and (len(set(values)) < len(values) or cfg.data.reduce_labels):
         yield f"data.label_values {values}: must differ from each other, and go without reduce_labels"
+    for value in [] if values is None else values:
+        if not 0 <= value < LARGEST_LABEL:
+            yield f"data.label_values {value}: must lie in 0 ... {LARGEST_LABEL - 1}"
+    if cfg.data.stuff and cfg.model.task != "panoptic_segmentation":
+        yield f"data.stuff {cfg.data.stuff}: has no effect with model.task {cfg.model.task}"
     if cfg.data.background is not None and not cfg.data.background.strip():
         yield "data.background: is empty; name the class, or say null"
 

@@ -62,6 +62,11 @@ def main(argv: Sequence[str]) -> int:
     noted = Findings()
     try:
         data = read_data(cfg.data, cfg.run.seed, noted, LABELS[cfg.model.task])
+        if args.repair and (data.train.dense or data.train.stuff):
+            raise UserError(
+                "--repair: writes COCO files of objects, and would lose what label maps say; mend the files "
+                "that are named"
+            )
     except UserError:
         print("\n".join(finding_lines(list(noted), most, cfg.data.path)))  # they may explain it
         raise
@@ -69,6 +74,9 @@ def main(argv: Sequence[str]) -> int:
     total = len(readable_places(splits))
     with tqdm(total=total, unit=" images", desc="checking", disable=None) as bar:
         findings = [*noted, *check_images(data, args.workers, bar.update), *check_masks(data)]
+    if LABELS[cfg.model.task] != "boxes" and cfg.data.image_size.fit is None:
+        size = dataclasses.replace(cfg.data.image_size, fit="stretch")  # as mask heads need it
+        cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, image_size=size))
     statistics = {
         name: split_statistics(split, data.taxonomy, cfg.data.image_size)
         for name, split in splits.items()
@@ -97,8 +105,8 @@ def _repair(data: Data, findings: Sequence[Finding], folder: Path, total: int) -
     with tqdm(total=total, unit=" images", desc="writing", disable=None) as bar:
         num = write_repaired(data, findings, folder, bar.update)
     print(
-        f"\n{num} repairs, listed in {folder / 'repairs.jsonl'}; boxes, classes, areas and iscrowd are "
-        f"kept, nothing else\ntrain with --data.source coco --data.path {folder} --data.val_split val"
+        f"\n{num} repairs, listed in {folder / 'repairs.jsonl'}; boxes, classes, areas, iscrowd and "
+        f"masks are kept, nothing else\ntrain with --data.source coco --data.path {folder} --data.val_split val"
     )
 
 

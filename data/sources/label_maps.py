@@ -8,6 +8,7 @@ has the name of its image, apart from the extension and from an ending that all 
 """
 
 import io
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def dense_record(
     if source is None:
         findings.add("missing image", where, "the row has no image")
         return None
-    if isinstance(label_source, Path) and not label_source.is_file():
+    if isinstance(label_source, Path) and not os.path.isfile(label_source):
         findings.add("missing label map", where, str(label_source))
         return None
     header = read_header(source, where, findings)
@@ -273,10 +274,14 @@ def _folders(cfg: DataConfig, which: str, root: Path) -> tuple[Path, Path]:
         if images.is_dir() and maps.is_dir():
             return images, maps
     raise UserError(
-        f"data.path {root}: no images of split {split!r} with label maps, such as "
-        f"images/{split} with annotations/{split}; name the folders by data.{which}_split and "
-        f"data.{which}_annotations"
+        f"data.path {root}: no images of split {split!r} with label maps, such as images/{split} with "
+        f"annotations/{split}, or both in {split}; name the folders by data.{which}_split and "
+        f"data.{which}_annotations (there are: {', '.join(_folders_below(root)) or 'none'})"
     )
+
+
+def _folders_below(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.is_dir())[:10]
 
 
 def _partners(

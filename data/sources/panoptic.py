@@ -5,6 +5,7 @@ a folder of its name without `.json`; image folders and the Hub have both in a r
 the colours, red + 256 green + 65536 blue. Format: https://cocodataset.org/#format-data, panoptic.
 """
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -104,7 +105,8 @@ def _by_image(
 def stuff_of(content: dict[str, Any]) -> set[int]:
     """Category ids that the file says are no things (`isthing` 0)."""
     entries = content.get("categories")
-    found = (entry for entry in entries or () if isinstance(entry, dict))
+    listed = entries if isinstance(entries, list) else []
+    found = [entry for entry in listed if isinstance(entry, dict)]
     ids = {as_int(entry.get("id")) for entry in found if as_int(entry.get("isthing")) == 0}
     return {category for category in ids if category is not None}
 
@@ -121,7 +123,7 @@ def panoptic_record(
     if source is None:
         findings.add("missing image", where, "the row has no image")
         return None
-    if isinstance(label_source, Path) and not label_source.is_file():
+    if isinstance(label_source, Path) and not os.path.isfile(label_source):
         findings.add("missing label map", where, str(label_source))
         return None
     listed = _listed(segments, where, findings)
@@ -161,7 +163,13 @@ def panoptic_record(
 
 
 def segment_numbers(pixels: np.ndarray) -> np.ndarray:
-    """int64 [H, W] of a picture's pixels, [H, W] or [H, W, 3 or 4]."""
+    """int64 [H, W] of a picture's pixels, [H, W] or [H, W, 3 or 4].
+
+    Raises:
+        ValueError: if they are no whole numbers.
+    """
+    if pixels.dtype.kind not in "ui" or pixels.min() < 0:
+        raise ValueError(f"its numbers are {pixels.dtype}, not those of segments")
     if pixels.ndim == 2:
         return pixels.astype(np.int64)
     channels = pixels[..., :3].astype(np.int64)

@@ -6,6 +6,7 @@ Class ids are places in `data.labels`, or else in VOC's own list; with `data.lab
 background's where regions are wanted, and not there where masks are.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ def _objects_record(
 ) -> Record | None:
     """Record of an image with its objects; None, and a finding, if its label maps cannot be used."""
     for file in (of_classes, of_objects):
-        if not file.is_file():
+        if not os.path.isfile(file):
             findings.add("missing label map", str(path), str(file))
             return None
     header = read_header(path, str(path), findings)

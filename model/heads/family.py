@@ -26,7 +26,10 @@ def refuse_unknown(args: Mapping[str, Any], known: Collection[str], where: str) 
     """
     unknown = sorted(set(args) - set(known))
     if unknown:
-        raise UserError(f"model.head_args.{unknown[0]}: {where} has no such argument")
+        raise UserError(
+            f"model.head_args.{unknown[0]}: {where} has no such argument; leave it out, or, where a YAML has it "
+            "for another head, say --model.head_args '{}'"
+        )
 
 
 def call_with_mask(model: Any, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> Any:

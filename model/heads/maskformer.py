@@ -36,6 +36,10 @@ def make_config(
     """
     own = {field.name for field in dataclasses.fields(MaskFormerConfig)} - {"decoder_config"}
     refuse_unknown(args, own | set(DECODER_ARGUMENTS), "MaskFormerConfig")
+    if len(strides) < 2:
+        raise UserError(
+            f"model.out_features: maskformer reads 2 maps or more, the backbone gives {len(strides)}"
+        )
     if shared["backbone_config"].model_type == "swin":
         raise UserError(
             "model.head maskformer: transformers puts a class of its own in the place of a Swin backbone, "
