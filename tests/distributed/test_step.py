@@ -9,6 +9,7 @@ CASES = [
     for head in VARIANTS
     for dtype in ("float64", "float32")
     for boxes in FOUR_IMAGES
+    if dtype == "float64" or boxes == "uneven"  # rounding is seen in the hard one
 ]
 WORLDS = {"1x4": (1, 1), "2x2": (2, 1), "4x1": (4, 1), "2x1": (2, 2)}
 """(processes, images per micro-batch) by processes x accumulation"""
