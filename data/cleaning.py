@@ -88,7 +88,7 @@ def cleaned(split: Split, name: str, taxonomy: Taxonomy, findings: Findings) -> 
     given = split.objects
     classes = taxonomy.class_indices(given.classes)
     sizes = np.array([_limits(record) for record in records])[given.image].reshape(-1, 2)
-    boxes, of_masks = _around_masks(given, sizes, split.dense)
+    boxes, of_masks = _around_masks(given, sizes)
     given = dataclasses.replace(given, boxes=boxes)
     clean = clean_boxes(given.boxes, sizes[:, 0], sizes[:, 1])
     wanted = (classes[clean.kept] >= 0) & ~np.isin(clean.kept, of_masks[OUTSIDE])
@@ -124,15 +124,12 @@ def cleaned(split: Split, name: str, taxonomy: Taxonomy, findings: Findings) -> 
     )
 
 
-def _around_masks(
-    objects: Objects, sizes: np.ndarray, dense: bool
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _around_masks(objects: Objects, sizes: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Boxes around the masks, where there are masks, and places of objects by what is wrong with these, a
     key of findings.KINDS.
 
     Args:
         sizes: (width, height) of each one's image, px, float64 [n, 2].
-        dense: there are no boxes beside the masks.
     """
     if objects.masks is None or not len(objects):
         return objects.boxes, {OUTSIDE: np.zeros(0, np.int64)}
@@ -146,7 +143,7 @@ def _around_masks(
         )
         shared = (high - low).clip(0).prod(axis=1)
         total = sum((c[:, 2:] - c[:, :2]).clip(0).prod(axis=1) for c in (around, corners)) - shared
-        differ = ~empty & (not dense) & ~(shared >= AGREEING_IOU * total)
+        differ = ~empty & ~(shared >= AGREEING_IOU * total)
     boxes = np.where(empty[:, None], np.array([0.0, 0, 1, 1]), from_corners(around))
     return boxes, {OUTSIDE: np.flatnonzero(empty), "mask and box disagree": np.flatnonzero(differ)}
 

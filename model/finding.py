@@ -13,6 +13,7 @@ from data.boxes import from_corners
 from data.masks import Rle, bounds, encode, encode_all, mask_column, merged
 from data.objects import Objects
 from data.regions import regions_of
+from settings.keys import Task
 
 MASKS_AT_ONCE = 16
 """Masks that are made as large as the image at the same time"""
@@ -264,3 +265,16 @@ def _rles(masks: torch.Tensor, size: Sequence[int]) -> list[tuple[Rle, list[floa
 BOXES = Finder(find_boxes)
 MASKS = Finder(find_masks, find_flat_masks)
 SEGMENTS = Finder(find_segments, thresholded=True)
+
+
+def mask_tasks(regions: Callable[..., Objects] = find_regions) -> dict[Task, Finder]:
+    """How heads with queries and masks are read, for every task.
+
+    Args:
+        regions: for semantic segmentation.
+    """
+    return {
+        "instance_segmentation": MASKS,
+        "semantic_segmentation": Finder(regions),
+        "panoptic_segmentation": SEGMENTS,
+    }

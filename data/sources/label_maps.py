@@ -10,16 +10,17 @@ has the name of its image, apart from the extension and from an ending that all 
 import io
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from data.boxes import from_corners
 from data.findings import Findings
-from data.images.headers import MAX_PIXELS, of_the_machine, read_header, readable_formats
-from data.masks import mask_column
+from data.images.headers import MAX_PIXELS, Header, of_the_machine, read_header, readable_formats
+from data.masks import Rle, bounds, mask_column
 from data.objects import Objects
 from data.regions import rles_of
 from data.schema import Record, Split
@@ -136,6 +137,38 @@ def dense_record(
 ) -> Record | None:
     """Record of an image with a label map: a region for each class on it; None, and a finding, if the
     label map cannot be used."""
+    opened = open_pair(where, source, label_source, read_label_map, findings)
+    if opened is None:
+        return None
+    rles = rles_of(opened.labels)
+    parts = {v: (rles[v], category, False) for v, category in rules.categories(list(rles)).items()}
+    return record_of(image_id, where, "label", opened, parts)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An image and its label map, which fit each other."""
+
+    header: Header | None
+    """None: the image cannot be read"""
+    size: tuple[int, int]
+    """(width, height) of the image, px"""
+    labels: np.ndarray
+    """Integers [h, w], of the image's shape"""
+
+
+def open_pair(
+    where: str,
+    source: Path | bytes | None,
+    label_source: Path | bytes,
+    read: Callable[[Path | bytes], np.ndarray],
+    findings: Findings,
+) -> Opened | None:
+    """An image's header and the numbers of its label map; None, and a finding, if these cannot be used.
+
+    Args:
+        read: gives the numbers, or raises a ValueError.
+    """
     if source is None:
         findings.add("missing image", where, "the row has no image")
         return None
@@ -144,7 +177,7 @@ def dense_record(
         return None
     header = read_header(source, where, findings)
     try:
-        labels = read_label_map(label_source)
+        labels = read(label_source)
     except ValueError as error:
         file = f"{label_source}: " if isinstance(label_source, Path) else ""
         findings.add("unreadable label map", where, f"{file}{error}")
@@ -152,27 +185,38 @@ def dense_record(
     height, width = labels.shape
     size = (width, height) if header is None else (header.width, header.height)
     if not same_shape((width, height), size):
-        findings.add(
-            "label map of another size",
-            where,
-            f"{width} x {height} px, the image has {size[0]} x {size[1]}",
-        )
+        detail = f"{width} x {height} px, the image has {size[0]} x {size[1]}"
+        findings.add("label map of another size", where, detail)
         return None
-    rles = rles_of(labels)
-    categories = rules.categories(list(rles))
-    masks = mask_column([rles[value] for value in categories])
-    num = len(categories)
+    return Opened(header, size, labels)
+
+
+def record_of(
+    image_id: int | str,
+    where: str,
+    unit: str,
+    opened: Opened,
+    parts: Mapping[int, tuple[Rle, int, bool]],
+) -> Record:
+    """Record of an image with parts.
+
+    Args:
+        unit: as in Record. parts: mask, category and whether it is a crowd, by number.
+    """
+    masks = [mask for mask, _, _ in parts.values()]
+    around = np.array([bounds(mask) for mask in masks]).reshape(-1, 4)
     objects = Objects(
-        boxes=np.tile([0.0, 0.0, *size], (num, 1)),  # those around the masks take their places
-        classes=np.array(list(categories.values()), dtype=np.int64),
-        areas=np.zeros(num),
-        iscrowd=np.zeros(num, dtype=bool),
-        numbers=np.array(list(categories), dtype=np.int64),
-        masks=masks,
+        boxes=from_corners(around * np.tile(opened.size, 2)),
+        classes=np.array([category for _, category, _ in parts.values()], dtype=np.int64),
+        areas=np.zeros(len(parts)),
+        iscrowd=np.array([crowd for _, _, crowd in parts.values()], dtype=bool),
+        numbers=np.array(list(parts), dtype=np.int64),
+        masks=mask_column(masks),
     )
+    header = opened.header
     digest = header.digest if header else ""
-    missing = header is None
-    return Record(image_id, where, size[0], size[1], objects, "label", digest, unreadable=missing)
+    width, height = opened.size
+    return Record(image_id, where, width, height, objects, unit, digest, unreadable=header is None)
 
 
 def read_label_map(source: Path | bytes) -> np.ndarray:

@@ -5,7 +5,6 @@ a folder of its name without `.json`; image folders and the Hub have both in a r
 the colours, red + 256 green + 65536 blue. Format: https://cocodataset.org/#format-data, panoptic.
 """
 
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from data.boxes import from_corners
 from data.findings import Findings
-from data.images.headers import read_header
-from data.masks import bounds, mask_column
-from data.objects import Objects
 from data.regions import rles_of
 from data.schema import Record, Split
 from data.sources.files import ImageFiles, Inside, note_unlisted
-from data.sources.label_maps import read_numbers
-from data.sources.values import as_id, as_int, as_size, same_shape, short
+from data.sources.label_maps import open_pair, read_numbers, record_of
+from data.sources.values import as_id, as_int, short
 from settings.keys import Labels
 
 
@@ -120,46 +115,20 @@ def panoptic_record(
     findings: Findings,
 ) -> Record | None:
     """Record of an image with its segments; None, and a finding, if they cannot be used."""
-    if source is None:
-        findings.add("missing image", where, "the row has no image")
-        return None
-    if isinstance(label_source, Path) and not os.path.isfile(label_source):
-        findings.add("missing label map", where, str(label_source))
-        return None
     listed = _listed(segments, where, findings)
     if listed is None:
         return None
-    header = read_header(source, where, findings)
-    try:
-        numbers = segment_numbers(read_numbers(label_source))
-    except ValueError as error:
-        file = f"{label_source}: " if isinstance(label_source, Path) else ""
-        findings.add("unreadable label map", where, f"{file}{error}")
+    opened = open_pair(
+        where, source, label_source, lambda file: segment_numbers(read_numbers(file)), findings
+    )
+    if opened is None:
         return None
-    height, width = numbers.shape
-    size = as_size(width, height) if header is None else (header.width, header.height)
-    assert size is not None
-    if not same_shape((width, height), size):
-        detail = f"{width} x {height} px, the image has {size[0]} x {size[1]}"
-        findings.add("label map of another size", where, detail)
-        return None
-    rles = {number: rle for number, rle in rles_of(numbers).items() if number}
+    rles = {number: rle for number, rle in rles_of(opened.labels).items() if number}
     if differing := sorted(rles.keys() ^ listed.keys()):
         detail = f"segment(s) {', '.join(map(str, differing[:5]))} are in one of them alone"
         findings.add("segments and label map disagree", where, detail)
-    kept = [number for number in listed if number in rles]
-    parts = np.array([bounds(rles[number]) for number in kept]).reshape(-1, 4)
-    objects = Objects(
-        boxes=from_corners(parts * np.tile(size, 2)),
-        classes=np.array([listed[number][0] for number in kept], dtype=np.int64),
-        areas=np.zeros(len(kept)),
-        iscrowd=np.array([listed[number][1] for number in kept], dtype=bool),
-        numbers=np.array(kept, dtype=np.int64),
-        masks=mask_column([rles[number] for number in kept]),
-    )
-    digest = header.digest if header else ""
-    missing = header is None
-    return Record(image_id, where, size[0], size[1], objects, "segment", digest, unreadable=missing)
+    parts = {n: (rles[n], *listed[n]) for n in listed if n in rles}
+    return record_of(image_id, where, "segment", opened, parts)
 
 
 def segment_numbers(pixels: np.ndarray) -> np.ndarray:

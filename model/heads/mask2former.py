@@ -15,7 +15,7 @@ from transformers.models.mask2former.image_processing_pil_mask2former import (
 )
 
 from errors import UserError
-from model.finding import MASKS, SEGMENTS, Finder, find_regions_of_384
+from model.finding import find_regions_of_384, mask_tasks
 from model.heads.family import HeadFamily, refuse_unknown
 from model.heads.maskformer import call
 from model.losses.mask_criterion import MaskCriterion, MaskOutputs, MaskWeights
@@ -90,10 +90,6 @@ FAMILY = HeadFamily(
     few_steps_source="on synthetic scenes mask AP50 was above 0.94 after 400 steps",
     call=call,
     make_config=make_config,
-    tasks={
-        "instance_segmentation": MASKS,
-        "semantic_segmentation": Finder(find_regions_of_384),
-        "panoptic_segmentation": SEGMENTS,
-    },
+    tasks=mask_tasks(find_regions_of_384),
     fit="stretch",
 )

@@ -13,7 +13,7 @@ from transformers.models.maskformer.image_processing_pil_maskformer import (
 )
 
 from errors import UserError
-from model.finding import MASKS, SEGMENTS, Finder, find_regions
+from model.finding import mask_tasks
 from model.heads.family import HeadFamily, refuse_unknown
 from model.losses.mask_criterion import MaskCriterion, MaskOutputs, MaskWeights
 
@@ -114,10 +114,6 @@ FAMILY = HeadFamily(
     few_steps_source="on synthetic scenes mask AP50 was above 0.93 after 400 steps",
     call=call,
     make_config=make_config,
-    tasks={
-        "instance_segmentation": MASKS,
-        "semantic_segmentation": Finder(find_regions),
-        "panoptic_segmentation": SEGMENTS,
-    },
+    tasks=mask_tasks(),
     fit="stretch",
 )

@@ -15,7 +15,7 @@ from transformers.models.maskformer.image_processing_pil_maskformer import (
     MaskFormerImageProcessorPil,
 )
 
-from model.finding import MASKS, SEGMENTS, Finder, find_regions
+from model.finding import mask_tasks
 from model.heads.family import HeadFamily, refuse_unknown
 from model.heads.maskformer import call
 from model.heads.pmd_segmenter import WHOLE, PlainMaskConfig, PlainMaskDecoder
@@ -97,11 +97,7 @@ FAMILY = HeadFamily(
     few_steps_source="like the other mask heads, which need some hundred steps",
     call=call,
     make_config=make_config,
-    tasks={
-        "instance_segmentation": MASKS,
-        "semantic_segmentation": Finder(find_regions),
-        "panoptic_segmentation": SEGMENTS,
-    },
+    tasks=mask_tasks(),
     fit="stretch",
     anneal=anneal,
 )
