@@ -16,7 +16,7 @@ from data.findings import Findings
 from data.regions import rles_of
 from data.schema import Record, Split
 from data.sources.files import ImageFiles, Inside, note_unlisted
-from data.sources.label_maps import open_pair, read_numbers, record_of
+from data.sources.label_pictures import open_pair, read_numbers, record_of
 from data.sources.values import as_id, as_int, short
 from settings.keys import Labels
 

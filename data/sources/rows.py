@@ -8,7 +8,7 @@ from typing import Any
 from data.findings import Findings
 from data.schema import Record
 from data.sources.annotations import Boxes
-from data.sources.label_maps import LabelRules, dense_record
+from data.sources.label_pictures import LabelRules, dense_record
 from data.sources.panoptic import panoptic_record
 from data.sources.values import Unique, as_id, as_size, short
 from settings.keys import DataConfig, Labels

@@ -19,7 +19,7 @@ from data.objects import Objects
 from data.regions import rles_of
 from data.schema import Record, Split
 from data.sources.files import ImageFiles, Inside, image_files, read_lines
-from data.sources.label_maps import LabelRules, dense_record, read_label_map
+from data.sources.label_pictures import LabelRules, dense_record, read_label_map
 from data.sources.values import Unique
 from errors import UserError
 from settings.keys import DataConfig, Labels

@@ -12,7 +12,7 @@ from PIL import Image
 
 import tools.check_data
 from data.findings import Findings
-from data.sources.label_maps import LabelRules, dense_record
+from data.sources.label_pictures import LabelRules, dense_record
 from errors import UserError
 
 RULES = LabelRules(255, False)
