@@ -1,8 +1,8 @@
 """Detectors, steps and checkpoints for tests."""
 
 import torch
-from builders import TINY_HEAD, losses_of, make_batch
 
+from builders import TINY_HEAD, losses_of, make_batch
 from data.taxonomy import Taxonomy
 from model.build import build_model
 from settings.keys import Config, ModelConfig, OptimConfig

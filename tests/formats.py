@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import datasets
-from builders import BOXES, SIZES, cut_box, write_coco, write_imagefolder, write_images
 
+from builders import BOXES, SIZES, cut_box, write_coco, write_imagefolder, write_images
 from settings.keys import DataConfig
 
 NAMES = ("car", "plate")

@@ -1,9 +1,9 @@
 """Runs inside of the test's process, and what they wrote."""
 
 from accelerate.state import AcceleratorState
-from builders import metrics_lines
 
 import train_accelerate
+from builders import metrics_lines
 
 
 def train(arguments):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from painted import SIZES, SPLITS
 from PIL import Image
 
 from data.regions import segment_map
+from painted import SIZES, SPLITS
 from settings.keys import DataConfig
 
 NAMES = ("person", "car", "sky", "road")

@@ -1,11 +1,11 @@
 import json
 
 import pytest
-from builders import launch, tiny_run
-from runs import train
 
 import train_accelerate
+from builders import launch, tiny_run
 from errors import UserError
+from runs import train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from builders import launch
 from torch.utils.data import DataLoader, Dataset
 from transformers import DeformableDetrConfig, DetrConfig
 
+from builders import launch
 from model.heads.detr import FAMILY
 
 
@@ -136,8 +136,9 @@ def test_accelerate_takes_fp16_on_a_cpu_and_silently_computes_in_fp32():
 
 def test_train_mode_reaches_a_frozen_backbone(tmp_path):
     """Hence `freeze` overrides train()."""
-    from builders import save_backbone
     from transformers import DetrForObjectDetection, DINOv3ConvNextBackbone
+
+    from builders import save_backbone
 
     backbone = DINOv3ConvNextBackbone.from_pretrained(save_backbone(tmp_path))
     model = DetrForObjectDetection(DetrConfig(backbone_config=backbone.config, d_model=32))

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from runs import train
 
 import train_accelerate
+from runs import train
 
 STEPS = {"deformable_detr": 100, "detr": 200}
 

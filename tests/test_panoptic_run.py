@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from builders import MASK_HEADS, launch, some, tiny_run, write_coco
 from PIL import Image
 from transformers import pipeline
 
 import tools.evaluate
+from builders import MASK_HEADS, launch, some, tiny_run, write_coco
 from data.masks import Rle, pixels_of
 from runs import ids, losses, norms, train
 

@@ -4,13 +4,13 @@ import math
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from builders import metrics_lines, tiny_run
-from runs import losses, train
 
 import tools.evaluate
 import tools.predict
 import train_accelerate
+from builders import metrics_lines, tiny_run
 from errors import UserError
+from runs import losses, train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 

@@ -9,6 +9,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import pipeline
+
+import evaluation.predictions
+import tools.evaluate
+import tools.predict
 from builders import (
     BOX_VARIANTS,
     MASK_HEADS,
@@ -22,14 +28,8 @@ from builders import (
     tiny_run,
     write_coco,
 )
-from PIL import Image
-from runs import ids, losses, norms, train
-from transformers import pipeline
-
-import evaluation.predictions
-import tools.evaluate
-import tools.predict
 from data.masks import Rle, pixels_of
+from runs import ids, losses, norms, train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 

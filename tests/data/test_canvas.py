@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from builders import TINY_HEAD, save_backbone
 from transformers import (
     ConvNextBackbone,
     ConvNextConfig,
@@ -11,6 +10,7 @@ from transformers import (
     DINOv3ViTConfig,
 )
 
+from builders import TINY_HEAD, save_backbone
 from data.canvas import CanvasRule, resized_size, side_multiple, step_canvas
 from data.taxonomy import Taxonomy
 from errors import UserError

@@ -4,12 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
-from builders import write_images
-from formats import write_format
-from found import edit_json, found
 
+from builders import write_images
 from data.build import build_data
 from errors import UserError
+from formats import write_format
+from found import edit_json, found
 from settings.keys import DataConfig
 
 

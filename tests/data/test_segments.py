@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import segmented
-from segmented import COLOURS, CROWD, parts_of
 
+import segmented
 from data.build import build_data
 from data.feed.collate import collate
 from data.feed.loader import TrainDataset
@@ -15,6 +14,7 @@ from data.masks import encode, in_cells, mask_column, merged, pixels_of
 from data.objects import Objects
 from data.regions import partition, segment_map, segments_of
 from model.finding import fused
+from segmented import COLOURS, CROWD, parts_of
 from settings.keys import ImageSizeConfig
 
 SIZE = (30, 40)

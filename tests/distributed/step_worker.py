@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from builders import four_images, part_of, tiny_detector
 from safetensors.torch import save_file
 
+from builders import four_images, part_of, tiny_detector
 from training.counts import agree
 from training.meter import StepMeter
 

@@ -1,8 +1,9 @@
 """Loss terms and gradient of one step do not depend on the world or on micro-batches."""
 
 import pytest
-from builders import FOUR_IMAGES, VARIANTS, launch
 from safetensors.torch import load_file
+
+from builders import FOUR_IMAGES, VARIANTS, launch
 
 CASES = [
     f"{head}-{dtype}-{boxes}"

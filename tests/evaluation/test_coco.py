@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from builders import write_coco
-from coco_reference import ground_truth, result_list
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from builders import write_coco
+from coco_reference import ground_truth, result_list
 from data.build import build_data
 from data.objects import Objects
 from evaluation.coco import coco_metrics

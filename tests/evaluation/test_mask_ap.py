@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from builders import write_coco
-from coco_reference import ground_truth, result_list
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from builders import write_coco
+from coco_reference import ground_truth, result_list
 from data.build import build_data
 from data.masks import encode, mask_column, pixels_of, to_rle
 from data.objects import Objects

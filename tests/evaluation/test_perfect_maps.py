@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from builders import write_coco
 from transformers.models.mask2former.image_processing_pil_mask2former import (
     Mask2FormerImageProcessorPil,
 )
@@ -13,6 +12,7 @@ from transformers.models.maskformer.image_processing_pil_maskformer import (
     MaskFormerImageProcessorPil,
 )
 
+from builders import write_coco
 from data.build import build_data
 from data.canvas import CanvasRule
 from data.feed.collate import collate

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from builders import write_coco
 from PIL import Image
 
+from builders import write_coco
 from data.build import build_data
 from data.canvas import CanvasRule, step_canvas
 from data.feed.loader import eval_loader

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from builders import ROOT, metrics_lines, tiny_run, write_coco
 from PIL import Image
-from runs import train
 
 import run.evaluate
 import train_accelerate
+from builders import ROOT, metrics_lines, tiny_run, write_coco
 from errors import UserError
+from runs import train
 from training.stopping import EXIT_STOPPED, SIGNALS, leaving_at_signals
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")

@@ -6,9 +6,7 @@ import shutil
 
 import pytest
 import torch
-from builders import metrics_lines, tiny_run, write_coco
 from PIL import Image
-from runs import train
 from safetensors.torch import load_file, save_file
 
 import tools.check_data
@@ -16,10 +14,12 @@ import tools.evaluate
 import tools.predict
 import tools.random_backbone
 import train_accelerate
+from builders import metrics_lines, tiny_run, write_coco
 from data.build import build_data
 from data.images.decode import decode
 from errors import UserError
 from export.detector import load_detector
+from runs import train
 from settings.keys import DataConfig
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")

@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 import pytest
-from builders import ROOT, tiny_run
-from runs import train
 
+from builders import ROOT, tiny_run
 from errors import UserError
+from runs import train
 from settings.load import load_config
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")

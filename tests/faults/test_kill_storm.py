@@ -5,10 +5,10 @@ import random
 import shutil
 
 import pytest
-from builders import TINY_HEAD, metrics_lines, tiny_run, write_coco
-from lives import Strike
 from safetensors.torch import load_file
 
+from builders import TINY_HEAD, metrics_lines, tiny_run, write_coco
+from lives import Strike
 from training.checkpoint import Checkpoints
 from training.manifest import find_defect
 from training.shelf import read_best, step_of

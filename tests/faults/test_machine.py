@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import ROOT, tiny_run, write_coco
 from PIL import Image
-from runs import ids, train
 
 import train_accelerate
+from builders import ROOT, tiny_run, write_coco
 from errors import UserError
 from model.memory import MemoryWatch, is_out_of_memory
 from model.trainable import Trainable
+from runs import ids, train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 

@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 from accelerate import Accelerator
-from builders import tiny_run
-from runs import train
 
+from builders import tiny_run
 from errors import UserError
 from run.log import RunLog
+from runs import train
 from settings.checks import check_config
 from settings.load import load_config
 from training.checkpoint import Checkpoints

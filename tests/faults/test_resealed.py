@@ -8,10 +8,10 @@ import shutil
 import pytest
 import torch
 import yaml
-from builders import save_backbone
-from checkpoints import RNG, SMALL, make, state_of, take_step
 from safetensors.torch import load_file, save_file
 
+from builders import save_backbone
+from checkpoints import RNG, SMALL, make, state_of, take_step
 from errors import UserError
 from run.changes import check_changes, flat
 from settings.keys import Config, config_to_dict, harmless_keys

@@ -10,9 +10,9 @@ import sys
 import time
 
 import pytest
+
 from builders import ROOT, TINY_HEAD, metrics_lines, tiny_run, write_coco
 from lives import Strike
-
 from training.manifest import find_defect
 from training.stopping import EXIT_INTERRUPTED, EXIT_STOPPED
 

@@ -2,10 +2,10 @@ import json
 
 import pytest
 import torch
-from builders import SHARED, TINY_HEAD, losses_of, make_batch, save_backbone, task_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoBackbone, DetrConfig, DetrForObjectDetection
 
+from builders import SHARED, TINY_HEAD, losses_of, make_batch, save_backbone, task_of
 from data.taxonomy import Taxonomy
 from disk import ROOT
 from errors import UserError

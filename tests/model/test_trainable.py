@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from builders import BOX_VARIANTS, FOUR_IMAGES, MASK_HEADS, VARIANTS, make_batch, tiny_detector
 
 

@@ -1,6 +1,7 @@
 import shutil
 
 import pytest
+
 from builders import tiny_run
 from runs import losses, train
 

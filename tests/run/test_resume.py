@@ -2,10 +2,10 @@ import json
 import shutil
 
 import pytest
-from builders import MASK_HEADS, TINY_HEAD, launch, metrics_lines, some, tiny_run, write_coco
-from runs import ids, losses, train
 
+from builders import MASK_HEADS, TINY_HEAD, launch, metrics_lines, some, tiny_run, write_coco
 from errors import UserError
+from runs import ids, losses, train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 

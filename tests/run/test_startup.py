@@ -1,6 +1,6 @@
 import pytest
-from builders import ROOT, launch, tiny_run
 
+from builders import ROOT, launch, tiny_run
 from errors import UserError
 from run.startup import _num_processes_of, check_launch, code_digest
 from settings.keys import Config, RunConfig, TrainConfig

@@ -4,11 +4,11 @@ import math
 import shutil
 
 import pytest
-from builders import launch, metrics_lines, tiny_run, write_coco
-from runs import ids, losses, train
 
 import train_accelerate
+from builders import launch, metrics_lines, tiny_run, write_coco
 from errors import UserError
+from runs import ids, losses, train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from builders import ROOT, metrics_lines, tiny_run
 
+from builders import ROOT, metrics_lines, tiny_run
 from tests.slurm.cluster import Cluster, missing
 
 pytestmark = pytest.mark.slow

@@ -2,14 +2,14 @@ import json
 
 import numpy as np
 import pytest
-from builders import launch, write_coco
-from formats import write_parquet
 from PIL import Image
-from planted import NOT_COCO, write_clean, write_planted, write_planted_rows
 
+from builders import launch, write_coco
 from data.findings import KINDS, MASK_KINDS, REMEDIES
 from data.images.decode import decode
 from errors import UserError
+from formats import write_parquet
+from planted import NOT_COCO, write_clean, write_planted, write_planted_rows
 from tools import check_data
 
 

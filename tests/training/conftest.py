@@ -1,6 +1,6 @@
 import pytest
-from builders import save_backbone
 
+from builders import save_backbone
 from training.checkpoint import Checkpoints
 
 

@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 import torch
-from checkpoints import RNG, make, save, state_of, take_step
 
+from checkpoints import RNG, make, save, state_of, take_step
 from errors import UserError
 from settings.keys import Config
 from training.manifest import find_defect, write_manifest

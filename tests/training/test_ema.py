@@ -1,6 +1,6 @@
 import torch
-from builders import tiny_detector
 
+from builders import tiny_detector
 from training.ema import Ema
 from training.state import trainable_tensors
 

@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from builders import TINY_HEAD, save_backbone
 
+from builders import TINY_HEAD, save_backbone
 from data.taxonomy import Taxonomy
 from model.build import build_model
 from settings.keys import ModelConfig, OptimConfig

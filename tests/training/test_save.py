@@ -3,8 +3,8 @@ import subprocess
 
 import pytest
 import torch
-from checkpoints import SMALL, save, state_of
 
+from checkpoints import SMALL, save, state_of
 from settings.keys import Config
 from training.checkpoint import Checkpoints
 from training.manifest import find_defect

@@ -4,17 +4,17 @@ import time
 
 import numpy as np
 import pytest
-from builders import write_coco
 from PIL import Image
-from planted import write_clean, write_planted
 
 import data.check.doctor
+from builders import write_coco
 from data.build import read_data
 from data.check.doctor import check_images
 from data.check.isolated import Lost, isolated
 from data.check.statistics import split_statistics
 from data.findings import Findings
 from data.images.decode import decode
+from planted import write_clean, write_planted
 from settings.keys import DataConfig, ImageSizeConfig
 
 WORKERS = 2

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from builders import write_coco
 from hypothesis import given
 from hypothesis import strategies as st
 
+from builders import write_coco
 from data.build import read_data
 from data.check.masks import check_masks, crosses_itself
 from data.findings import Findings

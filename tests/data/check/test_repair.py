@@ -4,8 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from formats import WRITERS, write_format
-from planted import write_clean
 
 from data.build import build_data, read_data
 from data.check.doctor import check_images
@@ -13,6 +11,8 @@ from data.check.repair import write_repaired
 from data.findings import Findings
 from data.images.decode import decode
 from errors import UserError
+from formats import WRITERS, write_format
+from planted import write_clean
 from settings.keys import DataConfig
 
 

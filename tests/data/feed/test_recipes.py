@@ -2,8 +2,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from builders import write_coco
 
+from builders import write_coco
 from data.build import build_data
 from data.feed.collate import collate
 from data.feed.loader import TrainDataset

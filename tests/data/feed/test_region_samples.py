@@ -3,18 +3,18 @@
 from dataclasses import replace
 
 import numpy as np
-import painted
 import pytest
-from builders import write_coco
-from painted import COLOURS, VOID, labels_of
 from PIL import Image
 
+import painted
+from builders import write_coco
 from data.build import build_data
 from data.feed.collate import collate
 from data.feed.loader import TrainDataset
 from data.feed.sampler import SampleRef
 from data.masks import in_cells
 from data.taxonomy import Taxonomy
+from painted import COLOURS, VOID, labels_of
 from settings.keys import DataConfig, ImageSizeConfig
 
 SIZE = 96

@@ -4,8 +4,8 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from builders import write_coco
 
+from builders import write_coco
 from data.batch import Sample
 from data.build import build_data
 from data.canvas import CanvasRule

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from builders import write_coco
 from PIL import Image
 
+from builders import write_coco
 from data.build import build_data
 from data.images import headers
 from data.images.header_cache import cache_file

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from formats import write_format, write_parquet
-from found import found
 from PIL import Image
 
 from data.build import build_data
 from data.findings import KINDS
 from errors import UserError
+from formats import write_format, write_parquet
+from found import found
 
 
 def png_header(width, height):

@@ -6,15 +6,15 @@ import shutil
 import datasets
 import numpy as np
 import pytest
-from builders import BOXES, SIZES, write_imagefolder
-from formats import NAMES, WRITERS, categories_of, voc_xml, write_format, write_parquet
 from PIL import Image
 
+from builders import BOXES, SIZES, write_imagefolder
 from data.build import build_data, read_data
 from data.findings import Findings
 from data.images.decode import decode
 from data.sources.store import _content
 from errors import UserError
+from formats import NAMES, WRITERS, categories_of, voc_xml, write_format, write_parquet
 from settings.keys import DataConfig
 
 

@@ -9,11 +9,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from formats import write_format
 
 from data.build import check_findings, read_data
 from data.findings import Findings
 from errors import UserError
+from formats import write_format
 
 SEED = 7
 CASES = 2000

@@ -4,16 +4,16 @@ import json
 from dataclasses import replace
 
 import numpy as np
-import painted
 import pytest
-from found import edit_line
-from painted import NAMES, SPLITS, found, labels_of
 from PIL import Image
 
+import painted
 import tools.check_data
 from data.findings import Findings
 from data.sources.label_pictures import LabelRules, dense_record
 from errors import UserError
+from found import edit_line
+from painted import NAMES, SPLITS, found, labels_of
 
 RULES = LabelRules(255, False)
 

@@ -4,16 +4,16 @@ import json
 from dataclasses import replace
 
 import numpy as np
-import painted
 import pytest
-from builders import write_coco
-from found import edit_json
-from painted import NAMES, PICTURES, SPLITS, VOID, found, labels_of, read_maps, wanted
 from PIL import Image
 from pycocotools import mask as reference
 
+import painted
+from builders import write_coco
 from data.build import build_data
 from data.sources.label_maps import LAYOUTS
+from found import edit_json
+from painted import NAMES, PICTURES, SPLITS, VOID, found, labels_of, read_maps, wanted
 from run.banner import classes_without_example
 from settings.keys import DataConfig
 

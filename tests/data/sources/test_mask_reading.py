@@ -6,15 +6,15 @@ import resource
 
 import numpy as np
 import pytest
-from builders import write_coco
-from formats import write_format
 from pycocotools import mask as reference
 
+from builders import write_coco
 from data.build import build_data, read_data
 from data.findings import Findings
 from data.masks import Polygons, Rle, pixels_of, to_rle
 from data.sources.segmentations import mask_of_segmentation
 from errors import UserError
+from formats import write_format
 from settings.keys import DataConfig
 from tools import check_data
 

@@ -5,16 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
+
 import segmented
 from builders import write_coco
-from found import edit_json
-from painted import SPLITS, found, read_maps
-from PIL import Image
-from segmented import NAMES, STUFF, parts_of, read_segments
-
 from data.build import build_data
 from data.masks import encode
 from errors import UserError
+from found import edit_json
+from painted import SPLITS, found, read_maps
+from segmented import NAMES, STUFF, parts_of, read_segments
 from settings.keys import DataConfig
 
 

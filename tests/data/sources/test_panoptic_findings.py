@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
+
 import segmented
 from found import edit_json, edit_line
 from painted import found
-from PIL import Image
 from segmented import NUMBERS, as_png, parts_of
 
 

@@ -3,13 +3,13 @@ import shutil
 
 import numpy as np
 import pytest
-from builders import BOXES, SIZES, write_coco, write_imagefolder
-from formats import NAMES, write_parquet
 from PIL import Image
 
+from builders import BOXES, SIZES, write_coco, write_imagefolder
 from data.build import build_data
 from data.images.decode import decode
 from errors import UserError
+from formats import NAMES, write_parquet
 from settings.keys import DataConfig
 
 

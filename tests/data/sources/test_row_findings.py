@@ -1,10 +1,10 @@
 import pytest
-from formats import write_format
-from found import edit_json, edit_line, found
 
 from data.build import build_data, read_data
 from data.findings import KINDS, Findings
 from errors import UserError
+from formats import write_format
+from found import edit_json, edit_line, found
 
 
 # --- annotation files ----------------------------------------------------------------------------

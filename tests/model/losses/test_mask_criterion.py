@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from builders import FOUR_IMAGES, MASK_HEADS, losses_of, make_batch, tiny_detector
 
+from builders import FOUR_IMAGES, MASK_HEADS, losses_of, make_batch, tiny_detector
 from model.losses.mask_criterion import MaskCriterion, MaskOutputs, MaskWeights
 
 

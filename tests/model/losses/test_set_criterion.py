@@ -1,9 +1,9 @@
 import pytest
 import torch
-from builders import BOX_VARIANTS, VARIANTS, losses_of, make_batch, part_of, tiny_detector
-from builders import FOUR_IMAGES as TARGETS
 
 from benchmarks.default_criterion import labels_of
+from builders import BOX_VARIANTS, VARIANTS, losses_of, make_batch, part_of, tiny_detector
+from builders import FOUR_IMAGES as TARGETS
 from model.losses.set_criterion import SetCriterion, SetOutputs
 
 HEADS = list(VARIANTS)
