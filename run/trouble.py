@@ -27,16 +27,16 @@ def explain(error: Exception) -> str | None:
     told = system_error(error)
     if told is not None:
         return f"{told}. Checkpoints written so far are intact; --run.resume auto goes on from them"
-    if any(words in str(error) for words in LOST_PEERS):
-        return (
-            "another process of this run has ended, and its own last line says why; this one cannot "
-            f"go on alone ({text})"
-        )
     if LOST_WORKER in str(error):
         return (
             f"a data worker has ended from outside ({text}): most often the system ran out of memory and "
             "killed it. Checkpoints written so far are intact; lower data.num_workers or data.image_size, "
             "or ask for more memory, then go on with --run.resume auto"
+        )
+    if any(words in str(error) for words in LOST_PEERS):
+        return (
+            "another process of this run has ended, and its own last line says why; this one cannot "
+            f"go on alone ({text})"
         )
     if is_out_of_memory(error):
         return f"out of memory ({text}). Checkpoints written so far are intact"

@@ -47,6 +47,8 @@ LEAST_DESCRIPTORS = 64
 """What a process and its workers need without any batch"""
 BYTES_PER_PX = 4
 """Three of pixels, one of the mask"""
+NOISE = 1
+"""Tells the seed of a head's noise from that of the augmentation"""
 MAX_CANDIDATES = 64
 """Images that are tried for one place of a batch"""
 
@@ -118,7 +120,9 @@ class TrainDataset(Dataset):
             image, objects, planes = fit_into(image, objects, room, planes, stretch)
         if planes is not None and self.every_pixel:
             planes = planes.unlabelled_ignored()
-        return replace(sample, image=image, objects=objects, canvas=ref.canvas, planes=planes)
+        key = int(np.random.SeedSequence([*seed, NOISE]).generate_state(1, np.uint64)[0] >> 1)
+        sample = replace(sample, image=image, objects=objects, planes=planes)
+        return replace(sample, canvas=ref.canvas, noise_key=key)
 
 
 class EvalDataset(Dataset):
@@ -281,10 +285,18 @@ def batches_of(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
     """
     batches = iter(loader)
     try:
-        yield batches
+        yield _alive(batches)
     finally:
         if loader.num_workers:
             batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _alive(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same; where the queue breaks before torch sees that its worker is gone, the error says so too."""
+    try:
+        yield from batches
+    except (ConnectionError, EOFError) as error:
+        raise RuntimeError(f"DataLoader worker (pid unknown) is gone: {error!r}") from error
 
 
 def start_worker(worker: int) -> None:

@@ -13,9 +13,11 @@ from PIL import Image
 
 import train_accelerate
 from builders import ROOT, tiny_run, write_coco
+from data.feed.loader import batches_of
 from errors import UserError
 from model.memory import MemoryWatch, is_out_of_memory
 from model.trainable import Trainable
+from run.trouble import explain
 from runs import ids, train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -120,6 +122,21 @@ def test_worker_that_is_killed_ends_the_run_with_one_line(tmp_path, capfd, monke
     arguments = tiny_run(tmp_path, data__num_workers=2, train__steps=500)
     with pytest.raises(UserError, match=r"a data worker has ended from outside .*num_workers"):
         train(arguments)
+
+
+def test_queue_that_breaks_before_torch_sees_the_dead_worker(tmp_path):
+    """In one of many kills the reset connection is seen first."""
+
+    class Broken(list):
+        num_workers = 0
+
+        def __iter__(self):
+            raise ConnectionResetError(104, "Connection reset by peer")
+            yield
+
+    with pytest.raises(RuntimeError) as caught, batches_of(Broken()) as stream:
+        next(stream)
+    assert "a data worker has ended from outside" in explain(caught.value)
 
 
 def test_too_few_descriptors_are_no_broken_image(tmp_path, monkeypatch):
