@@ -226,6 +226,7 @@ def whole_run(cfg: Config) -> int:
         transformers_logging.disable_progress_bar()
         torch.autograd.set_detect_anomaly(cfg.run.detect_anomaly)
         run = build_run(cfg, accelerator)
+        cfg = run.cfg
         world, device = accelerator.num_processes, str(accelerator.device)
         for line in banner(
             cfg, run.detector, run.data, run.optimizer, run.num_steps, world, device

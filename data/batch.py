@@ -30,6 +30,8 @@ class Sample:
     """What was wrong with the images that this one stands in for"""
     missing: bool = False
     """Its pixels cannot be had, and are blank"""
+    noise_key: int = 0
+    """Seed of whatever a head draws at random for this image"""
     planes: Planes | None = None
     """The objects' masks on `image`, where masks are learned"""
 
@@ -56,6 +58,8 @@ class Batch:
     """Whether an image's pixels cannot be had"""
     bad: list[str] = field(default_factory=list)
     """Images that could not be decoded, and why; another one is in the place of each"""
+    noise_keys: list[int] = field(default_factory=list)
+    """Seed of whatever a head draws at random for each image"""
     ignored: torch.Tensor | None = None
     """uint8 [B, H/4, W/4] beside masks: how many of the 16 pixels of each square nobody knows"""
     through_pipe: bool = False

@@ -28,11 +28,11 @@ def side_multiple(strides: Iterable[int]) -> int:
 def resized_size(height: int, width: int, cfg: ImageSizeConfig) -> tuple[int, int]:
     """(height, width) after the one resize; known before the image is decoded."""
     if cfg.fit == "stretch":
-        return cfg.longest, cfg.longest
+        return cfg.longest_px, cfg.longest_px
     if cfg.shortest is None:
-        size = get_image_size_for_max_height_width((height, width), cfg.longest, cfg.longest)
+        size = get_image_size_for_max_height_width((height, width), cfg.longest_px, cfg.longest_px)
     else:
-        size = get_size_with_aspect_ratio((height, width), cfg.shortest, cfg.longest)
+        size = get_size_with_aspect_ratio((height, width), cfg.shortest, cfg.longest_px)
     return max(1, int(size[0])), max(1, int(size[1]))
 
 
@@ -60,7 +60,7 @@ class CanvasRule:
         """That of a configuration, for a head that wants `fit` where the configuration says nothing."""
         size = replace(size, fit=size.fit or fit)
         if size.fit == "stretch":
-            size = replace(size, longest=round_up(size.longest, multiple), shortest=None)
+            size = replace(size, longest=round_up(size.longest_px, multiple), shortest=None)
         return CanvasRule(size, multiple)
 
     @staticmethod
@@ -95,11 +95,11 @@ class CanvasRule:
         """The settings by which a transformers image processor does the same."""
         limits = self.size
         if limits.fit == "stretch":
-            return {"size": {"height": limits.longest, "width": limits.longest}}
+            return {"size": {"height": limits.longest_px, "width": limits.longest_px}}
         if limits.shortest is None:
-            size = {"max_height": limits.longest, "max_width": limits.longest}
+            size = {"max_height": limits.longest_px, "max_width": limits.longest_px}
         else:
-            size = {"shortest_edge": limits.shortest, "longest_edge": limits.longest}
+            size = {"shortest_edge": limits.shortest, "longest_edge": limits.longest_px}
         height, width = self.full
         return {"size": size, "pad_size": {"height": height, "width": width}}
 
@@ -110,7 +110,7 @@ class CanvasRule:
     @property
     def full(self) -> tuple[int, int]:
         """(height, width) that evaluation and the exported processor pad every image to."""
-        side = round_up(self.size.longest, self.multiple)
+        side = round_up(self.size.longest_px, self.multiple)
         return side, side
 
 

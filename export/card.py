@@ -50,7 +50,7 @@ def model_card(cfg: Config, metrics: dict[str, Any], facts: dict[str, Any], step
 
 # {markdown_text(name)}
 
-{cfg.model.head} head on {markdown_text(public_name(cfg.model.backbone))} ({frozen}; {facts["backbone_tensors"]} tensors equal to
+{cfg.model.head} head on {markdown_text(public_name(origin(cfg)))} ({frozen}; {facts["backbone_tensors"]} tensors equal to
 the checkpoint, sha256 `{facts["backbone_sha256"]}`), {step} optimizer steps of
 {cfg.train.global_batch_size} images, {facts["train_images"]} training images.
 
@@ -140,12 +140,19 @@ def card_header(
     return ModelCardData(
         library_name="transformers",
         pipeline_tag=PIPELINES[cfg.model.task],
-        tags=[PIPELINES[cfg.model.task], cfg.model.head, "permafrost"],
-        base_model=None if facts["backbone_is_local"] else cfg.model.backbone,
+        tags=[PIPELINES[cfg.model.task], str(cfg.model.head), "permafrost"],
+        base_model=None if facts["backbone_is_local"] else origin(cfg),
         datasets=[str(cfg.data.path)] if on_hub else None,
         model_name=name,
         eval_results=results or None,
     )
+
+
+def origin(cfg: Config) -> str:
+    """The model whose backbone it is."""
+    name = cfg.model.backbone or cfg.model.init_from
+    assert name is not None
+    return name
 
 
 def public_name(name: str) -> str:
@@ -158,9 +165,8 @@ def _public(cfg: Config) -> dict[str, Any]:
     values = config_to_dict(cfg)
     for key in ("path", "train_annotations", "val_annotations", "train_split", "val_split"):
         values["data"][key] = public_name(values["data"][key]) if values["data"][key] else None
-    values["model"]["backbone"] = public_name(cfg.model.backbone)
-    if cfg.model.init_from:
-        values["model"]["init_from"] = public_name(cfg.model.init_from)
+    for key in ("backbone", "init_from"):
+        values["model"][key] = public_name(values["model"][key]) if values["model"][key] else None
     return {name: values[name] for name in ("data", "model", "optim", "train")}
 
 

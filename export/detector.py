@@ -24,11 +24,12 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from data.batch import Batch
-from data.canvas import CanvasRule, round_up
+from data.canvas import COMMON_MULTIPLE_PX, CanvasRule, round_up
 from data.objects import Objects
 from errors import UserError, refusing
-from model.build import HEADS, TASK_KEY, get_family
-from model.heads.family import HeadFamily
+from model.build import TASK_KEY
+from model.heads.family import PROBE_PX, HeadFamily
+from model.heads.registry import HEADS, get_family
 from model.normalization import Normalization
 from model.source import SAFE, local_folder, quiet_transformers
 from model.trainable import STUFF_KEY, Trainable
@@ -36,8 +37,6 @@ from settings.keys import LABELS, Labels, Task
 
 INTEGERS = ("num_batches_tracked", "_index", "position_ids", "progress")
 """Ends of the names of tensors that are no weights"""
-PROBE_PX = 128
-"""Side of the blank image on which a loaded model is tried"""
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,11 @@ def load_detector(name: str, task: Task | None = None) -> LoadedDetector:
         normalization = Normalization.of_settings(settings)
         used_for = _task_of(family, config, task)
         trainable = Trainable(model, processor, normalization, family, used_for).eval()
-        _try_out(trainable, rule.multiple)
+        multiple = min(rule.multiple, PROBE_PX)
+        side = round_up(PROBE_PX, multiple)
+        if family is not None and family.chooses_queries:
+            side = family.smallest_side(config, (), COMMON_MULTIPLE_PX)
+        _try_out(trainable, side)
     return LoadedDetector(trainable, rule)
 
 
@@ -148,9 +151,8 @@ def _check_weights(model: PreTrainedModel, info: Mapping[str, Any], folder: Path
                     raise ValueError(f"tensor {name} has the type {kind}")
 
 
-def _try_out(trainable: Trainable, multiple: int) -> None:
-    """Predict on a blank image: whatever the settings are, they fit each other."""
-    side = round_up(PROBE_PX, min(multiple, PROBE_PX))
+def _try_out(trainable: Trainable, side: int) -> None:
+    """Predict on a blank image of `side` px: whatever the settings are, they fit each other."""
     pixels = torch.zeros(1, 3, side, side, dtype=torch.uint8)
     mask = torch.ones(1, side, side, dtype=torch.bool)
     trainable.predict(Batch(pixels, mask, Objects.none(), [0], orig_sizes=[(side, side)]), 1)

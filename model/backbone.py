@@ -7,7 +7,7 @@ the weights are loaded explicitly, and a tensor that does not equal the checkpoi
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ def load_backbone(cfg: ModelConfig, num_maps: int) -> Backbone:
     Raises:
         UserError: if it has no backbone class, no safetensors weights, or a tensor differs.
     """
+    assert cfg.backbone is not None
     folder = local_folder(cfg.backbone, cfg.backbone_revision, "model.backbone")
     if not any(folder.glob("*.safetensors")):
         raise UserError(
@@ -141,10 +142,16 @@ def fingerprint(digests: dict[str, str], folder: Path, normalization: Normalizat
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def verify(digests: dict[str, str], folder: Path, ignore: Sequence[str] = ()) -> None:
+def verify(
+    digests: dict[str, str],
+    folder: Path,
+    ignore: Collection[str] = (),
+    where: str = "model.backbone",
+    prefixes: int = 2,
+) -> None:
     """Compare each tensor with the files of a checkpoint folder.
 
-    A tensor must equal the file's tensor of its name (prefixes aside); one that transformers
+    A tensor must equal the file's tensor of its name (up to `prefixes` leading modules aside); one that transformers
     renames on loading must equal some tensor of the file.
 
     Raises:
@@ -153,26 +160,26 @@ def verify(digests: dict[str, str], folder: Path, ignore: Sequence[str] = ()) ->
     files = checkpoint_digests(folder)
     by_tail: dict[str, set[str]] = {}
     for name, digest in files.items():
-        for tail in _tails(name):
+        for tail in _tails(name, prefixes):
             by_tail.setdefault(tail, set()).add(digest)
     contents = set(files.values())
 
     def equal(name: str, digest: str) -> bool:
-        namesakes = next((by_tail[t] for t in _tails(name) if t in by_tail), contents)
+        namesakes = next((by_tail[t] for t in _tails(name, prefixes) if t in by_tail), contents)
         return digest in namesakes
 
     different = [n for n, digest in digests.items() if n not in ignore and not equal(n, digest)]
     if different:
         raise UserError(
-            f"model.backbone: {len(different)} of {len(digests)} tensors do not equal the checkpoint "
+            f"{where}: {len(different)} of {len(digests)} tensors do not equal the checkpoint "
             f"{folder}; first: {different[0]}"
         )
 
 
-def _tails(name: str) -> list[str]:
-    """A tensor's name as it is and without one or two leading modules (`model.`, `encoder.`)."""
+def _tails(name: str, prefixes: int) -> list[str]:
+    """A tensor's name as it is and without leading modules (`model.`, `encoder.`)."""
     parts = name.split(".")
-    return [".".join(parts[cut:]) for cut in range(min(3, len(parts) - 1))]
+    return [".".join(parts[cut:]) for cut in range(min(prefixes + 1, len(parts) - 1))]
 
 
 def checkpoint_digests(folder: Path) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """From `cfg.model` to a detector with its backbone loaded, its losses and its image processor."""
 
-import importlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,24 +12,13 @@ from data.masks import CELL_PIXELS, CELL_PX
 from data.objects import Objects
 from data.taxonomy import Taxonomy
 from errors import UserError
-from model.backbone import Backbone, freeze, load_backbone
-from model.heads.family import HeadFamily, build_detector
+from model.backbone import Backbone, freeze
+from model.heads.family import HeadFamily
+from model.heads.registry import HEADS, get_family
 from model.normalization import Normalization
+from model.start import start
 from model.trainable import STUFF_KEY, Trainable
 from settings.keys import ImageSizeConfig, ModelConfig
-
-PROBE_PX = 128
-
-HEADS = {
-    "detr": "model.heads.detr",
-    "conditional_detr": "model.heads.conditional_detr",
-    "deformable_detr": "model.heads.deformable_detr",
-    "maskformer": "model.heads.maskformer",
-    "mask2former": "model.heads.mask2former",
-    "linear": "model.heads.linear",
-    "pmd": "model.heads.pmd",
-}
-"""Module of each `model.head`; it has FAMILY"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +29,10 @@ class Detector:
     family: HeadFamily
     backbone: Backbone
     rule: CanvasRule
-    head_origin: str
+    taken: int
+    """Tensors of the head that are another detector's"""
+    fresh: tuple[str, ...]
+    """Names of trained tensors of the head that are not, if some are"""
     unused: tuple[str, ...]
     """Parameters that these head_args and out_features never use; they are not trained"""
 
@@ -65,11 +56,6 @@ TASK_KEY = "segmentation_task"
 """Entry of an exported model's config.json: the model.task that it was trained for"""
 
 
-def get_family(name: str) -> HeadFamily:
-    """The head family of `model.head`."""
-    return importlib.import_module(HEADS[name]).FAMILY
-
-
 def build_model(
     cfg: ModelConfig, taxonomy: Taxonomy, image_size: ImageSizeConfig | None = None
 ) -> Detector:
@@ -78,11 +64,13 @@ def build_model(
     Raises:
         UserError: for anything wrong with the backbone or the head's arguments.
     """
+    assert cfg.head is not None
     family = get_family(cfg.head)
     size = image_size or ImageSizeConfig()
     refuse_contradictions(cfg, family, size)
-    backbone = load_backbone(cfg, family.num_maps({**family.defaults, **cfg.head_args}))
-    model, origin = build_detector(family, cfg, backbone, taxonomy)
+    begun = start(cfg, family, taxonomy)
+    model: Any = begun.model
+    backbone = begun.backbone
     module = family.backbone_of(model)
     if cfg.freeze == "all":
         freeze(module)
@@ -97,13 +85,19 @@ def build_model(
     if cfg.task == "panoptic_segmentation":
         setattr(model.config, STUFF_KEY, list(taxonomy.stuff))
     trainable = Trainable(model, processor, backbone.normalization, family, cfg.task)
-    unused = without_gradient(trainable)
+    side = family.smallest_side(model.config, backbone.strides, multiple)
+    if family.chooses_queries and side > rule.full[0]:
+        raise UserError(
+            f"model.head_args.num_queries {family.num_queries(model.config)}: images of {rule.full[0]} px have "
+            f"fewer places to choose them from; data.image_size.longest {side} has enough"
+        )
+    unused = without_gradient(trainable, side)
     for parameter in unused.values():
         parameter.requires_grad_(False)  # or DDP would wait for its gradient
     backbone = replace(
         backbone, module=module
     )  # the copy that was loaded first is not needed any more
-    return Detector(trainable, family, backbone, rule, origin, tuple(unused))
+    return Detector(trainable, family, backbone, rule, begun.taken, begun.fresh, tuple(unused))
 
 
 def refuse_contradictions(cfg: ModelConfig, family: HeadFamily, size: ImageSizeConfig) -> None:
@@ -121,7 +115,7 @@ def refuse_contradictions(cfg: ModelConfig, family: HeadFamily, size: ImageSizeC
     if (size.fit or family.fit) == "stretch" and size.shortest is not None:
         raise UserError(
             f"data.image_size.shortest {size.shortest}: images are stretched to a square of "
-            f"data.image_size.longest {size.longest}; leave it out"
+            f"data.image_size.longest_px {size.longest_px}; leave it out"
         )
     if family.fit == "stretch" and size.fit == "pad":
         raise UserError(
@@ -130,19 +124,23 @@ def refuse_contradictions(cfg: ModelConfig, family: HeadFamily, size: ImageSizeC
         )
 
 
-def without_gradient(trainable: Trainable) -> dict[str, nn.Parameter]:
+def without_gradient(trainable: Trainable, side: int) -> dict[str, nn.Parameter]:
     """Trainable parameters of the model that get no gradient, by name, found by one small step.
+
+    Args:
+        side: of the image, px.
 
     Examples: level embeddings of a head without encoder; backbone stages behind the last one read.
     """
     first, box = torch.zeros(1, dtype=torch.int64), torch.tensor([[0.5, 0.5, 0.5, 0.5]])
-    cells = PROBE_PX // CELL_PX
+    cells = side // CELL_PX
     mask = torch.full((1, cells, cells), CELL_PIXELS, dtype=torch.uint8)
     batch = Batch(
-        pixel_values=torch.zeros(1, 3, PROBE_PX, PROBE_PX, dtype=torch.uint8),
-        pixel_mask=torch.ones(1, PROBE_PX, PROBE_PX, dtype=torch.bool),
+        pixel_values=torch.zeros(1, 3, side, side, dtype=torch.uint8),
+        pixel_mask=torch.ones(1, side, side, dtype=torch.bool),
         objects=Objects(image=first, boxes=box, classes=first, masks=mask),
         num_objects=[1],
+        noise_keys=[0],
     )
     was_training = trainable.training
     trainable.eval()

@@ -62,7 +62,7 @@ class Trainable(nn.Module):
         """
         assert self.family is not None
         assert self.criterion is not None
-        outputs = self.family.outputs(self.model, self._pixels(batch), batch.pixel_mask)
+        outputs = self.family.outputs(self.model, self._pixels(batch), batch, step_counts)
         return self.criterion(outputs, batch, step_counts)
 
     @torch.no_grad()

@@ -41,7 +41,7 @@ def banner(
         yield _row(
             "", "its folder has no preprocessor_config.json: ImageNet mean and deviation assumed"
         )
-    yield _row("head", f"{cfg.model.head}, {detector.head_origin}")
+    yield _row("head", f"{cfg.model.head}, {origin_text(cfg, detector)}")
     trainable, frozen = parameter_counts(detector)
     yield _row("parameters", f"{trainable:,} trainable, {frozen:,} frozen")
     if detector.unused:
@@ -55,6 +55,16 @@ def banner(
         f"{cfg.optim.schedule} schedule, precision {cfg.train.precision}, {device}",
     )
     yield from warnings_about(cfg, detector, data, num_steps)
+
+
+def origin_text(cfg: Config, detector: Detector) -> str:
+    """Where the head's weights come from, and which are new."""
+    if not detector.taken:
+        return "from scratch"
+    fresh = [name.removeprefix("model.") for name in detector.fresh]
+    total = detector.taken + len(fresh)
+    new = f"; new: {', '.join(fresh[:4])}{', ...' if len(fresh) > 4 else ''}" if fresh else ""
+    return f"{detector.taken}/{total} tensors from {cfg.model.init_from}, each compared{new}"
 
 
 def parameter_counts(detector: Detector) -> tuple[int, int]:

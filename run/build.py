@@ -38,6 +38,7 @@ from data.feed.transforms import Augment
 from disk import write_whole
 from errors import UserError, refusing
 from model.build import Detector, build_model
+from model.start import completed
 from run.facts import run_facts
 from run.log import DONE, RunLog
 from run.resume import resume
@@ -54,6 +55,7 @@ from training.stopping import StopRequest
 
 MEASURED_IMAGES = 32
 """Training images that a head sees before the first step, if it has to know what features are like"""
+MEASURED_AT_ONCE = 8
 
 
 @dataclass
@@ -165,6 +167,7 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
     """
     set_seed(cfg.run.seed)
     with accelerator.main_process_first():
+        cfg = completed(cfg)
         Augment(cfg.data.augment)  # refuses what it cannot do, before anything is written
         labels = LABELS[cfg.model.task]
         data = build_data(cfg.data, cfg.run.seed, cfg.run.max_bad_images, labels)
@@ -175,7 +178,7 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
     num_steps = cfg.train.steps or math.ceil(
         (cfg.train.epochs or 0) * len(data.train) / cfg.train.global_batch_size
     )
-    optimizer = build_optimizer(detector.model, detector.backbone_module, cfg.optim)
+    optimizer = build_optimizer(detector.model, detector.backbone_module, cfg.optim, detector.fresh)
     root = Path(cfg.run.output_dir)
     checkpoints = Checkpoints(
         root / "checkpoints", cfg.train.keep_checkpoints, accelerator.is_main_process
@@ -225,9 +228,13 @@ def measure(detector: Detector, data: Data, device: torch.device) -> None:
     if detector.family.prepare is None:
         return
     shown = EvalDataset(data.train, detector.rule)
-    places = range(min(MEASURED_IMAGES, len(shown)))
+    places = list(range(min(MEASURED_IMAGES, len(shown))))
+    firsts = range(0, len(places), MEASURED_AT_ONCE)
     trainable = detector.trainable.to(device)
-    trainable.prepare(collate([shown[place]]).to(device) for place in places)
+    trainable.prepare(
+        collate([shown[place] for place in places[first : first + MEASURED_AT_ONCE]]).to(device)
+        for first in firsts
+    )
 
 
 def build_accelerator(cfg: Config) -> Accelerator:

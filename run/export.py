@@ -3,7 +3,7 @@
 from data.feed.collate import collate
 from data.feed.loader import EvalDataset
 from errors import UserError
-from export.card import model_card, public_name
+from export.card import model_card, origin, public_name
 from export.folder import export_model
 from export.hub import push
 from report.evaluation import read_metrics
@@ -30,7 +30,7 @@ def export(run: Run, repo_id: str | None) -> None:
     folder = run.folder / "export"
     shown = EvalDataset(run.data.val, run.detector.rule)
     batch = collate([shown[index] for index in range(min(CHECKED_IMAGES, len(shown)))])
-    backbone = public_name(run.cfg.model.backbone)
+    backbone = public_name(origin(run.cfg))
     # On the CPU, where equal weights give equal boxes; the run does not need its device any more.
     export_model(run.detector.trainable.cpu(), card, folder, backbone, batch)
     name = str(run.cfg.eval.metric)

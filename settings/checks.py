@@ -58,6 +58,7 @@ def check_config(cfg: Config, world: int | None = None) -> None:
         *_check_train(cfg, world),
         *_check_data(cfg.data),
         *_check_task(cfg),
+        *_check_start(cfg),
         *_check_run(cfg),
         *_check_optim(cfg),
     ]
@@ -164,10 +165,11 @@ def _check_data(data: DataConfig) -> Iterator[str]:
     yield from _positive("data.image_size.longest", data.image_size.longest)
     shortest = data.image_size.shortest
     yield from _positive("data.image_size.shortest", shortest)
-    if shortest and shortest > data.image_size.longest:
-        yield f"data.image_size.shortest {shortest}: exceeds longest {data.image_size.longest}"
-    if data.image_size.longest > MAX_SIDE_PX:
-        yield f"data.image_size.longest {data.image_size.longest}: at most {MAX_SIDE_PX} px"
+    longest = data.image_size.longest
+    if longest is not None and shortest and shortest > longest:
+        yield f"data.image_size.shortest {shortest}: exceeds longest {longest}"
+    if longest is not None and longest > MAX_SIDE_PX:
+        yield f"data.image_size.longest {longest}: at most {MAX_SIDE_PX} px"
     if not 0 <= data.num_workers <= MOST_WORKERS:
         yield f"data.num_workers {data.num_workers}: must lie in 0 ... {MOST_WORKERS}"
 
@@ -198,6 +200,28 @@ def _check_task(cfg: Config) -> Iterator[str]:
         yield f"data.stuff {cfg.data.stuff}: has no effect with model.task {cfg.model.task}"
     if cfg.data.background is not None and not cfg.data.background.strip():
         yield "data.background: is empty; name the class, or say null"
+
+
+def _check_start(cfg: Config) -> Iterator[str]:
+    model = cfg.model
+    if model.init_from is None:
+        silent = {
+            "model.backbone": model.backbone,
+            "model.head": model.head,
+            "data.image_size.longest": cfg.data.image_size.longest,
+        }
+        for key, value in silent.items():
+            if value is None:
+                yield f"{key} null: is that of model.init_from, which is not set; set one of them"
+        if model.init_from_revision is not None:
+            yield f"model.init_from_revision {model.init_from_revision}: has no effect without model.init_from"
+        if cfg.optim.new_layers_lr is not None:
+            yield f"optim.new_layers_lr {cfg.optim.new_layers_lr}: has no effect without model.init_from"
+    elif model.backbone is None and model.out_features is not None:
+        yield (
+            f"model.out_features {model.out_features}: a whole detector (model.backbone null) reads its own; "
+            "leave it out"
+        )
 
 
 def _check_run(cfg: Config) -> Iterator[str]:
@@ -239,6 +263,7 @@ def _check_optim(cfg: Config) -> Iterator[str]:
     if cfg.optim.lr > LARGEST_LR:
         yield f"optim.lr {cfg.optim.lr}: at most {LARGEST_LR:g}"
     yield from _positive("optim.backbone_lr", cfg.optim.backbone_lr)
+    yield from _positive("optim.new_layers_lr", cfg.optim.new_layers_lr)
     if cfg.optim.weight_decay < 0:
         yield f"optim.weight_decay {cfg.optim.weight_decay}: must be 0 or more"
     if not all(0 <= beta < 1 for beta in cfg.optim.betas):

@@ -85,13 +85,19 @@ class RunConfig:
 class ImageSizeConfig:
     """Size of the image after the one resize, in pixels"""
 
-    longest: int = 1024
-    """Upper limit of the longest side, px; with fit stretch both sides"""
+    longest: int | None = 1024
+    """Upper limit of the longest side, px; with fit stretch both sides; null: that of model.init_from"""
     shortest: int | None = None
     """Wanted shortest side, px, as far as `longest` allows; default: the longest side decides"""
     fit: Fit | None = None
     """pad: the aspect ratio is kept, and the rest of the canvas is empty; stretch: every image fills the
-    same square; default: what the head needs (mask heads: stretch)"""
+    same square; default: what the head needs (mask heads, rt_detr_v2, d_fine and deimv2: stretch)"""
+
+    @property
+    def longest_px(self) -> int:
+        """`longest`, once it is known."""
+        assert self.longest is not None
+        return self.longest
 
 
 @dataclass(frozen=True)
@@ -168,24 +174,40 @@ class ModelConfig:
 
     task: Task = "detection"
     """What the head predicts"""
-    backbone: str = harmless("street/backbone")
-    """Hub id or folder of a transformers backbone with safetensors weights"""
+    backbone: str | None = harmless("street/backbone")
+    """Hub id or folder of a transformers backbone with safetensors weights; null: that of model.init_from,
+    a whole pretrained detector"""
     backbone_revision: str | None = harmless(None)
     """Revision (commit, tag or branch) of a backbone on the Hub"""
     freeze: Literal["all", "none"] = "all"
     """all: the backbone is never changed; none: it is trained with optim.backbone_lr"""
     out_features: list[str] | None = None
     """Backbone stages the head reads, e.g. [stage3, stage4]; default: the last ones, as the head needs"""
-    head: Literal[
-        "detr", "conditional_detr", "deformable_detr", "maskformer", "mask2former", "linear", "pmd"
-    ] = "deformable_detr"
-    """Head: detr, conditional_detr and deformable_detr find boxes; maskformer and mask2former masks of
-    objects or regions of classes, pmd likewise on a plain vision transformer; linear the class of every
-    pixel, by a batch norm and one linear layer"""
+    head: (
+        Literal[
+            "detr",
+            "conditional_detr",
+            "deformable_detr",
+            "rt_detr_v2",
+            "d_fine",
+            "deimv2",
+            "maskformer",
+            "mask2former",
+            "linear",
+            "pmd",
+        ]
+        | None
+    ) = "deformable_detr"
+    """Head: detr, conditional_detr, deformable_detr, rt_detr_v2, d_fine and deimv2 find boxes; maskformer and
+    mask2former masks of objects or regions of classes, pmd likewise on a plain vision transformer; linear
+    the class of every pixel, by a batch norm and one linear layer; null: that of model.init_from"""
     head_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the head's transformers config, e.g. {num_queries: 50, decoder_layers: 3}"""
     init_from: str | None = harmless(None)
-    """Hub id or folder of a detector of the same head whose weights are taken where shapes agree"""
+    """Hub id or folder of a pretrained detector. With model.backbone null it is taken whole, and only the layers
+    of its classes are new; beside a model.backbone the weights of its head are taken where shapes agree"""
+    init_from_revision: str | None = harmless(None)
+    """Revision (commit, tag or branch) of model.init_from on the Hub"""
 
 
 @dataclass(frozen=True)
@@ -196,6 +218,8 @@ class OptimConfig:
     """Learning rate of the head after warm-up"""
     backbone_lr: float | None = None
     """Learning rate of a backbone that is trained; default: a tenth of optim.lr"""
+    new_layers_lr: float | None = None
+    """Learning rate of the layers that model.init_from does not give; default: optim.lr"""
     weight_decay: float = 1e-4
     """Weight decay of matrices; norms, biases and embeddings have none"""
     betas: tuple[float, float] = (0.9, 0.999)

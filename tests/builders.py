@@ -116,10 +116,17 @@ TINY_TRANSFORMER = {
     "encoder_attention_heads": 4,
     "decoder_attention_heads": 4,
 }
+TINY_REAL_TIME = {
+    **TINY_TRANSFORMER,
+    **{"encoder_hidden_dim": 32, "num_denoising": 12, "depth_mult": 0.34, "decoder_n_points": 2},
+}
 TINY_HEAD = {
     "detr": TINY_TRANSFORMER,
     "conditional_detr": TINY_TRANSFORMER,
     "deformable_detr": {**TINY_TRANSFORMER, "num_feature_levels": 1},
+    "rt_detr_v2": {n: v for n, v in TINY_REAL_TIME.items() if n != "depth_mult"},
+    "d_fine": TINY_REAL_TIME,
+    "deimv2": TINY_REAL_TIME,
     "maskformer": {
         **{n: v for n, v in TINY_TRANSFORMER.items() if "encoder" not in n},
         "fpn_feature_size": 32,
@@ -135,6 +142,8 @@ TINY_HEAD = {
 }
 """head_args of heads that take seconds"""
 MASK_HEADS = ["maskformer", "mask2former", "pmd"]
+REAL_TIME = ["rt_detr_v2", "d_fine", "deimv2"]
+"""Heads with noisy queries and convolutional encoders"""
 OWN_CODE = ["pmd", "linear"]
 """Heads whose export carries code"""
 
@@ -154,6 +163,8 @@ BOX_VARIANTS = {
     ),
     "deformable_detr_plain": ("deformable_detr", {"with_box_refine": False}),
 }
+SET_VARIANTS = {name: value for name, value in BOX_VARIANTS.items() if name not in REAL_TIME}
+"""Heads with the losses of DETR"""
 REGION_VARIANTS = {"linear": ("linear", {}), **{f"{h}_semantic": (h, {}) for h in MASK_HEADS}}
 VARIANTS = {**BOX_VARIANTS, **{head: (head, {}) for head in MASK_HEADS}, "linear": ("linear", {})}
 """(head, further head_args) by name"""
@@ -216,6 +227,7 @@ def make_batch(numbers: Sequence[int], seed: int = 1, num_classes: int = 3):
     names = list(range(len(numbers)))
     sizes = [(64, 96)] * len(numbers)
     batch = Batch(pixels.byte(), mask, objects, list(numbers), names, names, sizes)
+    batch.noise_keys = [1000 + name for name in names]
     batch.ignored = torch.zeros(len(numbers), 16, 24, dtype=torch.uint8)
     batch.ignored[-1, :3, :5] = 7
     return batch
@@ -237,6 +249,7 @@ def part_of(batch, rows: slice):
         objects.each(torch.from_numpy),
         *(getattr(batch, name)[rows] for name in lists),
         ignored=batch.ignored[rows],
+        noise_keys=batch.noise_keys[rows],
     )
 
 

@@ -24,6 +24,7 @@ from data.check.repair import refuse_full, write_repaired
 from data.check.statistics import SplitStatistics, split_statistics
 from data.findings import Finding, Findings
 from errors import UserError, ending_with_one_line
+from model.start import completed
 from report.dataset_picture import PICTURE_TITLE
 from report.dataset_text import exit_status, finding_lines, statistics_lines, verdict
 from settings.keys import LABELS
@@ -57,7 +58,9 @@ def main(argv: Sequence[str]) -> int:
         refuse_full(args.repair)  # before the work
     for option, file in (("--json", args.json), ("--picture", args.picture)):
         refuse_lost(option, file)
-    cfg = load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
+    cfg = completed(
+        load_config(rest, prog=parser.prog, world=1)
+    )  # nothing is trained on this world
     most = None if args.all else EXAMPLES
     noted = Findings()
     try:

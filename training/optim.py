@@ -1,6 +1,7 @@
 """Optimizer groups and the learning-rate schedule."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -9,13 +10,23 @@ from torch import nn
 from settings.keys import OptimConfig
 
 
-def build_optimizer(model: nn.Module, backbone: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over everything that trains, in up to four groups.
+def build_optimizer(
+    model: nn.Module, backbone: nn.Module, cfg: OptimConfig, fresh: Collection[str] = ()
+) -> torch.optim.AdamW:
+    """AdamW over everything that trains, in up to six groups.
 
-    Head and backbone each with and without weight decay; norms, biases and embeddings have none.
+    Backbone, head and new layers each with and without weight decay; norms, biases and embeddings have none.
     Each group has a `name` and its full learning rate as `base_lr`.
+
+    Args:
+        fresh: names of the parameters that begin at random, where others of the head do not.
     """
-    backbone_lr = cfg.lr / 10 if cfg.backbone_lr is None else cfg.backbone_lr
+    rates = {
+        "head": cfg.lr,
+        "backbone": cfg.lr / 10 if cfg.backbone_lr is None else cfg.backbone_lr,
+        "new": cfg.lr if cfg.new_layers_lr is None else cfg.new_layers_lr,
+    }
+    new = set(fresh)
     in_backbone = {id(p) for p in backbone.parameters()}
     embeddings = {
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
@@ -30,8 +41,8 @@ def build_optimizer(model: nn.Module, backbone: nn.Module, cfg: OptimConfig) -> 
             and id(parameter) not in embeddings
             and "embed" not in name.rpartition(".")[2]
         )
-        part = "backbone" if is_backbone else "head"
-        lr = backbone_lr if is_backbone else cfg.lr
+        part = "backbone" if is_backbone else "new" if name in new else "head"
+        lr = rates[part]
         group = groups.setdefault(
             f"{part}, {'decay' if decays else 'no decay'}",
             {

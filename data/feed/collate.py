@@ -40,6 +40,7 @@ def collate(samples: Sequence[Sample], through_pipe: bool = False) -> Batch:
         indices=[sample.index for sample in samples],
         orig_sizes=[sample.orig_size for sample in samples],
         missing=[sample.missing for sample in samples],
+        noise_keys=[sample.noise_key for sample in samples],
         bad=[text for sample in samples for text in sample.bad],
         through_pipe=through_pipe,
     )

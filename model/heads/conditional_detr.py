@@ -1,6 +1,7 @@
 """Conditional DETR (Meng et al. 2021, https://arxiv.org/abs/2108.06152)."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers.models.conditional_detr.image_processing_pil_conditional_detr 
 )
 from transformers.models.conditional_detr.modeling_conditional_detr import inverse_sigmoid
 
+from data.batch import Batch
 from model.heads.detr import decoder_states
 from model.heads.family import HeadFamily
 from model.losses.set_criterion import SetCriterion, SetOutputs
@@ -27,16 +29,25 @@ def initialise(model: Any) -> None:
                 nn.init.xavier_uniform_(parameter)
     nn.init.normal_(model.model.query_position_embeddings.weight)
     layers = (model.model.input_projection, *model.bbox_predictor.layers)
-    for layer in (*layers, model.class_labels_classifier):
+    for layer in layers:
         layer.reset_parameters()
-    model.class_labels_classifier.bias.fill_(-math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+    initialise_classes(model)
     model.bbox_predictor.layers[-1].weight.zero_()
     model.bbox_predictor.layers[-1].bias.zero_()
 
 
-def outputs(model: Any, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> SetOutputs:
+@torch.no_grad()
+def initialise_classes(model: Any) -> None:
+    """Few objects at the start."""
+    model.class_labels_classifier.reset_parameters()
+    model.class_labels_classifier.bias.fill_(-math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+
+
+def outputs(
+    model: Any, pixel_values: torch.Tensor, batch: Batch, step_counts: Mapping[str, float]
+) -> SetOutputs:
     """Classes and boxes of every decoder layer; boxes are offsets from the reference points."""
-    base = model.model(pixel_values, pixel_mask=pixel_mask)
+    base = model.model(pixel_values, pixel_mask=batch.pixel_mask)
     reference = inverse_sigmoid(base.reference_points).transpose(0, 1)  # [B, Q, 2]
     states, boxes = decoder_states(model.config, base), []
     for layer in states:
@@ -53,6 +64,8 @@ FAMILY = HeadFamily(
     defaults={"auxiliary_loss": True},
     num_maps=lambda args: 1,
     initialise=initialise,
+    initialise_classes=initialise_classes,
+    whole_args={"auxiliary_loss": True},
     backbone_of=lambda model: model.model.backbone.model,
     num_queries=lambda config: config.num_queries,
     outputs=outputs,

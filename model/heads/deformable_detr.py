@@ -1,7 +1,7 @@
 """Deformable DETR (Zhu et al. 2021, https://arxiv.org/abs/2010.04159)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from transformers.models.deformable_detr.image_processing_pil_deformable_detr im
 )
 from transformers.models.deformable_detr.modeling_deformable_detr import inverse_sigmoid
 
+from data.batch import Batch
 from model.heads.family import HeadFamily
 from model.losses.set_criterion import SetCriterion, SetOutputs
 
@@ -26,9 +27,7 @@ def initialise(model: Any) -> None:
     Those of deformable attention are transformers' own, which follow the paper.
     """
     config = model.config
-    for layer in model.class_embed:
-        layer.reset_parameters()
-        layer.bias.fill_(-math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+    initialise_classes(model)
     for box_head in model.bbox_embed:
         for layer in box_head.layers:
             layer.reset_parameters()
@@ -45,6 +44,14 @@ def initialise(model: Any) -> None:
             deformable = "sampling_offsets" in name or "attention_weights" in name
             if parameter.ndim > 1 and not deformable:
                 nn.init.xavier_uniform_(parameter)
+
+
+@torch.no_grad()
+def initialise_classes(model: Any) -> None:
+    """Few objects at the start."""
+    for layer in model.class_embed:
+        layer.reset_parameters()
+        layer.bias.fill_(-math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
 
 
 def num_maps(args: dict) -> int:
@@ -64,12 +71,14 @@ def num_queries(config: Any) -> int:
     return config.two_stage_num_proposals if config.two_stage else config.num_queries
 
 
-def outputs(model: Any, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> SetOutputs:
+def outputs(
+    model: Any, pixel_values: torch.Tensor, batch: Batch, step_counts: Mapping[str, float]
+) -> SetOutputs:
     """Classes and boxes of every decoder layer, and the proposals of the first of two stages.
 
     Each layer has prediction layers of its own, and its boxes are offsets from the layer before.
     """
-    base = model.model(pixel_values, pixel_mask=pixel_mask)
+    base = model.model(pixel_values, pixel_mask=batch.pixel_mask)
     states = base.intermediate_hidden_states  # [B, L, Q, d]
     references = [base.init_reference_points, *base.intermediate_reference_points.unbind(1)]
     logits, boxes = [], []
@@ -96,6 +105,8 @@ FAMILY = HeadFamily(
     defaults={"auxiliary_loss": True, "with_box_refine": True},
     num_maps=num_maps,
     initialise=initialise,
+    initialise_classes=initialise_classes,
+    whole_args={"auxiliary_loss": True},
     backbone_of=lambda model: model.model.backbone.model,
     num_queries=num_queries,
     outputs=outputs,

@@ -1,5 +1,6 @@
 """DETR (Carion et al. 2020, https://arxiv.org/abs/2005.12872)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 from transformers import DetrConfig, DetrForObjectDetection
 from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 
+from data.batch import Batch
 from model.heads.family import HeadFamily
 from model.losses.set_criterion import SetCriterion, SetOutputs
 
@@ -27,9 +29,11 @@ def initialise(model: Any) -> None:
         layer.reset_parameters()
 
 
-def outputs(model: Any, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> SetOutputs:
+def outputs(
+    model: Any, pixel_values: torch.Tensor, batch: Batch, step_counts: Mapping[str, float]
+) -> SetOutputs:
     """Classes and boxes of every decoder layer; of the last alone without auxiliary losses."""
-    base = model.model(pixel_values, pixel_mask=pixel_mask)
+    base = model.model(pixel_values, pixel_mask=batch.pixel_mask)
     states = decoder_states(model.config, base)
     return SetOutputs(model.class_labels_classifier(states), model.bbox_predictor(states).sigmoid())
 
@@ -48,6 +52,7 @@ FAMILY = HeadFamily(
     defaults={"auxiliary_loss": True},
     num_maps=lambda args: 1,
     initialise=initialise,
+    whole_args={"auxiliary_loss": True},
     backbone_of=lambda model: model.model.backbone.model,
     num_queries=lambda config: config.num_queries,
     outputs=outputs,

@@ -1,22 +1,22 @@
 """What a head file says about its family, and what all families share: building, starting weights."""
 
-import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from data.taxonomy import Taxonomy
-from errors import UserError, refusing
-from model.backbone import Backbone, transplant
+from data.batch import Batch
+from errors import UserError
+from model.backbone import Backbone
 from model.finding import BOXES, Finder
 from model.losses.terms import Criterion
-from model.source import SAFE, local_folder, quiet_transformers
-from settings.keys import Fit, ModelConfig, Task
+from settings.keys import Fit, Task
+
+PROBE_PX = 128
+"""Side of the blank image that a model is tried on, if it is not too small for it"""
 
 
 def refuse_unknown(args: Mapping[str, Any], known: Collection[str], where: str) -> None:
@@ -37,7 +37,7 @@ def call_with_mask(model: Any, pixel_values: torch.Tensor, pixel_mask: torch.Ten
     return model(pixel_values=pixel_values, pixel_mask=pixel_mask)
 
 
-MakeConfig = Callable[[dict[str, Any], dict[str, Any], Sequence[int]], PretrainedConfig]
+MakeConfig = Callable[[dict[str, Any], dict[str, Any], Backbone], PretrainedConfig]
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ class HeadFamily:
     backbone_of: Callable[[Any], nn.Module]
     num_queries: Callable[[Any], int]
     """Most objects that the head can find in an image, given its config"""
-    outputs: Callable[[Any, torch.Tensor, torch.Tensor], Any]
-    """(model, pixel_values, pixel_mask) -> everything that gets a loss, as the criterion takes it"""
+    outputs: Callable[[Any, torch.Tensor, Batch, Mapping[str, float]], Any]
+    """(model, pixel_values, batch, the step's counts) -> everything that gets a loss, as the criterion takes
+    it"""
     criterion: Callable[[Any], Criterion]
     """The losses of a config"""
     few_steps: int
@@ -70,90 +71,41 @@ class HeadFamily:
     call: Callable[[Any, torch.Tensor, torch.Tensor], Any] = call_with_mask
     """(model, pixel_values, pixel_mask) -> what the processor's post-processing takes"""
     make_config: MakeConfig | None = None
-    """(arguments, what all heads get: backbone_config, id2label, label2id; strides of the backbone's maps)
+    """(arguments, what all heads get: backbone_config, id2label, label2id; the backbone)
     -> config; default: the config class takes the first two"""
     tasks: Mapping[Task, Finder] = field(default_factory=lambda: {"detection": BOXES})
     """The model.tasks that it is for, and how what `call` gave is read for each"""
     fit: Fit = "pad"
     """The data.image_size.fit that it needs"""
+    initialise_classes: Callable[[Any], None] | None = None
+    """Starting weights of the layers whose shape depends on the classes, if not those of their modules"""
     prepare: Callable[[Any, Iterable[tuple[torch.Tensor, torch.Tensor]]], None] | None = None
     """(model, pixel_values and pixel_mask of some training images): what it has to know of them before the
     first step"""
     anneal: Callable[[Any, float], None] | None = None
     """(model, part of the steps that is done): before each step, if something in the model depends on it"""
+    holds_norms: bool = False
+    """Its batch norms keep their statistics"""
+    chooses_queries: bool = False
+    """It chooses its queries among the places of its maps, and a small image has too few"""
+    whole_args: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of the config that are set in a pretrained detector"""
     level_strides: Callable[[Any, Sequence[int]], Sequence[int]] = lambda config, strides: strides
     """Strides of all maps that the head works on, px, given its config and those of the backbone"""
 
+    def smallest_side(self, config: Any, strides: Sequence[int], multiple: int) -> int:
+        """Smallest side of a square image, px, that a model of this family can be tried on.
 
-def build_detector(
-    family: HeadFamily, cfg: ModelConfig, backbone: Backbone, taxonomy: Taxonomy
-) -> tuple[PreTrainedModel, str]:
-    """The detector with the backbone's weights in it, and where the head's weights come from.
-
-    Raises:
-        UserError: for head_args that the head does not have or refuses.
-    """
-    config = head_config(family, cfg, backbone, taxonomy)
-    if cfg.init_from:
-        model, origin = _from_detector(family, cfg.init_from, config)
-    else:
-        model, origin = _from_scratch(family, config), "from scratch"
-    transplant(backbone, family.backbone_of(model))
-    return model, origin
+        Args:
+            strides: of the backbone's maps. multiple: sides are multiples of it.
+        """
+        side = -(-PROBE_PX // multiple) * multiple
+        levels = self.level_strides(config, strides)
+        while self.chooses_queries and places(side, levels) < self.num_queries(config):
+            side += multiple
+        return side
 
 
-def head_config(
-    family: HeadFamily, cfg: ModelConfig, backbone: Backbone, taxonomy: Taxonomy
-) -> PretrainedConfig:
-    """The head's transformers config.
-
-    Raises:
-        UserError: naming the argument that does not exist or is refused.
-    """
-    args = {**family.defaults, **cfg.head_args}
-    shared = {
-        "backbone_config": backbone.module.config,
-        "id2label": taxonomy.id2label,
-        "label2id": taxonomy.label2id,
-    }
-    kind: Any = family.config_class
-    with refusing("model.head_args"), quiet_transformers():  # which backbones it knows is no news
-        if family.make_config is not None:
-            return family.make_config(args, shared, backbone.strides)
-        known = {field.name for field in dataclasses.fields(kind)}
-        refuse_unknown(args, known, kind.__name__)
-        return kind(**shared, **args)
-
-
-def _from_scratch(family: HeadFamily, config: PretrainedConfig) -> PreTrainedModel:
-    with refusing("model.head_args: the head cannot be built"), quiet_transformers():
-        model = family.model_class(config)
-    family.initialise(model)
-    return model
-
-
-def _from_detector(
-    family: HeadFamily, name: str, config: PretrainedConfig
-) -> tuple[PreTrainedModel, str]:
-    """The detector with the weights of another one of its kind, where shapes agree."""
-    folder = local_folder(name, None, "model.init_from")
-    kind: Any = family.model_class
-    try:
-        with quiet_transformers():
-            model, info = kind.from_pretrained(
-                folder,
-                config=config,
-                ignore_mismatched_sizes=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-                **SAFE,
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"model.init_from {name}: {' '.join(str(error).split())}") from error
-    own_backbone = {id(p) for p in family.backbone_of(model).parameters()}
-    names = [n for n, p in model.named_parameters() if id(p) not in own_backbone]
-    fresh = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
-    taken = [n for n in names if n not in fresh]
-    if not taken:
-        raise UserError(f"model.init_from {name}: no weight of this head agrees with it")
-    return model, f"{len(taken)}/{len(names)} tensors from {name}"
+def places(side: int, strides: Sequence[int]) -> int:
+    """Number of places in maps of these strides of a square image."""
+    return sum((side // stride) ** 2 for stride in strides)

@@ -5,7 +5,7 @@ Their batch norm takes the statistics of each device's micro-batch; here they ar
 images, measured once before the first step, so that a step does not depend on how it is split.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from transformers.models.segformer.image_processing_pil_segformer import (
     SegformerImageProcessorPil,
 )
 
+from data.batch import Batch
 from errors import UserError
+from model.backbone import Backbone
 from model.finding import Finder, find_pixel_classes
 from model.heads.family import HeadFamily, refuse_unknown
 from model.heads.linear_segmenter import LinearSegmenter, LinearSegmenterConfig
@@ -40,7 +42,7 @@ def num_maps(args: dict[str, Any]) -> int:
 
 
 def make_config(
-    args: dict[str, Any], shared: dict[str, Any], strides: Sequence[int]
+    args: dict[str, Any], shared: dict[str, Any], backbone: Backbone
 ) -> LinearSegmenterConfig:
     """The head's config.
 
@@ -76,7 +78,9 @@ def prepare(model: Any, images: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> 
         norm.running_var.copy_((squares / max(count, 1) - mean.square()).clamp(min=0))
 
 
-def outputs(model: Any, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
+def outputs(
+    model: Any, pixel_values: torch.Tensor, batch: Batch, step_counts: Mapping[str, float]
+) -> torch.Tensor:
     """Logits [B, C, h, w] of the classes."""
     return model(pixel_values).logits
 

@@ -5,7 +5,7 @@ it to save memory: nothing is drawn at random, and every square counts.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from transformers.models.mask2former.image_processing_pil_mask2former import (
     Mask2FormerImageProcessorPil,
 )
 
+from data.batch import Batch
 from errors import UserError
+from model.backbone import Backbone
 from model.finding import find_regions_of_384, mask_tasks
 from model.heads.family import HeadFamily, refuse_unknown
 from model.heads.maskformer import call
@@ -27,7 +29,7 @@ LEVELS = 3
 
 
 def make_config(
-    args: dict[str, Any], shared: dict[str, Any], strides: Sequence[int]
+    args: dict[str, Any], shared: dict[str, Any], backbone: Backbone
 ) -> Mask2FormerConfig:
     """The head's config, with the strides that the backbone's maps really have.
 
@@ -41,12 +43,15 @@ def make_config(
             f"model.head_args.dropout {args['dropout']}: mask2former leaves out whole layers with it; leave "
             "it at 0"
         )
-    if len(strides) < LEVELS:
+    if len(backbone.strides) < LEVELS:
         raise UserError(
-            f"model.out_features: mask2former reads {LEVELS} maps or more, the backbone gives {len(strides)}"
+            f"model.out_features: mask2former reads {LEVELS} maps or more, the backbone gives {len(backbone.strides)}"
         )
     return Mask2FormerConfig(
-        feature_strides=list(strides), common_stride=min(strides), **shared, **args
+        feature_strides=list(backbone.strides),
+        common_stride=min(backbone.strides),
+        **shared,
+        **args,
     )
 
 
@@ -55,7 +60,9 @@ def initialise(model: Any) -> None:
     model.class_predictor.reset_parameters()
 
 
-def outputs(model: Any, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> MaskOutputs:
+def outputs(
+    model: Any, pixel_values: torch.Tensor, batch: Batch, step_counts: Mapping[str, float]
+) -> MaskOutputs:
     """Classes and masks before the first and after every decoder layer."""
     base = model.model(pixel_values=pixel_values, output_hidden_states=True)
     states = torch.stack(base.transformer_decoder_intermediate_states).transpose(1, 2)

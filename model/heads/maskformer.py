@@ -1,7 +1,7 @@
 """MaskFormer (Cheng et al. 2021, https://arxiv.org/abs/2107.06278)."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from transformers.models.maskformer.image_processing_pil_maskformer import (
     MaskFormerImageProcessorPil,
 )
 
+from data.batch import Batch
 from errors import UserError
+from model.backbone import Backbone
 from model.finding import mask_tasks
 from model.heads.family import HeadFamily, refuse_unknown
 from model.losses.mask_criterion import MaskCriterion, MaskOutputs, MaskWeights
@@ -27,7 +29,7 @@ UNUSED_DECODER: dict[str, Any] = {"backbone_config": {"model_type": "resnet"}, "
 
 
 def make_config(
-    args: dict[str, Any], shared: dict[str, Any], strides: Sequence[int]
+    args: dict[str, Any], shared: dict[str, Any], backbone: Backbone
 ) -> MaskFormerConfig:
     """The head's config; arguments of the decoder stand beside the others.
 
@@ -36,9 +38,9 @@ def make_config(
     """
     own = {field.name for field in dataclasses.fields(MaskFormerConfig)} - {"decoder_config"}
     refuse_unknown(args, own | set(DECODER_ARGUMENTS), "MaskFormerConfig")
-    if len(strides) < 2:
+    if len(backbone.strides) < 2:
         raise UserError(
-            f"model.out_features: maskformer reads 2 maps or more, the backbone gives {len(strides)}"
+            f"model.out_features: maskformer reads 2 maps or more, the backbone gives {len(backbone.strides)}"
         )
     if shared["backbone_config"].model_type == "swin":
         raise UserError(
@@ -71,7 +73,9 @@ def initialise(model: Any) -> None:
     model.class_predictor.reset_parameters()
 
 
-def outputs(model: Any, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> MaskOutputs:
+def outputs(
+    model: Any, pixel_values: torch.Tensor, batch: Batch, step_counts: Mapping[str, float]
+) -> MaskOutputs:
     """Classes and masks of every decoder layer, each normalised as the last one is."""
     base = model.model(pixel_values=pixel_values, output_hidden_states=True)
     states = base.transformer_decoder_hidden_states[1:]  # the first are the queries' zeros

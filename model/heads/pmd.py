@@ -1,7 +1,7 @@
 """A plain mask decoder for frozen vision transformers, after PMT (https://arxiv.org/abs/2603.25398)."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from transformers.models.maskformer.image_processing_pil_maskformer import (
     MaskFormerImageProcessorPil,
 )
 
+from data.batch import Batch
+from model.backbone import Backbone
 from model.finding import mask_tasks
 from model.heads.family import HeadFamily, refuse_unknown
 from model.heads.maskformer import call
@@ -33,7 +35,7 @@ for auto_class in (AutoModelForUniversalSegmentation, AutoModelForImageSegmentat
 
 
 def make_config(
-    args: dict[str, Any], shared: dict[str, Any], strides: Sequence[int]
+    args: dict[str, Any], shared: dict[str, Any], backbone: Backbone
 ) -> PlainMaskConfig:
     """The head's config.
 
@@ -42,7 +44,7 @@ def make_config(
         UserError: for an argument that it does not have.
     """
     refuse_unknown(args, ARGUMENTS, "the pmd head")
-    config = PlainMaskConfig(**shared, strides=strides, **args)
+    config = PlainMaskConfig(**shared, strides=list(backbone.strides), **args)
     for name in ARGUMENTS:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -70,7 +72,9 @@ def anneal(model: Any, part: float) -> None:
     model.progress.fill_(round(part * WHOLE))
 
 
-def outputs(model: Any, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> MaskOutputs:
+def outputs(
+    model: Any, pixel_values: torch.Tensor, batch: Batch, step_counts: Mapping[str, float]
+) -> MaskOutputs:
     """Classes and masks before the first and after every block."""
     found = model(pixel_values, every_layer=True)
     embeddings, pixels = found.all_embeddings, found.all_pixels

@@ -15,9 +15,9 @@ def sigmoid_focal_loss(logits: torch.Tensor, goal: torch.Tensor, alpha: float) -
     return balance * miss**GAMMA * cross_entropy
 
 
-def focal_cost(logits: torch.Tensor, alpha: float = 0.25) -> torch.Tensor:
+def focal_cost(logits: torch.Tensor, alpha: float = 0.25, gamma: float = GAMMA) -> torch.Tensor:
     """Cost of calling a query each class, same shape as `logits` (Deformable DETR's matcher)."""
     p = logits.sigmoid()
-    positive = alpha * (1 - p) ** GAMMA * -(p + 1e-8).log()
-    negative = (1 - alpha) * p**GAMMA * -(1 - p + 1e-8).log()
+    positive = alpha * (1 - p) ** gamma * -(p + 1e-8).log()
+    negative = (1 - alpha) * p**gamma * -(1 - p + 1e-8).log()
     return positive - negative

@@ -1,10 +1,48 @@
 """Hungarian matching of queries and objects (DETR, https://arxiv.org/abs/2005.12872)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+
+from data.objects import Objects
+from model.losses.boxes import box_giou
+
+
+@dataclass(frozen=True)
+class CostWeights:
+    """What the three parts of the cost of a match weigh."""
+
+    of_class: float
+    of_l1: float
+    of_giou: float
+
+
+@torch.no_grad()
+def box_cost(
+    class_costs: torch.Tensor,
+    boxes: torch.Tensor,
+    objects: Objects,
+    num_objects: Sequence[int],
+    weights: CostWeights,
+) -> torch.Tensor:
+    """Cost [L, B, Q, T] of giving a query an object; T is the most objects of an image.
+
+    Columns beyond an image's own objects mean nothing.
+
+    Args:
+        class_costs: [L, B, Q, C] of calling a query each class. boxes: [L, B, Q, 4] cxcywh.
+        objects: of all images, image by image. num_objects: of each image.
+    """
+    classes = per_image(objects.classes, num_objects, 0)
+    goals = per_image(objects.boxes.to(boxes.dtype), num_objects, 0.5)
+    where = classes[None, :, None, :].expand(*class_costs.shape[:3], classes.shape[1])
+    distance = torch.cdist(boxes, goals[None].expand(len(boxes), -1, -1, -1), p=1)
+    giou = box_giou(boxes[..., :, None, :], goals[None, :, None])
+    scores = class_costs.gather(-1, where)
+    return weights.of_class * scores + weights.of_l1 * distance - weights.of_giou * giou
 
 
 def match(cost: torch.Tensor, num_targets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:

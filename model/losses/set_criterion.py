@@ -17,7 +17,7 @@ from data.batch import Batch
 from data.objects import Objects
 from model.losses.boxes import box_giou
 from model.losses.focal import focal_cost, sigmoid_focal_loss
-from model.losses.matching import match, per_image
+from model.losses.matching import CostWeights, box_cost, match
 from model.losses.terms import (
     Counts,
     Losses,
@@ -147,18 +147,8 @@ class SetCriterion:
         objects: Objects,
         num_objects: Sequence[int],
     ) -> torch.Tensor:
-        """Matching cost [L, B, Q, T] of every query and object; T is the most objects of an image.
-
-        Columns beyond an image's own objects mean nothing.
-        """
-        classes = per_image(objects.classes, num_objects, 0)
-        goals = per_image(objects.boxes.to(boxes.dtype), num_objects, 0.5)
-        where = classes[None, :, None, :].expand(*logits.shape[:3], classes.shape[1])
-        if self.focal:
-            scores = focal_cost(logits).gather(-1, where)
-        else:
-            scores = -logits.softmax(-1).gather(-1, where)
-        distance = torch.cdist(boxes, goals[None].expand(len(boxes), -1, -1, -1), p=1)
-        giou = box_giou(boxes[..., :, None, :], goals[None, :, None])
+        """Matching cost [L, B, Q, T] of every query and object."""
+        class_costs = focal_cost(logits) if self.focal else -logits.softmax(-1)
         c = self.config
-        return c.class_cost * scores + c.bbox_cost * distance - c.giou_cost * giou
+        weights = CostWeights(c.class_cost, c.bbox_cost, c.giou_cost)
+        return box_cost(class_costs, boxes, objects, num_objects, weights)

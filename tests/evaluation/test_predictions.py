@@ -12,7 +12,8 @@ from data.canvas import CanvasRule, step_canvas
 from data.feed.loader import eval_loader
 from evaluation.coco import coco_metrics
 from evaluation.predictions import predict_split
-from model.build import build_processor, get_family
+from model.build import build_processor
+from model.heads.registry import get_family
 from model.memory import MemoryWatch
 from model.normalization import Normalization
 from model.trainable import Trainable

@@ -2,11 +2,19 @@ import numpy as np
 import pytest
 import torch
 
-from builders import BOX_VARIANTS, FOUR_IMAGES, MASK_HEADS, VARIANTS, make_batch, tiny_detector
+from builders import (
+    BOX_VARIANTS,
+    FOUR_IMAGES,
+    MASK_HEADS,
+    SET_VARIANTS,
+    VARIANTS,
+    make_batch,
+    tiny_detector,
+)
 
 
 @pytest.mark.parametrize("auxiliary", [True, False])
-@pytest.mark.parametrize("head", BOX_VARIANTS)
+@pytest.mark.parametrize("head", SET_VARIANTS)
 def test_what_gets_a_loss_is_what_the_untouched_model_predicts(tmp_path, head, auxiliary):
     """A head file applies the prediction layers itself; the model's own forward says the same."""
     detector = tiny_detector(tmp_path / "backbone", head)
@@ -16,7 +24,8 @@ def test_what_gets_a_loss_is_what_the_untouched_model_predicts(tmp_path, head, a
     trainable, batch = detector.trainable.eval(), make_batch([1, 2])
     pixels = trainable.normalization(batch.pixel_values, batch.pixel_mask)
     with torch.no_grad():
-        ours = detector.family.outputs(detector.model, pixels, batch.pixel_mask)
+        counts = trainable.counts(batch).alone
+        ours = detector.family.outputs(detector.model, pixels, batch, counts)
         theirs = detector.model(pixel_values=pixels, pixel_mask=batch.pixel_mask)
     torch.testing.assert_close(ours.logits[-1], theirs.logits)  # products of other shapes
     torch.testing.assert_close(ours.boxes[-1], theirs.pred_boxes)

@@ -23,7 +23,7 @@ def binary(batch):
 def outputs_of(detector, batch):
     pixels = detector.trainable.normalization(batch.pixel_values, batch.pixel_mask)
     pixels = pixels.to(detector.model.dtype)
-    return detector.family.outputs(detector.model, pixels, batch.pixel_mask)
+    return detector.family.outputs(detector.model, pixels, batch, {})
 
 
 def all_masks(outputs, layer):

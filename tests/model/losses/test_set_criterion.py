@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from benchmarks.default_criterion import labels_of
-from builders import BOX_VARIANTS, VARIANTS, losses_of, make_batch, part_of, tiny_detector
 from builders import FOUR_IMAGES as TARGETS
+from builders import SET_VARIANTS, VARIANTS, losses_of, make_batch, part_of, tiny_detector
 from model.losses.set_criterion import SetCriterion, SetOutputs
 
 HEADS = list(VARIANTS)
@@ -26,7 +26,7 @@ def gradient(model):
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("head", BOX_VARIANTS)
+@pytest.mark.parametrize("head", SET_VARIANTS)
 @pytest.mark.parametrize("targets", TARGETS)
 def test_equals_transformers_on_one_process_and_one_batch(tmp_path, head, targets):
     """Term by term; the proposals of two stages come on top, since transformers leaves them out."""

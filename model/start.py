@@ -1,0 +1,274 @@
+"""Where a detector's weights come from: a head from nothing on a pretrained backbone, a head of another detector
+on it, or a whole pretrained detector whose class layers are made anew."""
+
+import dataclasses
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from data.canvas import CanvasRule
+from data.taxonomy import Taxonomy
+from errors import UserError, refusing
+from model.backbone import (
+    Backbone,
+    fingerprint,
+    load_backbone,
+    map_strides,
+    tensor_digests,
+    transplant,
+    verify,
+)
+from model.heads.family import HeadFamily, refuse_unknown
+from model.heads.held_norm import hold_norms
+from model.heads.registry import HEADS, get_family
+from model.normalization import Normalization
+from model.source import SAFE, local_folder, quiet_transformers
+from settings.keys import Config, ModelConfig
+
+KEY = "model.init_from"
+
+
+@dataclass(frozen=True)
+class Start:
+    """A detector with its weights."""
+
+    model: PreTrainedModel
+    backbone: Backbone
+    taken: int
+    """Tensors of the head that are another detector's"""
+    fresh: tuple[str, ...]
+    """Names of trained tensors that are not, if any was taken"""
+
+
+def completed(cfg: Config) -> Config:
+    """The configuration with what a whole pretrained detector says where it is silent (null): head, and size of
+    images.
+
+    Raises:
+        UserError: if model.init_from is no detector that can be trained here, or contradicts the rest.
+    """
+    name = cfg.model.init_from
+    if name is None or (cfg.model.head and cfg.model.backbone and cfg.data.image_size.longest):
+        return cfg
+    folder = local_folder(name, cfg.model.init_from_revision, KEY)
+    model, data = cfg.model, cfg.data
+    own = head_of(folder, name)
+    if model.backbone is None and model.head not in (None, own):
+        raise UserError(
+            f"model.head {model.head}: {KEY} {name} has the head {own}; leave model.head out, or name a "
+            "model.backbone for a new head"
+        )
+    head: Any = model.head or own
+    model = dataclasses.replace(model, head=head)
+    if data.image_size.longest is None:
+        size = _image_size(folder, name)
+        given = data.image_size
+        size = dataclasses.replace(
+            size, fit=given.fit or size.fit, shortest=given.shortest or size.shortest
+        )
+        data = dataclasses.replace(data, image_size=size)
+    return dataclasses.replace(cfg, model=model, data=data)
+
+
+def head_of(folder: Path, name: str) -> str:
+    """Name of the head of a detector in a folder.
+
+    Raises:
+        UserError: if it is of a kind that cannot be trained here.
+    """
+    with refusing(f"{KEY} {name}"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    for head in HEADS:
+        if get_family(head).config_class is type(config):
+            return head
+    raise UserError(
+        f"{KEY} {name}: a model of the type {config.model_type!r} cannot be trained here; those that can: "
+        f"{', '.join(HEADS)}"
+    )
+
+
+def _image_size(folder: Path, name: str) -> Any:
+    file = folder / "preprocessor_config.json"
+    try:
+        return CanvasRule.of_processor(json.loads(file.read_text())).size
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{KEY} {name}: its image size cannot be told ({error}); set data.image_size.longest"
+        ) from error
+
+
+def start(cfg: ModelConfig, family: HeadFamily, taxonomy: Taxonomy) -> Start:
+    """Build the detector and load its weights, each compared with the file that it is from.
+
+    Raises:
+        UserError: for anything wrong with backbone, detector or head_args.
+    """
+    if cfg.backbone is None:
+        return _whole(cfg, family, taxonomy)
+    backbone = load_backbone(cfg, family.num_maps({**family.defaults, **cfg.head_args}))
+    config = head_config(family, cfg, backbone, taxonomy)
+    if cfg.init_from:
+        folder = local_folder(cfg.init_from, cfg.init_from_revision, KEY)
+        model, fresh = _from_detector(family, cfg.init_from, folder, config)
+    else:
+        model, fresh = _from_scratch(family, config), None
+    transplant(backbone, family.backbone_of(model))
+    return _started(family, model, backbone, fresh)
+
+
+def head_config(
+    family: HeadFamily, cfg: ModelConfig, backbone: Backbone, taxonomy: Taxonomy
+) -> PretrainedConfig:
+    """The head's transformers config.
+
+    Raises:
+        UserError: naming the argument that does not exist or is refused.
+    """
+    args = {**family.defaults, **cfg.head_args}
+    shared = {"backbone_config": backbone.module.config, **_classes(taxonomy)}
+    kind: Any = family.config_class
+    with refusing("model.head_args"), quiet_transformers():  # which backbones it knows is no news
+        if family.make_config is not None:
+            return family.make_config(args, shared, backbone)
+        refuse_unknown(args, {field.name for field in dataclasses.fields(kind)}, kind.__name__)
+        return kind(**shared, **args)
+
+
+def _classes(taxonomy: Taxonomy) -> dict[str, Any]:
+    return {"id2label": taxonomy.id2label, "label2id": taxonomy.label2id}
+
+
+def _from_scratch(family: HeadFamily, config: PretrainedConfig) -> PreTrainedModel:
+    with refusing("model.head_args: the head cannot be built"), quiet_transformers():
+        model = family.model_class(config)
+    family.initialise(model)
+    return model
+
+
+def _whole(cfg: ModelConfig, family: HeadFamily, taxonomy: Taxonomy) -> Start:
+    """A pretrained detector with its own backbone."""
+    assert cfg.init_from is not None
+    where = f"{KEY} {cfg.init_from}"
+    folder = local_folder(cfg.init_from, cfg.init_from_revision, KEY)
+    with refusing(where), quiet_transformers():
+        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if getattr(config, "use_timm_backbone", None) or _model_type(config) == "timm_backbone":
+        raise UserError(
+            f"{where}: its backbone is one of timm, which is not used here; take a detector with a backbone "
+            "of transformers (facebook/detr-resnet-50: model.init_from_revision no_timm)"
+        )
+    with refusing("model.head_args"):
+        known = {field.name for field in dataclasses.fields(family.config_class)}  # type: ignore[arg-type]
+        refuse_unknown(cfg.head_args, known - {"backbone_config"}, type(config).__name__)
+        changed = {**family.whole_args, **cfg.head_args, **_classes(taxonomy)}
+        config = type(config).from_dict({**config.to_dict(), **changed})
+    model, fresh = _from_detector(family, cfg.init_from, folder, config)
+    module = family.backbone_of(model)
+    inside = {
+        name for name, value in model.state_dict(keep_vars=True).items() if _is_in(value, module)
+    }
+    if lost := sorted(inside & set(fresh)):
+        raise UserError(
+            f"{where}: {len(lost)} tensors of its backbone are missing; first: {lost[0]}"
+        )
+    normalization = Normalization.of_folder(folder)
+    digests = tensor_digests(module)
+    backbone = Backbone(
+        module=module,
+        name=cfg.init_from,
+        folder=folder,
+        num_tensors=len(digests),
+        identity_norms=0,
+        fingerprint=fingerprint(digests, folder, normalization),
+        normalization=normalization,
+        strides=map_strides(module),
+    )
+    return _started(family, model, backbone, fresh)
+
+
+def _model_type(config: Any) -> str | None:
+    return getattr(getattr(config, "backbone_config", None), "model_type", None)
+
+
+def _is_in(value: torch.Tensor, module: nn.Module) -> bool:
+    return any(value is own for own in (*module.parameters(), *module.buffers()))
+
+
+def _from_detector(
+    family: HeadFamily, name: str, folder: Path, config: PretrainedConfig
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The detector with the weights of another one of its kind where shapes agree, and the names of the
+    tensors that are not from there. Layers of other classes are not taken, even if there are as many.
+    """
+    kind: Any = family.model_class
+    try:
+        with quiet_transformers():
+            theirs = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            model, info = kind.from_pretrained(
+                folder,
+                config=config,
+                ignore_mismatched_sizes=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **SAFE,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError, ImportError) as error:
+        raise UserError(f"{KEY} {name}: {' '.join(str(error).split())}") from error
+    fresh = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
+    if theirs.id2label != config.id2label:
+        fresh |= class_tensors(family, config)
+    renew(family, model, fresh)
+    digests = tensor_digests(model)
+    module = family.backbone_of(model)
+    inside = [n for n, v in model.state_dict(keep_vars=True).items() if _is_in(v, module)]
+    verify(digests, folder, ignore=[*fresh, *inside], where=f"{KEY} {name}", prefixes=0)
+    return model, tuple(sorted(fresh))
+
+
+def class_tensors(family: HeadFamily, config: PretrainedConfig) -> set[str]:
+    """Names of the tensors whose shape depends on the number of classes."""
+    shapes = []
+    for more in (0, 1):
+        names = {n: str(n) for n in range(len(config.id2label or {}) + more)}
+        changed = {"id2label": names, "label2id": {v: n for n, v in names.items()}}
+        with torch.device("meta"), quiet_transformers():
+            model = family.model_class(type(config).from_dict({**config.to_dict(), **changed}))
+        shapes.append({name: value.shape for name, value in model.state_dict().items()})
+    return {name for name, shape in shapes[0].items() if shapes[1][name] != shape}
+
+
+@torch.no_grad()
+def renew(family: HeadFamily, model: PreTrainedModel, fresh: Collection[str]) -> None:
+    """Starting weights for what is not taken."""
+    for name, module in model.named_modules():
+        own = {f"{name}.{tensor}" for tensor, _ in module.named_parameters(recurse=False)}
+        if own & set(fresh) and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    if family.initialise_classes is not None and class_tensors(family, model.config) & set(fresh):
+        family.initialise_classes(model)
+
+
+def _started(
+    family: HeadFamily, model: PreTrainedModel, backbone: Backbone, fresh: tuple[str, ...] | None
+) -> Start:
+    module = family.backbone_of(model)
+    in_backbone = {id(value) for value in (*module.parameters(), *module.buffers())}
+    head = [n for n, value in model.named_parameters() if id(value) not in in_backbone]
+    if fresh is None:
+        taken: list[str] = []
+    else:
+        taken = [name for name in head if name not in fresh]
+        if not taken:
+            raise UserError(f"{KEY}: no weight of this head agrees with it")
+    if family.holds_norms:
+        known = set() if fresh is None else set(model.state_dict()) - set(fresh)
+        hold_norms(model, module, known)
+    new = [name for name in head if name not in taken] if taken else []
+    return Start(model, backbone, len(taken), tuple(new))
