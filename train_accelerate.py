@@ -111,7 +111,7 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
             continue
         skipped = 0
         state.step += 1
-        run.ema.update()
+        run.ema.update(state.step)
         run.log.advance()
         if due(state.step, cfg.run.log_every) or state.step == run.num_steps:
             log_step(run, meter, batches, grad_norm, factor * cfg.optim.lr)

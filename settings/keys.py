@@ -251,7 +251,8 @@ class TrainConfig:
     checkpoint_every: int | None = harmless(None)
     """Steps between checkpoints; default: with every evaluation"""
     ema_decay: float | None = None
-    """Decay of the averaged weights that are evaluated and exported, e.g. 0.999; default: no average"""
+    """Decay of the averaged weights that are evaluated and exported, e.g. 0.999, reached by
+    and by; default: no average"""
     max_skipped_steps: int = harmless(20)
     """Steps in a row that may be skipped for a gradient that is not finite before the run ends"""
     keep_checkpoints: int = harmless(2)

@@ -12,7 +12,9 @@ from training.state import trainable_tensors
 class Ema:
     """A second set of weights that follows the first; with `decay` None it is the first.
 
-    After each optimizer step: average = decay x average + (1 - decay) x weights.
+    After optimizer step n: average = d x average + (1 - d) x weights, where d rises to `decay`:
+    d = min(decay, (1 + n) / (10 + n)), so that the first weights are soon forgotten, as in TensorFlow's
+    ExponentialMovingAverage with num_updates.
     """
 
     def __init__(self, model: nn.Module, decay: float | None):
@@ -29,13 +31,14 @@ class Ema:
         self.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Follow one optimizer step; a skipped step is none."""
+    def update(self, step: int) -> None:
+        """Follow optimizer step `step`, counted from 1; a skipped step is none."""
         if self.decay is None:
             return
+        decay = min(self.decay, (1 + step) / (10 + step))
         for name, tensor in trainable_tensors(self.model).items():
             if tensor.is_floating_point():
-                self.tensors[name].lerp_(tensor.detach(), 1.0 - self.decay)
+                self.tensors[name].lerp_(tensor.detach(), 1.0 - decay)
             else:
                 self.tensors[name].copy_(tensor)
 
