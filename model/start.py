@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from data.canvas import CanvasRule
@@ -171,10 +170,7 @@ def _whole(cfg: ModelConfig, family: HeadFamily, taxonomy: Taxonomy) -> Start:
         config = type(config).from_dict({**config.to_dict(), **changed})
     model, fresh = _from_detector(family, cfg.init_from, folder, config)
     module = family.backbone_of(model)
-    inside = {
-        name for name, value in model.state_dict(keep_vars=True).items() if _is_in(value, module)
-    }
-    if lost := sorted(inside & set(fresh)):
+    if lost := sorted(_backbone_names(family, model) & set(fresh)):
         raise UserError(
             f"{where}: {len(lost)} tensors of its backbone are missing; first: {lost[0]}"
         )
@@ -197,8 +193,11 @@ def _model_type(config: Any) -> str | None:
     return getattr(getattr(config, "backbone_config", None), "model_type", None)
 
 
-def _is_in(value: torch.Tensor, module: nn.Module) -> bool:
-    return any(value is own for own in (*module.parameters(), *module.buffers()))
+def _backbone_names(family: HeadFamily, model: PreTrainedModel) -> set[str]:
+    """Names, in the model, of the tensors of its backbone."""
+    module = family.backbone_of(model)
+    inside = {id(value) for value in (*module.parameters(), *module.buffers())}
+    return {n for n, value in model.state_dict(keep_vars=True).items() if id(value) in inside}
 
 
 def _from_detector(
@@ -225,10 +224,8 @@ def _from_detector(
     if theirs.id2label != config.id2label:
         fresh |= class_tensors(family, config)
     renew(family, model, fresh)
-    digests = tensor_digests(model)
-    module = family.backbone_of(model)
-    inside = [n for n, v in model.state_dict(keep_vars=True).items() if _is_in(v, module)]
-    verify(digests, folder, ignore=[*fresh, *inside], where=f"{KEY} {name}", prefixes=0)
+    ignored = [*fresh, *_backbone_names(family, model)]
+    verify(tensor_digests(model), folder, ignore=ignored, where=f"{KEY} {name}", prefixes=0)
     return model, tuple(sorted(fresh))
 
 
@@ -258,9 +255,8 @@ def renew(family: HeadFamily, model: PreTrainedModel, fresh: Collection[str]) ->
 def _started(
     family: HeadFamily, model: PreTrainedModel, backbone: Backbone, fresh: tuple[str, ...] | None
 ) -> Start:
-    module = family.backbone_of(model)
-    in_backbone = {id(value) for value in (*module.parameters(), *module.buffers())}
-    head = [n for n, value in model.named_parameters() if id(value) not in in_backbone]
+    inside = _backbone_names(family, model)
+    head = [name for name, _ in model.named_parameters() if name not in inside]
     if fresh is None:
         taken: list[str] = []
     else:
@@ -269,6 +265,6 @@ def _started(
             raise UserError(f"{KEY}: no weight of this head agrees with it")
     if family.holds_norms:
         known = set() if fresh is None else set(model.state_dict()) - set(fresh)
-        hold_norms(model, module, known)
+        hold_norms(model, family.backbone_of(model), known)
     new = [name for name in head if name not in taken] if taken else []
     return Start(model, backbone, len(taken), tuple(new))
