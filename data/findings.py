@@ -38,7 +38,7 @@ class Kind:
 
 
 def _image(advice: str) -> Kind:
-    return Kind("left out", advice, "image left out, with its boxes", whole_image=True)
+    return Kind("left out", advice, "image left out, with its annotations", whole_image=True)
 
 
 KINDS: dict[str, Kind] = {
@@ -59,7 +59,7 @@ KINDS: dict[str, Kind] = {
         "refused",
         "its category is not among the dataset's; add that, or delete the annotation (of label maps "
         "data.label_values says which values are which data.labels)",
-        "left out",
+        "left out (pixels of a label map: ignored)",
     ),
     "duplicate annotation id": Kind("noted", "the ids of annotations are not used", "ids are new"),
     "image without annotation": Kind("noted", "an image file that no row mentions; it is not read"),
@@ -100,7 +100,9 @@ KINDS: dict[str, Kind] = {
     "unreadable label map": _image("not a picture whose pixels are numbers of classes"),
     "label map of another size": _image("it has another shape than its image"),
     "segments and label map disagree": Kind(
-        "noted", "a segment without pixels, or pixels of none, of which nobody knows what they are"
+        "noted",
+        "a segment without pixels, or pixels of none, of which nobody knows what they are",
+        "segments without pixels left out; pixels of none are of none",
     ),
     # boxes
     "box not a number": Kind("left out", "one of its numbers is NaN or infinite", "box left out"),

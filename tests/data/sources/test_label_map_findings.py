@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 import painted
-import tools.check_data
 from data.findings import Findings
 from data.sources.label_pictures import LabelRules, dense_record
 from errors import UserError
@@ -240,24 +239,3 @@ def test_thousands_of_broken_label_maps_are_a_finding_or_a_record(tmp_path):
     assert read + len(findings) == 3000
     assert min(read, len(findings)) > 200
     assert set(findings.counts()) <= {UNREADABLE, "label map of another size"}
-
-
-def test_repair_of_label_maps_is_refused(tmp_path):
-    """It writes objects, and ignored pixels would become background."""
-    cfg = painted.write_folders(tmp_path / "set")
-    arguments = ["--config", str(write_yaml(tmp_path, cfg)), "--repair", str(tmp_path / "copy")]
-    with pytest.raises(UserError, match="would lose what label maps say"):
-        tools.check_data.main([*arguments, "--workers", "1"])
-    assert not (tmp_path / "copy").exists()
-
-
-def write_yaml(folder, cfg):
-    file = folder / "config.yaml"
-    data = {"source": cfg.source, "path": cfg.path, "val_split": "val", "labels": cfg.labels}
-    model = {"task": "semantic_segmentation", "head": "linear", "head_args": {}}
-    file.write_text(
-        json.dumps(
-            {"data": data, "model": model, "train": {"steps": 9}, "optim": {"warmup_steps": 1}}
-        )
-    )
-    return file
