@@ -65,7 +65,7 @@ KINDS: dict[str, Kind] = {
     "image without annotation": Kind("noted", "an image file that no row mentions; it is not read"),
     "size differs from annotation": Kind(
         "repaired",
-        "the size in the pixels is used; see whether the boxes fit it",
+        "the size in the pixels is used; see whether its annotations fit it",
         "written with the size of the pixels",
     ),
     # images
@@ -92,7 +92,7 @@ KINDS: dict[str, Kind] = {
     "transparent image": Kind("converted", "composited on white", "encoded anew, as RGB"),
     "EXIF-rotated image": Kind(
         "converted",
-        "turned upright; boxes are expected in the upright image",
+        "turned upright; annotations are expected in the upright image",
         "encoded anew, as RGB",
     ),
     # label maps

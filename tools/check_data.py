@@ -1,4 +1,4 @@
-"""Check a dataset before training on it: every image is decoded, every box looked at.
+"""Check a dataset before training on it: every image is decoded, every box and mask looked at.
 
 `python -m tools.check_data --config configs/coco.yaml --data.path my_data`
 
@@ -22,13 +22,21 @@ from data.build import Data, read_data
 from data.check.doctor import check_images, readable_places, splits_of
 from data.check.forms import form_of, keys_of_copy
 from data.check.masks import check_masks
+from data.check.parts import parts_of, pixel_statistics
 from data.check.repair import refuse_full, write_repaired
-from data.check.statistics import SplitStatistics, split_statistics
+from data.check.statistics import split_statistics
 from data.findings import Finding, Findings
+from data.objects import Objects
 from errors import UserError, ending_with_one_line
 from report.dataset_picture import PICTURE_TITLE
-from report.dataset_text import exit_status, finding_lines, statistics_lines, verdict
-from settings.keys import LABELS, DataConfig
+from report.dataset_text import (
+    Statistics,
+    exit_status,
+    finding_lines,
+    statistics_lines,
+    verdict,
+)
+from settings.keys import EVERY_PIXEL, LABELS, DataConfig
 from settings.load import load_config
 
 EXAMPLES = 5
@@ -81,10 +89,16 @@ def main(argv: Sequence[str]) -> int:
     if LABELS[cfg.model.task] != "boxes" and cfg.data.image_size.fit is None:
         size = dataclasses.replace(cfg.data.image_size, fit="stretch")  # as mask heads need it
         cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, image_size=size))
-    statistics = {
-        name: split_statistics(split, data.taxonomy, cfg.data.image_size)
-        for name, split in splits.items()
-    }
+    parts: dict[str, Objects] | None = None
+    statistics: dict[str, Statistics]
+    if data.labels in EVERY_PIXEL:
+        parts = {name: parts_of(split, data) for name, split in splits.items()}
+        statistics = {name: pixel_statistics(parts[name], s, data) for name, s in splits.items()}
+    else:
+        statistics = {
+            name: split_statistics(split, data.taxonomy, cfg.data.image_size)
+            for name, split in splits.items()
+        }
     lines = [
         verdict(findings, statistics),
         "",
@@ -98,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
     if args.picture:
         from report.dataset_picture import draw_dataset  # torch, only where it is needed
 
-        draw_dataset(args.picture, data, findings, cfg.data.image_size)
+        draw_dataset(args.picture, data, findings, cfg.data.image_size, parts)
         print(f"\ndrawn to {args.picture}")
     if args.repair:
         _repair(data, findings, args.repair, total, cfg.data)
@@ -126,9 +140,7 @@ def _word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _write_json(
-    file: Path, findings: Sequence[Finding], statistics: dict[str, SplitStatistics]
-) -> None:
+def _write_json(file: Path, findings: Sequence[Finding], statistics: dict[str, Statistics]) -> None:
     kinds: dict[str, dict[str, object]] = {}
     for finding in findings:
         entry = kinds.setdefault(finding.kind, {"remedy": finding.remedy, "count": 0})
