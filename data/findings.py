@@ -124,6 +124,11 @@ KINDS: dict[str, Kind] = {
         "refused", "neither polygons nor run lengths; mend or delete it", "object left out"
     ),
     "mask without area": Kind("left out", "it covers no pixel", "object left out"),
+    "mask ring without area": Kind(
+        "repaired",
+        "an outline of fewer than three corners; the object's other outlines count",
+        "outline left out",
+    ),
     "mask of another size": Kind(
         "left out", "its run lengths are of a picture of another shape", "object left out"
     ),

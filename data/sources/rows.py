@@ -76,7 +76,8 @@ class Rows:
                     f"{known!r}, not among {short(list(self.ids))} names; set data.labels",
                 )
             else:
-                boxes.add(~place, box, known, area, iscrowd, segmentation)
+                crowd = 0 if iscrowd is None else iscrowd  # tables have null for what is not there
+                boxes.add(~place, box, known, area, crowd, segmentation)
         size = as_size(row.get("width"), row.get("height"))
         return boxes.record(image_id, source, size, self.box_format)
 
@@ -99,7 +100,9 @@ class Rows:
             self.findings.add("missing label map", where, "the row has none")
         elif "segments_info" in row:
             segments = row.get("segments_info")
-            return panoptic_record(image_id, where, source, label_map, segments, self.findings)
+            return panoptic_record(
+                image_id, where, source, label_map, segments, self.findings, of_table=True
+            )
         else:
             return dense_record(image_id, where, source, label_map, self.rules, self.findings)
         return None

@@ -121,6 +121,14 @@ ENTRIES = {
     "no id": (with_segments(lambda s: s[0].pop("id")), "broken row", "segment at place 0"),
     "id 0": (with_segments(lambda s: s[1].update(id=0)), "broken row", "segment at place 1"),
     "no category": (with_segments(lambda s: s[4].pop("category_id")), "broken row", NEEDS),
+    **{
+        f"iscrowd {value!r}": (
+            with_segments(lambda s, value=value: s[3].update(iscrowd=value)),
+            "broken row",
+            f"segment at place 3: iscrowd is {value!r}, neither 0 nor 1",
+        )
+        for value in ("1", "", "no", 1.0, 2, -1)
+    },
     "one not listed": (with_segments(lambda s: s.pop(2)), BOTH, "segment(s) 70000 are"),
     "one too many": (
         with_segments(lambda s: s.append({"id": 99, "category_id": 1})),
@@ -157,6 +165,17 @@ def test_defects_of_entries(tmp_path, form, case):
     assert named in text or (kind == "path leaves the folder" and "train.json, image 11" in text)
     assert said in text
     assert len(data.train) == (4 if case in STILL_KEPT else 3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_iscrowd_of_null_is_not_there_in_a_table_and_broken_in_a_file(tmp_path, form):
+    write, edit, *_ = FORMS[form]
+    cfg = write(tmp_path)
+    edit(tmp_path, with_segments(lambda segments: segments[0].update(iscrowd=None)))
+    findings, _ = found(cfg, "segments")
+    said = [text for kind, text in findings if kind == "broken row"]
+    assert len(said) == len(findings) == (form == "coco")
+    assert all("segment at place 0: iscrowd is None" in text for text in said)
 
 
 @pytest.mark.parametrize("form", FORMS)
