@@ -144,13 +144,24 @@ KINDS: dict[str, Kind] = {
     "mask and box disagree": Kind(
         "noted", "its box is another than that around its mask; the mask counts"
     ),
+    # classes, where every pixel has one
+    "class without pixels": Kind("noted", "it has a name and no pixel in any split"),
+    "class of validation alone": Kind(
+        "noted", "it has pixels in validation and none in training, so it is never found"
+    ),
+    "gap in the ids of classes": Kind(
+        "noted", "values between those that have a name; a pixel with one of them would end the run"
+    ),
     # whole dataset
     "duplicate image": Kind("noted", "the same pixels twice in one split, which count double"),
     "training image in validation": Kind("noted", "it makes the validation look better than it is"),
 }
 """Every kind of finding. An image without boxes is none: it is data."""
 
-MASK_KINDS = {name for name in KINDS if "mask" in name or "label map" in name}
+MASK_KINDS = {
+    *(name for name in KINDS if "mask" in name or "label map" in name),
+    *("class without pixels", "class of validation alone", "gap in the ids of classes"),
+}
 """Those of datasets from which masks are read"""
 IMAGE_KINDS = {name for name, kind in KINDS.items() if kind.whole_image}
 

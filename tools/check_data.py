@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.build import Data, read_data
+from data.check.classes import check_classes
 from data.check.doctor import check_images, readable_places, splits_of
 from data.check.forms import form_of, keys_of_copy
 from data.check.masks import check_masks
@@ -94,6 +95,7 @@ def main(argv: Sequence[str]) -> int:
     if data.labels in EVERY_PIXEL:
         parts = {name: parts_of(split, data) for name, split in splits.items()}
         statistics = {name: pixel_statistics(parts[name], s, data) for name, s in splits.items()}
+        findings += check_classes(cfg.data, data, parts)
     else:
         statistics = {
             name: split_statistics(split, data.taxonomy, cfg.data.image_size)

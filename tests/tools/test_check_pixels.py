@@ -1,7 +1,7 @@
 """The check of datasets of which every pixel has a class: its words, its figures, its picture."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -85,6 +85,56 @@ def test_picture_shows_pixels_by_class_and_ignored_ones_dark(tmp_path):
     dark = (seen == 63).all(-1)  # a quarter of white; names of classes cover some
     assert dark[ignored].mean() > 0.6
     assert not dark[~ignored].any()
+
+
+def notes(folder, cfg, capsys, task="semantic_segmentation"):
+    """(kind, where and detail) of what is told of a dataset that has no defect."""
+    found = folder / "found.json"
+    assert check(folder, cfg, task, "--json", found) == 0
+    assert "NO DEFECTS" in capsys.readouterr().out
+    findings = json.loads(found.read_text())["findings"]
+    return [(f["kind"], f"{f['where']}: {f['detail']}") for f in findings]
+
+
+def named(root, names):
+    (root / "id2label.json").write_text(json.dumps(names))
+    return DataConfig("label_maps", str(root), val_split="val")
+
+
+def test_classes_without_pixels_and_gaps_are_noted(tmp_path, capsys):
+    painted.write_folders(tmp_path / "set")
+    names = {**dict(enumerate(NAMES)), 4: "tree", 9: "sea"}
+    told = notes(tmp_path, named(tmp_path / "set", names), capsys)
+    assert told == [
+        ("class without pixels", f"{tmp_path}/set, class 'tree': id 4"),
+        ("class without pixels", f"{tmp_path}/set, class 'sea': id 9"),
+        ("gap in the ids of classes", f"{tmp_path}/set: without a name: 3, 5 to 8"),
+    ]
+
+
+def test_class_of_validation_alone_is_noted_and_one_of_training_alone_is_not(tmp_path, capsys):
+    root = tmp_path / "set"
+    cfg = painted.write_folders(root)
+    painted.write_maps(root / "annotations/train", edit=lambda a: np.where(a == 1, 2, a))
+    assert notes(tmp_path, cfg, capsys) == [
+        ("class of validation alone", f"{root}, class 'road': id 1")
+    ]
+    painted.write_maps(root / "annotations/train")
+    painted.write_maps(root / "annotations/val", "val", edit=lambda a: np.where(a == 1, 2, a))
+    assert notes(tmp_path, cfg, capsys) == []
+
+
+def test_values_that_the_configuration_gives_have_no_gaps(tmp_path, capsys):
+    swaps = np.arange(256, dtype=np.uint8)
+    swaps[2] = 100
+    cfg = painted.write_folders(tmp_path / "set", edit=lambda a: swaps[a])
+    assert notes(tmp_path, replace(cfg, label_values=[0, 1, 100]), capsys) == []
+
+
+def test_ids_of_panoptic_files_may_have_gaps(tmp_path, capsys):
+    cfg = segmented.write_coco(tmp_path / "set")
+    for task in ("panoptic_segmentation", "semantic_segmentation"):
+        assert notes(tmp_path, cfg, capsys, task) == []
 
 
 @pytest.mark.parametrize(
