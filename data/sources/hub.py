@@ -60,6 +60,7 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels =
     if not len(rows):
         raise UserError(f"data.path {cfg.path}, split {split}: lists no images")
     reader = Rows(cfg, names, findings, labels)
+    of_segments = "segments_info" in (rows.features or {})
     inside = Inside(
         *map(
             Path, (str(cfg.path), datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE)
@@ -77,10 +78,11 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels =
             label_map = encoded(row[column])
             if isinstance(label_map, Path) and not inside.holds(label_map, where, findings):
                 continue
-            record = reader.dense_record(row, number, where, source, label_map)
+            record = reader.dense_record(row, number, where, source, label_map, of_segments)
         if record is not None:
             records.append(record)
             numbers.append(number)
     images = HubImages(rows.select_columns("image"), tuple(numbers))
     dense = column is not None
-    return Split(records, images, label_names(cfg, names) if dense else names, dense)
+    names = label_names(cfg, names, of_segments) if dense else names  # type: ignore[assignment]
+    return Split(records, images, names, dense)

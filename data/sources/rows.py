@@ -88,8 +88,13 @@ class Rows:
         where: str,
         source: Path | bytes | None,
         label_map: Path | bytes | None,
+        of_segments: bool,
     ) -> Record | None:
-        """As `record`, of a row with a label map."""
+        """As `record`, of a row with a label map.
+
+        Args:
+            of_segments: rows of the split have `segments_info`; one without would be taken for classes.
+        """
         given = row.get("image_id")
         image_id = index if given is None else as_id(given)
         if image_id is None:
@@ -98,7 +103,10 @@ class Rows:
             pass
         elif label_map is None:
             self.findings.add("missing label map", where, "the row has none")
-        elif "segments_info" in row:
+        elif of_segments and "segments_info" not in row:
+            detail = "it has no segments_info, and other rows have"
+            self.findings.add("broken row", where, detail)
+        elif of_segments:
             segments = row.get("segments_info")
             return panoptic_record(
                 image_id, where, source, label_map, segments, self.findings, of_table=True

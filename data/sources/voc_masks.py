@@ -19,6 +19,7 @@ from data.objects import Objects
 from data.regions import rles_of
 from data.schema import Record, Split
 from data.sources.files import ImageFiles, Inside, image_files, read_lines
+from data.sources.label_maps import refuse_ignored
 from data.sources.label_pictures import LabelRules, dense_record, read_label_map
 from data.sources.values import Unique
 from errors import UserError
@@ -87,7 +88,9 @@ def read_split(
 
 def _names(cfg: DataConfig, labels: Labels) -> dict[int, str]:
     if labels == "regions":
-        return dict(enumerate(cfg.labels or ("background", *CLASSES)))
+        names = dict(enumerate(cfg.labels or ("background", *CLASSES)))
+        refuse_ignored(cfg, names)
+        return names
     return dict(enumerate(cfg.labels or CLASSES, 1))
 
 

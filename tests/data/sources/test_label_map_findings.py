@@ -239,3 +239,48 @@ def test_thousands_of_broken_label_maps_are_a_finding_or_a_record(tmp_path):
     assert read + len(findings) == 3000
     assert min(read, len(findings)) > 200
     assert set(findings.counts()) <= {UNREADABLE, "label map of another size"}
+
+
+def named(root, names):
+    cfg = painted.write_folders(root)
+    (root / "id2label.json").write_text(json.dumps(names))
+    return replace(cfg, labels=None)
+
+
+IGNORED = {
+    "label_maps": (painted.write_folders, {"ignore_index": 1}, "1: is the value of class 'road'"),
+    "ignored background": (
+        lambda root: named(root, dict(enumerate(NAMES))),
+        {"ignore_index": 0},
+        "0: is the value of class 'sky'",
+    ),
+    "named void": (
+        lambda root: named(root, {0: "sky", 255: "void"}),
+        {},
+        "255: is the value of class 'void'",
+    ),
+    "reduced": (
+        painted.write_folders,
+        {"ignore_index": 2, "reduce_labels": True},
+        "2: is the value of class 'road'",
+    ),
+    "imagefolder": (
+        painted.write_imagefolder,
+        {"ignore_index": 2},
+        "2: is the value of class 'car'",
+    ),
+    "hub": (
+        lambda root: painted.write_hub(root / "hub"),
+        {"ignore_index": 2},
+        "2: is the value of class 'car'",
+    ),
+    "voc": (painted.write_voc, {"ignore_index": 0}, "0: is the value of class 'sky'"),
+}
+
+
+@pytest.mark.parametrize("case", IGNORED)
+def test_class_whose_value_is_ignored_is_refused(tmp_path, case):
+    write, changes, said = IGNORED[case]
+    cfg = replace(write(tmp_path / "set"), **changes)
+    with pytest.raises(UserError, match=rf"data\.ignore_index {said} as well"):
+        found(cfg)

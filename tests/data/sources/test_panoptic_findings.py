@@ -1,6 +1,7 @@
 """What can be wrong with panoptic label maps: each defect is named once, with its file."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -225,3 +226,24 @@ def test_categories_that_do_not_say_what_is_stuff(tmp_path):
     np.testing.assert_array_equal(segments, np.array([0, 1, 2, 3, 4, 5, 0, 6])[parts_of(0)])
     assert classes.tolist() == [0, 0, 1, 2, 3, 2]
     assert data.train.records[0].objects.numbers.tolist() == list(NUMBERS[1:])
+
+
+@pytest.mark.parametrize("labels", ["segments", "regions"])
+def test_row_without_segments_beside_rows_with_them_is_named(tmp_path, labels):
+    """Its numbers of segments would be taken for classes."""
+    cfg = segmented.write_imagefolder(tmp_path)
+    if labels == "regions":
+        cfg = replace(cfg, stuff=[])
+    edit_line(tmp_path / "train/metadata.jsonl", 1, lambda row: row.__delitem__("segments_info"))
+    ((kind, text),), data = found(cfg, labels)
+    assert kind == "broken row"
+    assert "metadata.jsonl, line 2: it has no segments_info, and other rows have" in text
+    assert len(data.train) == 3
+
+
+def test_ids_of_segments_classes_are_no_values(tmp_path):
+    """What is ignored in label maps of classes does not matter to those of segments."""
+    cfg = replace(segmented.write_imagefolder(tmp_path), ignore_index=2)
+    findings, data = found(cfg, "segments")
+    assert findings == []
+    assert data.taxonomy.names == segmented.NAMES
