@@ -112,7 +112,8 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "
         train = train.subset(range(min(cfg.limit, len(train))))
     if cfg.val_on_train:
         val = train
-    taxonomy = build_taxonomy([train, val], cfg.labels)
+    by_value = train.dense and cfg.label_values is not None  # label maps have the names already
+    taxonomy = build_taxonomy([train, val], None if by_value else cfg.labels)
     if labels in EVERY_PIXEL and not train.dense and cfg.background is not None:
         taxonomy = with_background(taxonomy, cfg.background)
     if labels == "segments":

@@ -284,3 +284,11 @@ def test_class_whose_value_is_ignored_is_refused(tmp_path, case):
     cfg = replace(write(tmp_path / "set"), **changes)
     with pytest.raises(UserError, match=rf"data\.ignore_index {said} as well"):
         found(cfg)
+
+
+def test_values_in_any_order_keep_their_names(tmp_path):
+    cfg = replace(painted.write_folders(tmp_path), label_values=[2, 0, 1])
+    findings, data = found(replace(cfg, labels=["car", "sky", "road"]))
+    assert findings == []
+    names = dict(zip(data.taxonomy.category_ids, data.taxonomy.names, strict=True))
+    assert names == dict(enumerate(NAMES))
