@@ -99,6 +99,12 @@ KINDS: dict[str, Kind] = {
     "missing label map": _image("the image has none"),
     "unreadable label map": _image("not a picture whose pixels are numbers of classes"),
     "label map of another size": _image("it has another shape than its image"),
+    "label map of too many values": Kind(
+        "refused",
+        "its pixels are hardly numbers of classes or of listed segments",
+        "image left out, with its annotations",
+        whole_image=True,
+    ),
     "segments and label map disagree": Kind(
         "noted",
         "a segment without pixels, or pixels of none, of which nobody knows what they are",

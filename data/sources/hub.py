@@ -59,8 +59,9 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels =
     rows, names, column = open_rows(cfg, split, streaming=False, labels=labels)
     if not len(rows):
         raise UserError(f"data.path {cfg.path}, split {split}: lists no images")
-    reader = Rows(cfg, names, findings, labels)
-    of_segments = "segments_info" in (rows.features or {})
+    of_segments, dense = "segments_info" in (rows.features or {}), column is not None
+    named = label_names(cfg, names, of_segments) if dense else names
+    reader = Rows(cfg, named, findings, labels)
     inside = Inside(
         *map(
             Path, (str(cfg.path), datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE)
@@ -83,6 +84,4 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels =
             records.append(record)
             numbers.append(number)
     images = HubImages(rows.select_columns("image"), tuple(numbers))
-    dense = column is not None
-    names = label_names(cfg, names, of_segments) if dense else names  # type: ignore[assignment]
-    return Split(records, images, names, dense)
+    return Split(records, images, named, dense)

@@ -66,13 +66,15 @@ def read_folder(
         raise UserError(f"{file}: lists no images")
     inside = Inside(root, folder)
     names = names_of_folder(root)
-    rows = Rows(cfg, names, findings, labels)
     parsed = [(n, _row(line, f"{file}, line {n}", findings)) for n, line in lines]
     rows_there = [row for _, row in parsed if row]
     of_segments = any("segments_info" in row for row in rows_there)
     column = None
     if labels in EVERY_PIXEL and (labels == "regions" or of_segments):
         column = _label_map_key(rows_there, cfg.label_map_column, file)
+    dense = column is not None
+    named = label_names(cfg, names, of_segments) if dense else names
+    rows = Rows(cfg, named, findings, labels)
     records: list[Record] = []
     paths: list[Path] = []
     listed: list[Path] = []
@@ -97,8 +99,6 @@ def read_folder(
             records.append(record)
             paths.append(path)
     note_unlisted(folder, listed, findings)
-    dense = column is not None
-    named = label_names(cfg, names, of_segments) if dense else names
     return Split(records, ImageFiles(paths), named, dense)
 
 

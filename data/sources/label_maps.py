@@ -66,6 +66,8 @@ def read_split(
             )
     if not found:
         raise UserError(f"{images}: has no images")
+    names = label_names(cfg, names_of_folder(root))
+    rules = LabelRules.of(cfg, names)
     partners, repeated = _partners(found, images, maps, which)
     records, paths, used = [], [], set()
     for path in found:
@@ -82,7 +84,7 @@ def read_split(
         if not inside.holds(partner, where, findings):
             continue
         name = path.relative_to(images).as_posix()
-        record = dense_record(name, where, path, partner, LabelRules.of(cfg), findings)
+        record = dense_record(name, where, path, partner, rules, findings)
         if record is not None:
             records.append(record)
             paths.append(path)
@@ -92,7 +94,6 @@ def read_split(
                 findings.add("image without annotation", str(path), "a label map without an image")
     else:
         note_unlisted(images, [*found, *used], findings)
-    names = label_names(cfg, names_of_folder(root))
     return Split(records, ImageFiles(paths), names, dense=True)
 
 

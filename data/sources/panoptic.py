@@ -13,10 +13,16 @@ from typing import Any
 import numpy as np
 
 from data.findings import Findings
-from data.regions import rles_of
+from data.regions import MOST_PARTS, TooManyValuesError, rles_of
 from data.schema import Record, Split
 from data.sources.files import ImageFiles, Inside, note_unlisted
-from data.sources.label_pictures import open_pair, read_numbers, record_of
+from data.sources.label_pictures import (
+    MOST_VALUES,
+    many_values,
+    open_pair,
+    read_numbers,
+    record_of,
+)
 from data.sources.values import as_flag, as_id, as_int, short
 from settings.keys import Labels
 
@@ -123,12 +129,22 @@ def panoptic_record(
     listed = _listed(segments, where, findings, of_table)
     if listed is None:
         return None
+    if len(listed) > MOST_PARTS:
+        detail = f"{len(listed):,} segments, and {MOST_PARTS:,} of an image can be told apart"
+        findings.add("label map of too many values", where, detail)
+        return None
     opened = open_pair(
         where, source, label_source, lambda file: segment_numbers(read_numbers(file)), findings
     )
     if opened is None:
         return None
-    rles = {number: rle for number, rle in rles_of(opened.labels).items() if number}
+    try:
+        rles = rles_of(opened.labels, len(listed) + 1 + MOST_VALUES)
+    except TooManyValuesError as error:
+        others = [number for number in error.values if number and number not in listed]
+        findings.add("label map of too many values", where, many_values(others))
+        return None
+    rles.pop(0, None)
     if differing := sorted(rles.keys() ^ listed.keys()):
         detail = f"segment(s) {', '.join(map(str, differing[:5]))} are in one of them alone"
         findings.add("segments and label map disagree", where, detail)

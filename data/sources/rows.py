@@ -33,11 +33,11 @@ class Rows:
     ):
         """
         Args:
-            labels: unless boxes are wanted alone, objects get the masks of their segmentations.
+            names: of classes by id, empty if they have none. labels: unless boxes are wanted alone, objects get the masks of their segmentations.
         """
         self.masks = labels != "boxes"
         self.labels = labels
-        self.rules = LabelRules.of(cfg)
+        self.rules = LabelRules.of(cfg, names)
         self.box_format = cfg.box_format
         self.findings = findings
         self.image_ids = Unique("duplicate image id", findings)

@@ -64,6 +64,8 @@ def read_split(
         raise UserError(f"{listing}: lists no images")
     inside, unique = Inside(root), Unique("duplicate image id", findings)
     by_stem = {path.stem: path for path in image_files(root / IMAGES)}
+    kinds = _names(cfg, labels)
+    rules = LabelRules.of(cfg, kinds)
     records, paths = [], []
     for name in names:
         where = f"{listing}, {name!r}"
@@ -77,13 +79,13 @@ def read_split(
         if path is None or None in maps or not inside.holds(path, where, findings):
             continue
         if labels == "regions":
-            record = dense_record(name, str(path), path, maps[0], LabelRules.of(cfg), findings)  # type: ignore[arg-type]
+            record = dense_record(name, str(path), path, maps[0], rules, findings)  # type: ignore[arg-type]
         else:
             record = _objects_record(name, path, maps[0], maps[1], findings)  # type: ignore[arg-type]
         if record is not None:
             records.append(record)
             paths.append(path)
-    return Split(records, ImageFiles(paths), _names(cfg, labels), dense=labels == "regions")
+    return Split(records, ImageFiles(paths), kinds, dense=labels == "regions")
 
 
 def _names(cfg: DataConfig, labels: Labels) -> dict[int, str]:
