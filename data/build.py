@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from data.cleaning import cleaned
 from data.findings import IMAGE_KINDS, Finding, Findings, Remedy
 from data.images.header_cache import cached_headers
+from data.regions import MOST_PARTS
 from data.schema import Record, Split
 from data.splits import split_off
 from data.taxonomy import Taxonomy, build_taxonomy, with_background, with_stuff
@@ -112,7 +113,8 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "
         train = train.subset(range(min(cfg.limit, len(train))))
     if cfg.val_on_train:
         val = train
-    taxonomy = build_taxonomy([train, val], cfg.labels)
+    by_value = train.dense and cfg.label_values is not None  # label maps have the names already
+    taxonomy = build_taxonomy([train, val], None if by_value else cfg.labels)
     if labels in EVERY_PIXEL and not train.dense and cfg.background is not None:
         taxonomy = with_background(taxonomy, cfg.background)
     if labels == "segments":
@@ -126,7 +128,26 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "
                 f"the {name} split has {len(split)} images and not one valid {what} of a single object; "
                 "`python -m tools.check_data --config ...` says what is wrong with each"
             )
+    refuse_many([train, val], taxonomy, labels)
     return Data(train, val, taxonomy, findings, labels)
+
+
+def refuse_many(splits: Sequence[Split], taxonomy: Taxonomy, labels: Labels) -> None:
+    """
+    Raises:
+        UserError: if an image has more objects with masks, or the dataset more classes of pixels, than the
+            planes that training makes of them can tell apart.
+    """
+    if labels in EVERY_PIXEL and len(taxonomy.names) > MOST_PARTS:
+        raise UserError(
+            f"{len(taxonomy.names):,} classes: at most {MOST_PARTS:,} can be told apart"
+        )
+    for record in (record for split in splits for record in split.records):
+        if record.objects.masks is not None and len(record.objects) > MOST_PARTS:
+            raise UserError(
+                f"{record.where}: has {len(record.objects):,} masks, and at most {MOST_PARTS:,} of one image can "
+                "be told apart; cut it into several images"
+            )
 
 
 def _num_single(record: Record) -> int:

@@ -38,7 +38,7 @@ class Kind:
 
 
 def _image(advice: str) -> Kind:
-    return Kind("left out", advice, "image left out, with its boxes", whole_image=True)
+    return Kind("left out", advice, "image left out, with its annotations", whole_image=True)
 
 
 KINDS: dict[str, Kind] = {
@@ -59,13 +59,13 @@ KINDS: dict[str, Kind] = {
         "refused",
         "its category is not among the dataset's; add that, or delete the annotation (of label maps "
         "data.label_values says which values are which data.labels)",
-        "left out",
+        "left out (pixels of a label map: ignored)",
     ),
     "duplicate annotation id": Kind("noted", "the ids of annotations are not used", "ids are new"),
     "image without annotation": Kind("noted", "an image file that no row mentions; it is not read"),
     "size differs from annotation": Kind(
         "repaired",
-        "the size in the pixels is used; see whether the boxes fit it",
+        "the size in the pixels is used; see whether its annotations fit it",
         "written with the size of the pixels",
     ),
     # images
@@ -92,15 +92,23 @@ KINDS: dict[str, Kind] = {
     "transparent image": Kind("converted", "composited on white", "encoded anew, as RGB"),
     "EXIF-rotated image": Kind(
         "converted",
-        "turned upright; boxes are expected in the upright image",
+        "turned upright; annotations are expected in the upright image",
         "encoded anew, as RGB",
     ),
     # label maps
     "missing label map": _image("the image has none"),
     "unreadable label map": _image("not a picture whose pixels are numbers of classes"),
     "label map of another size": _image("it has another shape than its image"),
+    "label map of too many values": Kind(
+        "refused",
+        "its pixels are hardly numbers of classes or of listed segments",
+        "image left out, with its annotations",
+        whole_image=True,
+    ),
     "segments and label map disagree": Kind(
-        "noted", "a segment without pixels, or pixels of none, of which nobody knows what they are"
+        "noted",
+        "a segment without pixels, or pixels of none, of which nobody knows what they are",
+        "segments without pixels left out; pixels of none are of none",
     ),
     # boxes
     "box not a number": Kind("left out", "one of its numbers is NaN or infinite", "box left out"),
@@ -122,6 +130,11 @@ KINDS: dict[str, Kind] = {
         "refused", "neither polygons nor run lengths; mend or delete it", "object left out"
     ),
     "mask without area": Kind("left out", "it covers no pixel", "object left out"),
+    "mask ring without area": Kind(
+        "repaired",
+        "an outline of fewer than three corners; the object's other outlines count",
+        "outline left out",
+    ),
     "mask of another size": Kind(
         "left out", "its run lengths are of a picture of another shape", "object left out"
     ),
@@ -137,13 +150,24 @@ KINDS: dict[str, Kind] = {
     "mask and box disagree": Kind(
         "noted", "its box is another than that around its mask; the mask counts"
     ),
+    # classes, where every pixel has one
+    "class without pixels": Kind("noted", "it has a name and no pixel in any split"),
+    "class of validation alone": Kind(
+        "noted", "it has pixels in validation and none in training, so it is never found"
+    ),
+    "gap in the ids of classes": Kind(
+        "noted", "values between those that have a name; a pixel with one of them would end the run"
+    ),
     # whole dataset
     "duplicate image": Kind("noted", "the same pixels twice in one split, which count double"),
     "training image in validation": Kind("noted", "it makes the validation look better than it is"),
 }
 """Every kind of finding. An image without boxes is none: it is data."""
 
-MASK_KINDS = {name for name in KINDS if "mask" in name or "label map" in name}
+MASK_KINDS = {
+    *(name for name in KINDS if "mask" in name or "label map" in name),
+    *("class without pixels", "class of validation alone", "gap in the ids of classes"),
+}
 """Those of datasets from which masks are read"""
 IMAGE_KINDS = {name for name, kind in KINDS.items() if kind.whole_image}
 

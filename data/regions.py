@@ -12,9 +12,28 @@ from data.boxes import from_corners
 from data.masks import Planes, Rle, bounds, filled_runs, mask_column, nearest, pixels_of
 from data.objects import Objects
 
+MOST_PARTS = np.iinfo(np.uint16).max - 1
+"""Objects, segments or classes of an image that planes of uint16 tell apart, beside the background and what is
+not known"""
 
-def rles_of(labels: np.ndarray) -> dict[int, Rle]:
-    """The pixels of every value of a label map, integers [H, W], by value."""
+
+class TooManyValuesError(ValueError):
+    """A label map has more values than were asked for."""
+
+    def __init__(self, values: list[int]):
+        super().__init__(f"{len(values):,} values")
+        self.values = values
+
+
+def rles_of(labels: np.ndarray, most: int | None = None) -> dict[int, Rle]:
+    """The pixels of every value of a label map, integers [H, W], by value.
+
+    Args:
+        most: values that it may have; each takes time.
+
+    Raises:
+        TooManyValuesError: if there are more.
+    """
     height, width = labels.shape
     flat = labels.ravel(order="F")
     first = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
@@ -22,6 +41,8 @@ def rles_of(labels: np.ndarray) -> dict[int, Rle]:
     values = flat[first]
     order = np.argsort(values, kind="stable")
     found, starts = np.unique(values[order], return_index=True)
+    if most is not None and len(found) > most:
+        raise TooManyValuesError(found.tolist())
     rles = {}
     for value, runs in zip(found.tolist(), np.split(order, starts[1:]), strict=True):
         ends = first[runs] + length[runs]

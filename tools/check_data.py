@@ -1,4 +1,4 @@
-"""Check a dataset before training on it: every image is decoded, every box looked at.
+"""Check a dataset before training on it: every image is decoded, every box and mask looked at.
 
 `python -m tools.check_data --config configs/coco.yaml --data.path my_data`
 
@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,19 +19,34 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.build import Data, read_data
+from data.check.classes import check_classes
 from data.check.doctor import check_images, readable_places, splits_of
+from data.check.forms import form_of, keys_of_copy
 from data.check.masks import check_masks
+from data.check.parts import parts_of, pixel_statistics
 from data.check.repair import refuse_full, write_repaired
-from data.check.statistics import SplitStatistics, split_statistics
+from data.check.statistics import split_statistics
 from data.findings import Finding, Findings
+from data.objects import Objects
 from errors import UserError, ending_with_one_line
 from model.start import completed
 from report.dataset_picture import PICTURE_TITLE
-from report.dataset_text import exit_status, finding_lines, statistics_lines, verdict
-from settings.keys import LABELS
+from report.dataset_text import (
+    Statistics,
+    exit_status,
+    finding_lines,
+    statistics_lines,
+    verdict,
+)
+from settings.keys import EVERY_PIXEL, LABELS, DataConfig
 from settings.load import load_config
 
 EXAMPLES = 5
+OF_THE_ORIGINAL = (
+    *("revision", "val_split", "train_annotations", "val_annotations", "label_map_column"),
+    *("label_values", "reduce_labels", "labels", "box_format", "streaming", "val_on_train"),
+)
+"""Keys of `data` that say where the original's labels are or what they mean; the copy says so itself"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="draw histograms and samples")
-    parser.add_argument("--repair", type=Path, metavar="DIR", help="write a cleaned COCO copy")
+    parser.add_argument("--repair", type=Path, metavar="DIR", help="write a cleaned copy")
     parser.add_argument("--workers", type=int, default=_cores(), help="processes that decode")
     parser.add_argument("--all", action="store_true", help="print every finding, not examples")
     args, rest = parser.parse_known_args(argv)
@@ -65,11 +81,8 @@ def main(argv: Sequence[str]) -> int:
     noted = Findings()
     try:
         data = read_data(cfg.data, cfg.run.seed, noted, LABELS[cfg.model.task])
-        if args.repair and (data.train.dense or data.train.stuff):
-            raise UserError(
-                "--repair: writes COCO files of objects, and would lose what label maps say; mend the files "
-                "that are named"
-            )
+        if args.repair:
+            keys_of_copy(data, args.repair)  # before the work
     except UserError:
         print("\n".join(finding_lines(list(noted), most, cfg.data.path)))  # they may explain it
         raise
@@ -80,10 +93,17 @@ def main(argv: Sequence[str]) -> int:
     if LABELS[cfg.model.task] != "boxes" and cfg.data.image_size.fit is None:
         size = dataclasses.replace(cfg.data.image_size, fit="stretch")  # as mask heads need it
         cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, image_size=size))
-    statistics = {
-        name: split_statistics(split, data.taxonomy, cfg.data.image_size)
-        for name, split in splits.items()
-    }
+    parts: dict[str, Objects] | None = None
+    statistics: dict[str, Statistics]
+    if data.labels in EVERY_PIXEL:
+        parts = {name: parts_of(split, data) for name, split in splits.items()}
+        statistics = {name: pixel_statistics(parts[name], s, data) for name, s in splits.items()}
+        findings += check_classes(cfg.data, data, parts)
+    else:
+        statistics = {
+            name: split_statistics(split, data.taxonomy, cfg.data.image_size)
+            for name, split in splits.items()
+        }
     lines = [
         verdict(findings, statistics),
         "",
@@ -97,25 +117,35 @@ def main(argv: Sequence[str]) -> int:
     if args.picture:
         from report.dataset_picture import draw_dataset  # torch, only where it is needed
 
-        draw_dataset(args.picture, data, findings, cfg.data.image_size)
+        draw_dataset(args.picture, data, findings, cfg.data.image_size, parts)
         print(f"\ndrawn to {args.picture}")
     if args.repair:
-        _repair(data, findings, args.repair, total)
+        _repair(data, findings, args.repair, total, cfg.data)
     return exit_status(findings)
 
 
-def _repair(data: Data, findings: Sequence[Finding], folder: Path, total: int) -> None:
+def _repair(
+    data: Data, findings: Sequence[Finding], folder: Path, total: int, cfg: DataConfig
+) -> None:
     with tqdm(total=total, unit=" images", desc="writing", disable=None) as bar:
         num = write_repaired(data, findings, folder, bar.update)
+    keys = keys_of_copy(data, folder)
+    given = " ".join(f"--data.{key} {shlex.quote(_word(value))}" for key, value in keys.items())
+    usual = DataConfig()
+    others = [f"data.{key}" for key in OF_THE_ORIGINAL if key not in keys]
+    changed = [k for k in others if getattr(cfg, k[5:]) != getattr(usual, k[5:])]
+    drop = f"\nand without {', '.join(changed)}, which the original needs" if changed else ""
     print(
-        f"\n{num} repairs, listed in {folder / 'repairs.jsonl'}; boxes, classes, areas, iscrowd and "
-        f"masks are kept, nothing else\ntrain with --data.source coco --data.path {folder} --data.val_split val"
+        f"\n{num} repairs, listed in {folder / 'repairs.jsonl'}; what it keeps: {form_of(data).kept}\n"
+        f"train with {given}{drop}"
     )
 
 
-def _write_json(
-    file: Path, findings: Sequence[Finding], statistics: dict[str, SplitStatistics]
-) -> None:
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _write_json(file: Path, findings: Sequence[Finding], statistics: dict[str, Statistics]) -> None:
     kinds: dict[str, dict[str, object]] = {}
     for finding in findings:
         entry = kinds.setdefault(finding.kind, {"remedy": finding.remedy, "count": 0})

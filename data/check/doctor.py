@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from data.build import Data
 from data.check.isolated import Lost, isolated
 from data.findings import Findings
 from data.images.decode import decode
-from data.schema import Split
+from data.schema import Record, Split
 from errors import UserError
 
 LONGEST_S = 60.0
@@ -117,6 +118,13 @@ def _add_defects(
         findings.add("size differs from header", record.where, detail, place)
 
 
+def _labels(record: Record) -> tuple[Any, ...]:
+    """What tells the annotations of an image from those of another one."""
+    objects = record.objects
+    masks = [mask.key() for mask in ([] if objects.masks is None else objects.masks)]
+    return objects.boxes.tolist(), objects.classes.tolist(), masks
+
+
 def _add_duplicates(
     findings: Findings, splits: dict[str, Split], digests: dict[tuple[str, int], bytes]
 ) -> None:
@@ -131,6 +139,6 @@ def _add_duplicates(
             pairs.append(("training image in validation", "train", first["train", digest]))
         for kind, split, other in pairs:
             known = splits[split].records[other]
-            equal = np.array_equal(known.objects.boxes, record.objects.boxes)
-            detail = f"same pixels as {known.where}{'' if equal else ', with other boxes'}"
+            equal = _labels(known) == _labels(record)
+            detail = f"same pixels as {known.where}{'' if equal else ', with other annotations'}"
             findings.add(kind, record.where, detail, (name, index))

@@ -1,4 +1,4 @@
-"""A cleaned copy of a dataset, as COCO files; nothing is changed in place."""
+"""A cleaned copy of a dataset, in the form that its labels need; nothing is changed in place."""
 
 import json
 import os
@@ -11,11 +11,10 @@ from PIL import Image
 
 from data.build import Data
 from data.check.doctor import readable_places, splits_of
-from data.coco_format import coco_content
+from data.check.forms import form_of
 from data.findings import IMAGE_KINDS, KINDS, Finding
 from data.images.decode import decode
 from data.images.headers import EXTENSIONS, Header, inspect
-from data.objects import Objects
 from data.schema import Split
 from disk import whole_folder
 from errors import UserError
@@ -29,7 +28,7 @@ def write_repaired(
     folder: Path,
     progress: Callable[[], object] = lambda: None,
 ) -> int:
-    """Write train/, val/, annotations/{train,val}.json and repairs.jsonl into `folder`.
+    """Write images, annotations (see `data.check.forms`) and repairs.jsonl into `folder`.
 
     Images that are fine are copied byte by byte, others are encoded anew. The folder appears when it
     is complete.
@@ -48,7 +47,6 @@ def write_repaired(
     lost = {f.image for f in findings if f.kind in IMAGE_KINDS and f.image is not None}
     try:
         with whole_folder(folder) as temporary:
-            (temporary / "annotations").mkdir()
             for name, split in splits_of(data).items():
                 _write_split(temporary, name, split, data, lost, progress)
             lines = [
@@ -78,20 +76,21 @@ def _write_split(
     lost: Collection[tuple[str, int]],
     progress: Callable[[], object],
 ) -> None:
-    (root / name).mkdir()
+    form = form_of(data)
+    folder = root / form.images.format(split=name)
+    folder.mkdir(parents=True)
     kept = [i for place, i in readable_places({name: split}) if (place, i) not in lost]
     if not kept:
         raise UserError(f"--repair: no image of {name} is left")
     are_files = isinstance(split.images[kept[0]], Path)
-    names = _Names({Path(split.images[i]).parent for i in kept} if are_files else ())  # type: ignore
+    folders = {Path(split.images[i]).parent for i in kept} if are_files else ()  # type: ignore
+    names = _Names(folders, form.maps)
     images: list[dict[str, Any]] = []
     for number, index in enumerate(kept, 1):
         progress()
-        file_name, width, height = _write_image(root / name, split, index, names)
+        file_name, width, height = _write_image(folder, split, index, names)
         images.append({"id": number, "file_name": file_name, "width": width, "height": height})
-    objects = Objects.of_images([split.records[index].objects for index in kept])
-    content = coco_content(images, objects, data.taxonomy)
-    (root / "annotations" / f"{name}.json").write_text(json.dumps(content))
+    form.write(root, name, images, [split.records[index].objects for index in kept], data)
 
 
 def _write_image(folder: Path, split: Split, index: int, names: "_Names") -> tuple[str, int, int]:
@@ -125,8 +124,14 @@ def _copy(source: Path | bytes, target: Path) -> None:
 class _Names:
     """File names of a split's copies: those of the originals as far as they can be kept."""
 
-    def __init__(self, folders: Collection[Path]):
+    def __init__(self, folders: Collection[Path], by_stem: bool):
+        """
+        Args:
+            folders: those of the originals. by_stem: names must differ without their extension, and be seen by
+                who lists the folder.
+        """
         self.common = Path(os.path.commonpath(folders)) if folders else None
+        self.by_stem = by_stem
         self.used: set[str] = set()
 
     def new(self, source: Path | bytes, index: int, image_format: str) -> str:
@@ -134,12 +139,19 @@ class _Names:
         name = f"{index:06d}"
         if isinstance(source, Path) and self.common is not None:
             name = source.relative_to(self.common).as_posix()
+        if self.by_stem:
+            parent, base = os.path.split(name)
+            name = os.path.join(parent, base.lstrip(".") or f"{index:06d}")
         stem, suffix = os.path.splitext(name)
         if image_format not in EXTENSIONS.get(suffix.lower(), ()):
             suffix = next(s for s, formats in EXTENSIONS.items() if image_format in formats)
-        wanted, number = f"{stem}{suffix}", 1
-        while wanted.lower() in self.used:  # some file systems do not tell a.jpg from A.JPG
+        wanted, number = stem, 1
+        while self._key(wanted, suffix) in self.used:
             number += 1
-            wanted = f"{stem}-{number}{suffix}"
-        self.used.add(wanted.lower())
-        return wanted
+            wanted = f"{stem}-{number}"
+        self.used.add(self._key(wanted, suffix))
+        return f"{wanted}{suffix}"
+
+    def _key(self, stem: str, suffix: str) -> str:
+        """What must differ; some file systems do not tell a.jpg from A.JPG."""
+        return stem.lower() if self.by_stem else f"{stem}{suffix}".lower()

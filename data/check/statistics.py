@@ -86,12 +86,12 @@ def split_statistics(split: Split, taxonomy: Taxonomy, size: ImageSizeConfig) ->
         small_boxes=small,
         medium_boxes=len(boxes) - small - large,
         large_boxes=large,
-        box_side_px=_quantiles(np.sqrt(area)),
-        box_shortest_px=_quantiles(boxes[:, :2].min(axis=1)),
-        box_aspect=_quantiles(boxes[:, 2]),
-        boxes_per_image=_quantiles(counts),
-        image_width_px=_quantiles(np.array([record.width for record in split.records])),
-        image_height_px=_quantiles(np.array([record.height for record in split.records])),
+        box_side_px=quantiles(np.sqrt(area)),
+        box_shortest_px=quantiles(boxes[:, :2].min(axis=1)),
+        box_aspect=quantiles(boxes[:, 2]),
+        boxes_per_image=quantiles(counts),
+        image_width_px=quantiles(np.array([record.width for record in split.records])),
+        image_height_px=quantiles(np.array([record.height for record in split.records])),
     )
 
 
@@ -107,8 +107,9 @@ def resized_boxes(split: Split, size: ImageSizeConfig) -> np.ndarray:
     return np.column_stack([sides * scale[objects.image], sides[:, 0] / sides[:, 1]])
 
 
-def _quantiles(values: np.ndarray) -> Quantiles | None:
+def quantiles(values: np.ndarray, digits: int = 3) -> Quantiles | None:
+    """Of numbers [n], rounded; None if there are none."""
     if not len(values):
         return None
     points = np.quantile(values, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1])
-    return Quantiles(*(round(float(point), 3) for point in points))
+    return Quantiles(*(round(float(point), digits) for point in points))

@@ -12,8 +12,8 @@ from data.images.headers import Header, read_header
 from data.masks import Polygons, Rle, mask_column
 from data.objects import Objects
 from data.schema import Record, number_text
-from data.sources.segmentations import mask_of_segmentation
-from data.sources.values import as_float, as_floats, as_int, same_shape, short
+from data.sources.segmentations import mask_of_segmentation, thin_rings
+from data.sources.values import as_flag, as_float, as_floats, as_int, same_shape, short
 
 
 class Boxes:
@@ -47,28 +47,28 @@ class Boxes:
         box: Any,
         category: Any,
         area: Any = None,
-        iscrowd: Any = None,
+        iscrowd: Any = 0,
         segmentation: Any = None,
     ) -> None:
         """Take one annotation, or note what is wrong with it."""
         four = as_floats(box, 4)
         known = as_int(category)
         size = 0.0 if area is None else as_float(area)
-        crowd = as_int(iscrowd or 0) if not isinstance(iscrowd, bool) else int(iscrowd)
+        crowd = as_flag(iscrowd)
         if four is None:
             self.broken(number, f"the box is {short(box)}, not four numbers")
         elif known is None:
             self.broken(number, f"the category is {short(category)}, not an integer")
         elif size is None:
             self.broken(number, f"the area is {short(area)}, not a number")
-        elif crowd not in (0, 1):
+        elif crowd is None:
             self.broken(number, f"iscrowd is {short(iscrowd)}, neither 0 nor 1")
         else:
             self.numbers.append(number)
             self.boxes.append(four)
             self.categories.append(known)
             self.areas.append(size)
-            self.iscrowd.append(bool(crowd))
+            self.iscrowd.append(crowd)
             if self.segmentations is not None:
                 self.segmentations.append(segmentation)
 
@@ -139,9 +139,13 @@ class Boxes:
             if isinstance(mask, str):
                 number = number_text(self.unit, self.numbers[place])
                 self.findings.add(mask, f"{self.where}, {number}", detail)
-            else:
-                kept.append(place)
-                masks.append(mask)
+                continue
+            if isinstance(mask, Polygons) and (lost := thin_rings(segmentation)):
+                number = number_text(self.unit, self.numbers[place])
+                detail = f"{len(lost)} of {len(lost) + len(mask.rings)} outlines, place {lost[0]}"
+                self.findings.add("mask ring without area", f"{self.where}, {number}", detail)
+            kept.append(place)
+            masks.append(mask)
         return replace(objects.take(np.array(kept, dtype=np.int64)), masks=mask_column(masks))
 
     def _header(self, source: Path | bytes | None) -> Header | None:

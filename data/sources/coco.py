@@ -143,7 +143,7 @@ def _take(boxes: Boxes, number: int, entry: dict[str, Any]) -> None:
         if box is None:
             boxes.broken(number, "neither a bbox nor a segmentation that has one")
             return
-    area, crowd = entry.get("area"), entry.get("iscrowd")
+    area, crowd = entry.get("area"), entry.get("iscrowd", 0)
     boxes.add(number, box, entry.get("category_id"), area, crowd, segmentation)
 
 

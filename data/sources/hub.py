@@ -59,7 +59,9 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels =
     rows, names, column = open_rows(cfg, split, streaming=False, labels=labels)
     if not len(rows):
         raise UserError(f"data.path {cfg.path}, split {split}: lists no images")
-    reader = Rows(cfg, names, findings, labels)
+    of_segments, dense = "segments_info" in (rows.features or {}), column is not None
+    named = label_names(cfg, names, of_segments) if dense else names
+    reader = Rows(cfg, named, findings, labels)
     inside = Inside(
         *map(
             Path, (str(cfg.path), datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE)
@@ -77,10 +79,9 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels =
             label_map = encoded(row[column])
             if isinstance(label_map, Path) and not inside.holds(label_map, where, findings):
                 continue
-            record = reader.dense_record(row, number, where, source, label_map)
+            record = reader.dense_record(row, number, where, source, label_map, of_segments)
         if record is not None:
             records.append(record)
             numbers.append(number)
     images = HubImages(rows.select_columns("image"), tuple(numbers))
-    dense = column is not None
-    return Split(records, images, label_names(cfg, names) if dense else names, dense)
+    return Split(records, images, named, dense)

@@ -66,13 +66,15 @@ def read_folder(
         raise UserError(f"{file}: lists no images")
     inside = Inside(root, folder)
     names = names_of_folder(root)
-    rows = Rows(cfg, names, findings, labels)
     parsed = [(n, _row(line, f"{file}, line {n}", findings)) for n, line in lines]
+    rows_there = [row for _, row in parsed if row]
+    of_segments = any("segments_info" in row for row in rows_there)
     column = None
-    if labels in EVERY_PIXEL:
-        rows_there = [row for _, row in parsed if row]
-        if labels == "regions" or any("segments_info" in row for row in rows_there):
-            column = _label_map_key(rows_there, cfg.label_map_column, file)
+    if labels in EVERY_PIXEL and (labels == "regions" or of_segments):
+        column = _label_map_key(rows_there, cfg.label_map_column, file)
+    dense = column is not None
+    named = label_names(cfg, names, of_segments) if dense else names
+    rows = Rows(cfg, named, findings, labels)
     records: list[Record] = []
     paths: list[Path] = []
     listed: list[Path] = []
@@ -92,13 +94,12 @@ def read_folder(
                 label_map = inside.join(folder, name, where, findings)
                 if label_map is None:
                     continue
-            record = rows.dense_record(row, number - 1, where, path, label_map)
+            record = rows.dense_record(row, number - 1, where, path, label_map, of_segments)
         if record is not None:
             records.append(record)
             paths.append(path)
     note_unlisted(folder, listed, findings)
-    dense = column is not None
-    return Split(records, ImageFiles(paths), label_names(cfg, names) if dense else names, dense)
+    return Split(records, ImageFiles(paths), named, dense)
 
 
 def _label_map_key(rows: Sequence[dict[str, Any]], wanted: str | None, file: Path) -> str | None:

@@ -66,6 +66,8 @@ def read_split(
             )
     if not found:
         raise UserError(f"{images}: has no images")
+    names = label_names(cfg, names_of_folder(root))
+    rules = LabelRules.of(cfg, names)
     partners, repeated = _partners(found, images, maps, which)
     records, paths, used = [], [], set()
     for path in found:
@@ -82,7 +84,7 @@ def read_split(
         if not inside.holds(partner, where, findings):
             continue
         name = path.relative_to(images).as_posix()
-        record = dense_record(name, where, path, partner, LabelRules.of(cfg), findings)
+        record = dense_record(name, where, path, partner, rules, findings)
         if record is not None:
             records.append(record)
             paths.append(path)
@@ -92,18 +94,41 @@ def read_split(
                 findings.add("image without annotation", str(path), "a label map without an image")
     else:
         note_unlisted(images, [*found, *used], findings)
-    names = label_names(cfg, names_of_folder(root))
     return Split(records, ImageFiles(paths), names, dense=True)
 
 
-def label_names(cfg: DataConfig, names: Mapping[int, str]) -> Mapping[int, str]:
+def label_names(
+    cfg: DataConfig, names: Mapping[int, str], of_segments: bool = False
+) -> Mapping[int, str]:
     """Names of classes by their ids in label maps: the dataset's own, else those of data.labels, of which
-    the first one has the id 0, or 1 where 0 says that the class is not known."""
+    the first one has the id 0, or 1 where 0 says that the class is not known.
+
+    Args:
+        of_segments: label maps have numbers of segments, and ids of classes stand elsewhere.
+
+    Raises:
+        UserError: as `refuse_ignored`.
+    """
     if cfg.label_values is not None and cfg.labels is not None:
         return dict(zip(cfg.label_values, cfg.labels, strict=True))
-    if names or cfg.labels is None:
-        return names
-    return dict(enumerate(cfg.labels, int(cfg.ignore_index == 0 and not cfg.reduce_labels)))
+    if not names and cfg.labels is not None:
+        names = dict(enumerate(cfg.labels, int(cfg.ignore_index == 0 and not cfg.reduce_labels)))
+    if not of_segments:
+        refuse_ignored(cfg, names)
+    return names
+
+
+def refuse_ignored(cfg: DataConfig, names: Mapping[int, str]) -> None:
+    """
+    Raises:
+        UserError: if a class is ignored by data.ignore_index, and not by data.label_values a class in any case.
+    """
+    category = cfg.ignore_index - int(cfg.reduce_labels)
+    if category in names and cfg.ignore_index not in (cfg.label_values or ()):
+        raise UserError(
+            f"data.ignore_index {cfg.ignore_index}: is the value of class {names[category]!r} as well, whose "
+            "pixels would be ignored; set it to a value that is no class, or take the class out of the names"
+        )
 
 
 def names_of_folder(root: Path) -> dict[int, str]:

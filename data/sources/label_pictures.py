@@ -14,11 +14,15 @@ from data.findings import Findings
 from data.images.headers import MAX_PIXELS, Header, of_the_machine, read_header, readable_formats
 from data.masks import Rle, bounds, mask_column
 from data.objects import Objects
-from data.regions import rles_of
+from data.regions import TooManyValuesError, rles_of
 from data.schema import Record
 from data.sources.values import same_shape
 from settings.keys import DataConfig
 
+MOST_UNKNOWN = 64
+"""Values without a name on one label map where classes have names; each of more would be a finding of its own"""
+MOST_VALUES = 1024
+"""Values of one label map where no class has a name"""
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
 
 
@@ -30,16 +34,33 @@ class LabelRules:
     reduce: bool
     named: tuple[int, ...] = ()
     """Values that are classes in any case"""
+    classes: frozenset[int] = frozenset()
+    """Category ids that have a name; empty if none has, and every value is a class"""
 
     @staticmethod
-    def of(cfg: DataConfig) -> "LabelRules":
-        return LabelRules(cfg.ignore_index, cfg.reduce_labels, tuple(cfg.label_values or ()))
+    def of(cfg: DataConfig, names: Mapping[int, str]) -> "LabelRules":
+        """
+        Args:
+            names: of the classes, by category id.
+        """
+        values = tuple(cfg.label_values or ())
+        return LabelRules(cfg.ignore_index, cfg.reduce_labels, values, frozenset(names))
 
     def categories(self, values: Sequence[int]) -> dict[int, int]:
         """Category ids by value, of those that are classes."""
         unknown = {self.ignore_index, *([0] if self.reduce else [])} - {*self.named}
         known = [value for value in values if value not in unknown]
         return {value: value - 1 if self.reduce else value for value in known}
+
+    @property
+    def most_strangers(self) -> int:
+        """Values of one label map that may be no known class."""
+        return MOST_UNKNOWN if self.classes else MOST_VALUES
+
+    def strangers(self, values: Sequence[int]) -> list[int]:
+        """Those of the values that are no known class."""
+        found = self.categories(values).items()
+        return [value for value, category in found if category not in self.classes]
 
 
 def dense_record(
@@ -55,9 +76,22 @@ def dense_record(
     opened = open_pair(where, source, label_source, read_label_map, findings)
     if opened is None:
         return None
-    rles = rles_of(opened.labels)
+    try:
+        rles = rles_of(opened.labels, len(rules.classes) + 2 + rules.most_strangers)
+        strangers = rules.strangers(list(rles))
+    except TooManyValuesError as error:
+        strangers = rules.strangers(error.values)
+    if len(strangers) > rules.most_strangers:
+        findings.add("label map of too many values", where, many_values(strangers))
+        return None
     parts = {v: (rles[v], category, False) for v, category in rules.categories(list(rles)).items()}
     return record_of(image_id, where, "label", opened, parts)
+
+
+def many_values(values: Sequence[int]) -> str:
+    """What a label map may be that has these values besides those that mean something."""
+    first = ", ".join(map(str, values[:5]))
+    return f"{len(values):,} values without a meaning ({first}, ...): a depth map, numbers of instances, a photo?"
 
 
 @dataclass(frozen=True)

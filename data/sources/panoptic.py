@@ -13,11 +13,17 @@ from typing import Any
 import numpy as np
 
 from data.findings import Findings
-from data.regions import rles_of
+from data.regions import MOST_PARTS, TooManyValuesError, rles_of
 from data.schema import Record, Split
 from data.sources.files import ImageFiles, Inside, note_unlisted
-from data.sources.label_pictures import open_pair, read_numbers, record_of
-from data.sources.values import as_id, as_int, short
+from data.sources.label_pictures import (
+    MOST_VALUES,
+    many_values,
+    open_pair,
+    read_numbers,
+    record_of,
+)
+from data.sources.values import as_flag, as_id, as_int, short
 from settings.keys import Labels
 
 
@@ -113,17 +119,32 @@ def panoptic_record(
     label_source: Path | bytes,
     segments: Any,
     findings: Findings,
+    of_table: bool = False,
 ) -> Record | None:
-    """Record of an image with its segments; None, and a finding, if they cannot be used."""
-    listed = _listed(segments, where, findings)
+    """Record of an image with its segments; None, and a finding, if they cannot be used.
+
+    Args:
+        of_table: null stands for what is not there.
+    """
+    listed = _listed(segments, where, findings, of_table)
     if listed is None:
+        return None
+    if len(listed) > MOST_PARTS:
+        detail = f"{len(listed):,} segments, and {MOST_PARTS:,} of an image can be told apart"
+        findings.add("label map of too many values", where, detail)
         return None
     opened = open_pair(
         where, source, label_source, lambda file: segment_numbers(read_numbers(file)), findings
     )
     if opened is None:
         return None
-    rles = {number: rle for number, rle in rles_of(opened.labels).items() if number}
+    try:
+        rles = rles_of(opened.labels, len(listed) + 1 + MOST_VALUES)
+    except TooManyValuesError as error:
+        others = [number for number in error.values if number and number not in listed]
+        findings.add("label map of too many values", where, many_values(others))
+        return None
+    rles.pop(0, None)
     if differing := sorted(rles.keys() ^ listed.keys()):
         detail = f"segment(s) {', '.join(map(str, differing[:5]))} are in one of them alone"
         findings.add("segments and label map disagree", where, detail)
@@ -147,7 +168,9 @@ def segment_numbers(pixels: np.ndarray) -> np.ndarray:
     return channels @ np.array([1, 256, 65536])
 
 
-def _listed(segments: Any, where: str, findings: Findings) -> dict[int, tuple[int, bool]] | None:
+def _listed(
+    segments: Any, where: str, findings: Findings, of_table: bool
+) -> dict[int, tuple[int, bool]] | None:
     """(category, whether it is a crowd) by the numbers of segments; None, and a finding, if broken."""
     if (
         isinstance(segments, dict)
@@ -169,5 +192,11 @@ def _listed(segments: Any, where: str, findings: Findings) -> dict[int, tuple[in
             detail = f"segment at place {place}: {short(segment)} needs an id of its own and a category_id"
             findings.add("broken row", where, detail)
             return None
-        listed[number] = (category, bool(as_int(values.get("iscrowd") or 0)))
+        given = values.get("iscrowd", 0)
+        crowd = as_flag(0 if given is None and of_table else given)
+        if crowd is None:
+            detail = f"segment at place {place}: iscrowd is {short(given)}, neither 0 nor 1"
+            findings.add("broken row", where, detail)
+            return None
+        listed[number] = (category, crowd)
     return listed

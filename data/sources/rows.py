@@ -33,11 +33,11 @@ class Rows:
     ):
         """
         Args:
-            labels: unless boxes are wanted alone, objects get the masks of their segmentations.
+            names: of classes by id, empty if they have none. labels: unless boxes are wanted alone, objects get the masks of their segmentations.
         """
         self.masks = labels != "boxes"
         self.labels = labels
-        self.rules = LabelRules.of(cfg)
+        self.rules = LabelRules.of(cfg, names)
         self.box_format = cfg.box_format
         self.findings = findings
         self.image_ids = Unique("duplicate image id", findings)
@@ -76,7 +76,8 @@ class Rows:
                     f"{known!r}, not among {short(list(self.ids))} names; set data.labels",
                 )
             else:
-                boxes.add(~place, box, known, area, iscrowd, segmentation)
+                crowd = 0 if iscrowd is None else iscrowd  # tables have null for what is not there
+                boxes.add(~place, box, known, area, crowd, segmentation)
         size = as_size(row.get("width"), row.get("height"))
         return boxes.record(image_id, source, size, self.box_format)
 
@@ -87,8 +88,13 @@ class Rows:
         where: str,
         source: Path | bytes | None,
         label_map: Path | bytes | None,
+        of_segments: bool,
     ) -> Record | None:
-        """As `record`, of a row with a label map."""
+        """As `record`, of a row with a label map.
+
+        Args:
+            of_segments: rows of the split have `segments_info`; one without would be taken for classes.
+        """
         given = row.get("image_id")
         image_id = index if given is None else as_id(given)
         if image_id is None:
@@ -97,9 +103,14 @@ class Rows:
             pass
         elif label_map is None:
             self.findings.add("missing label map", where, "the row has none")
-        elif "segments_info" in row:
+        elif of_segments and "segments_info" not in row:
+            detail = "it has no segments_info, and other rows have"
+            self.findings.add("broken row", where, detail)
+        elif of_segments:
             segments = row.get("segments_info")
-            return panoptic_record(image_id, where, source, label_map, segments, self.findings)
+            return panoptic_record(
+                image_id, where, source, label_map, segments, self.findings, of_table=True
+            )
         else:
             return dense_record(image_id, where, source, label_map, self.rules, self.findings)
         return None

@@ -38,11 +38,17 @@ def mask_of_segmentation(segmentation: Any, size: tuple[int, int]) -> Polygons |
         numbers = numbers_in(polygon) if isinstance(polygon, list) else None
         if numbers is None or len(numbers) % 2 or not np.isfinite(numbers).all():
             return "broken mask"
-        if len(numbers) >= 6:
+        if len(numbers) >= 6:  # others are told by `thin_rings`
             ring = np.array(numbers, dtype=np.float64).reshape(-1, 2)
             sides = np.array(size[::-1], dtype=np.float64)
             rings.append(ring.clip(-FARTHEST * sides, (1 + FARTHEST) * sides))
     return Polygons(size, tuple(rings)) if rings else "mask without area"
+
+
+def thin_rings(segmentation: list[Any]) -> list[int]:
+    """Places of the polygons that have fewer than three corners, in a segmentation whose mask is `Polygons`."""
+    polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
+    return [place for place, polygon in enumerate(polygons) if len(polygon) < 6]
 
 
 def _rle(rle: dict[str, Any]) -> Rle | str:

@@ -20,6 +20,11 @@ def as_int(value: Any) -> int | None:
     return value if fits else None
 
 
+def as_flag(value: Any) -> bool | None:
+    """Whether, given as 0, 1, false or true; None for anything else, also for "1" and 1.0."""
+    return bool(value) if isinstance(value, int) and value in (0, 1) else None
+
+
 def as_float(value: Any) -> float | None:
     """A number, which may be infinite or no number (NaN); None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

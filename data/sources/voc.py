@@ -147,7 +147,9 @@ class _Reader:
                 f"{name!r}, not among {known}",
             )
         else:
-            boxes.add(number, corners, self.ids[name], None, _text(item, "difficult") or 0)
+            difficult = _text(item, "difficult") or "0"
+            crowd = {"0": 0, "1": 1}.get(difficult, difficult)  # of a text any other is a finding
+            boxes.add(number, corners, self.ids[name], None, crowd)
 
 
 def read_xml(file: Path, findings: Findings) -> Element | None:

@@ -19,6 +19,7 @@ from data.objects import Objects
 from data.regions import rles_of
 from data.schema import Record, Split
 from data.sources.files import ImageFiles, Inside, image_files, read_lines
+from data.sources.label_maps import refuse_ignored
 from data.sources.label_pictures import LabelRules, dense_record, read_label_map
 from data.sources.values import Unique
 from errors import UserError
@@ -63,6 +64,8 @@ def read_split(
         raise UserError(f"{listing}: lists no images")
     inside, unique = Inside(root), Unique("duplicate image id", findings)
     by_stem = {path.stem: path for path in image_files(root / IMAGES)}
+    kinds = _names(cfg, labels)
+    rules = LabelRules.of(cfg, kinds)
     records, paths = [], []
     for name in names:
         where = f"{listing}, {name!r}"
@@ -76,18 +79,20 @@ def read_split(
         if path is None or None in maps or not inside.holds(path, where, findings):
             continue
         if labels == "regions":
-            record = dense_record(name, str(path), path, maps[0], LabelRules.of(cfg), findings)  # type: ignore[arg-type]
+            record = dense_record(name, str(path), path, maps[0], rules, findings)  # type: ignore[arg-type]
         else:
             record = _objects_record(name, path, maps[0], maps[1], findings)  # type: ignore[arg-type]
         if record is not None:
             records.append(record)
             paths.append(path)
-    return Split(records, ImageFiles(paths), _names(cfg, labels), dense=labels == "regions")
+    return Split(records, ImageFiles(paths), kinds, dense=labels == "regions")
 
 
 def _names(cfg: DataConfig, labels: Labels) -> dict[int, str]:
     if labels == "regions":
-        return dict(enumerate(cfg.labels or ("background", *CLASSES)))
+        names = dict(enumerate(cfg.labels or ("background", *CLASSES)))
+        refuse_ignored(cfg, names)
+        return names
     return dict(enumerate(cfg.labels or CLASSES, 1))
 
 

@@ -189,7 +189,7 @@ def test_picture_shows_classes_sizes_and_samples(tmp_path):
     check(root, "--picture", file)
     pixels = np.asarray(Image.open(file).convert("RGB"))
     assert pixels.shape[1] == 1312
-    from report.dataset_picture import CHART_PX, COLOURS
+    from report.dataset_charts import CHART_PX, COLOURS
     from report.drawing import COLOURS as BOX_COLOURS  # noqa: N811
 
     charts, samples = pixels[: CHART_PX[1]], pixels[CHART_PX[1] :]

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 import painted
-import tools.check_data
 from data.findings import Findings
 from data.sources.label_pictures import LabelRules, dense_record
 from errors import UserError
@@ -242,22 +241,54 @@ def test_thousands_of_broken_label_maps_are_a_finding_or_a_record(tmp_path):
     assert set(findings.counts()) <= {UNREADABLE, "label map of another size"}
 
 
-def test_repair_of_label_maps_is_refused(tmp_path):
-    """It writes objects, and ignored pixels would become background."""
-    cfg = painted.write_folders(tmp_path / "set")
-    arguments = ["--config", str(write_yaml(tmp_path, cfg)), "--repair", str(tmp_path / "copy")]
-    with pytest.raises(UserError, match="would lose what label maps say"):
-        tools.check_data.main([*arguments, "--workers", "1"])
-    assert not (tmp_path / "copy").exists()
+def named(root, names):
+    cfg = painted.write_folders(root)
+    (root / "id2label.json").write_text(json.dumps(names))
+    return replace(cfg, labels=None)
 
 
-def write_yaml(folder, cfg):
-    file = folder / "config.yaml"
-    data = {"source": cfg.source, "path": cfg.path, "val_split": "val", "labels": cfg.labels}
-    model = {"task": "semantic_segmentation", "head": "linear", "head_args": {}}
-    file.write_text(
-        json.dumps(
-            {"data": data, "model": model, "train": {"steps": 9}, "optim": {"warmup_steps": 1}}
-        )
-    )
-    return file
+IGNORED = {
+    "label_maps": (painted.write_folders, {"ignore_index": 1}, "1: is the value of class 'road'"),
+    "ignored background": (
+        lambda root: named(root, dict(enumerate(NAMES))),
+        {"ignore_index": 0},
+        "0: is the value of class 'sky'",
+    ),
+    "named void": (
+        lambda root: named(root, {0: "sky", 255: "void"}),
+        {},
+        "255: is the value of class 'void'",
+    ),
+    "reduced": (
+        painted.write_folders,
+        {"ignore_index": 2, "reduce_labels": True},
+        "2: is the value of class 'road'",
+    ),
+    "imagefolder": (
+        painted.write_imagefolder,
+        {"ignore_index": 2},
+        "2: is the value of class 'car'",
+    ),
+    "hub": (
+        lambda root: painted.write_hub(root / "hub"),
+        {"ignore_index": 2},
+        "2: is the value of class 'car'",
+    ),
+    "voc": (painted.write_voc, {"ignore_index": 0}, "0: is the value of class 'sky'"),
+}
+
+
+@pytest.mark.parametrize("case", IGNORED)
+def test_class_whose_value_is_ignored_is_refused(tmp_path, case):
+    write, changes, said = IGNORED[case]
+    cfg = replace(write(tmp_path / "set"), **changes)
+    with pytest.raises(UserError, match=rf"data\.ignore_index {said} as well"):
+        found(cfg)
+
+
+def test_values_in_any_order_keep_their_names(tmp_path):
+    cfg = replace(painted.write_folders(tmp_path), label_values=[2, 0, 1])
+    findings, data = found(replace(cfg, labels=["car", "sky", "road"]))
+    assert findings == []
+    names = dict(zip(data.taxonomy.category_ids, data.taxonomy.names, strict=True))
+    assert names == dict(enumerate(NAMES))

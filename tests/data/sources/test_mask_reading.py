@@ -92,7 +92,9 @@ PLANTED = {
     "mask outside the image": lambda a: a.update(segmentation=[[500, 500, 600, 500, 600, 600]]),
     "mask and box disagree": lambda a: a.update(segmentation=[[60, 40, 90, 40, 90, 60]]),
     "broken mask": lambda a: a.update(segmentation=[[1, 2, 3]]),
+    "mask ring without area": lambda a: a["segmentation"].append([1, 1, 5, 5]),
 }
+KEPT = {"mask and box disagree", "mask ring without area"}
 
 
 @pytest.mark.parametrize("kind", PLANTED)
@@ -104,10 +106,23 @@ def test_planted_defects_are_named_once_and_by_their_annotation(tmp_path, kind):
     assert found.kind == kind
     assert "000.jpg, annotation 1" in found.where
     kept = sum(len(record.objects) for record in [*data.train.records, *data.val.records])
-    assert kept == (8 if kind == "mask and box disagree" else 7)
+    assert kept == (8 if kind in KEPT else 7)
     if kind == "broken mask":
         with pytest.raises(UserError, match=r"000.jpg, annotation 1: broken mask"):
             build_data(cfg, 0, labels="masks")
+
+
+@pytest.mark.parametrize("thin", [[], [7, 7], [1, 1, 5, 5]])
+def test_rings_that_are_left_out_are_counted_and_change_nothing_else(tmp_path, thin):
+    def plant(content):
+        first = content["annotations"][0]
+        first["segmentation"] = [*first["segmentation"], thin, [50, 50, 60, 50, 60, 60], thin]
+
+    data = read_data(edited(tmp_path, plant), 0, findings := Findings(), labels="masks")
+    ((found),) = [f for f in findings if "ring" in f.kind]
+    assert (found.remedy, found.detail) == ("repaired", "2 of 4 outlines, place 1")
+    record = next(r for r in data.train.records if "000.jpg" in r.where)
+    assert [len(ring) for ring in record.objects.masks[0].rings] == [5, 3]
 
 
 @pytest.mark.parametrize("box", [[0, 0, 0, 0], [500, 500, 5, 5], [float("nan")] * 4])

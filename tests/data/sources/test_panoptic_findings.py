@@ -1,6 +1,7 @@
 """What can be wrong with panoptic label maps: each defect is named once, with its file."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -121,6 +122,14 @@ ENTRIES = {
     "no id": (with_segments(lambda s: s[0].pop("id")), "broken row", "segment at place 0"),
     "id 0": (with_segments(lambda s: s[1].update(id=0)), "broken row", "segment at place 1"),
     "no category": (with_segments(lambda s: s[4].pop("category_id")), "broken row", NEEDS),
+    **{
+        f"iscrowd {value!r}": (
+            with_segments(lambda s, value=value: s[3].update(iscrowd=value)),
+            "broken row",
+            f"segment at place 3: iscrowd is {value!r}, neither 0 nor 1",
+        )
+        for value in ("1", "", "no", 1.0, 2, -1)
+    },
     "one not listed": (with_segments(lambda s: s.pop(2)), BOTH, "segment(s) 70000 are"),
     "one too many": (
         with_segments(lambda s: s.append({"id": 99, "category_id": 1})),
@@ -157,6 +166,17 @@ def test_defects_of_entries(tmp_path, form, case):
     assert named in text or (kind == "path leaves the folder" and "train.json, image 11" in text)
     assert said in text
     assert len(data.train) == (4 if case in STILL_KEPT else 3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_iscrowd_of_null_is_not_there_in_a_table_and_broken_in_a_file(tmp_path, form):
+    write, edit, *_ = FORMS[form]
+    cfg = write(tmp_path)
+    edit(tmp_path, with_segments(lambda segments: segments[0].update(iscrowd=None)))
+    findings, _ = found(cfg, "segments")
+    said = [text for kind, text in findings if kind == "broken row"]
+    assert len(said) == len(findings) == (form == "coco")
+    assert all("segment at place 0: iscrowd is None" in text for text in said)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -206,3 +226,24 @@ def test_categories_that_do_not_say_what_is_stuff(tmp_path):
     np.testing.assert_array_equal(segments, np.array([0, 1, 2, 3, 4, 5, 0, 6])[parts_of(0)])
     assert classes.tolist() == [0, 0, 1, 2, 3, 2]
     assert data.train.records[0].objects.numbers.tolist() == list(NUMBERS[1:])
+
+
+@pytest.mark.parametrize("labels", ["segments", "regions"])
+def test_row_without_segments_beside_rows_with_them_is_named(tmp_path, labels):
+    """Its numbers of segments would be taken for classes."""
+    cfg = segmented.write_imagefolder(tmp_path)
+    if labels == "regions":
+        cfg = replace(cfg, stuff=[])
+    edit_line(tmp_path / "train/metadata.jsonl", 1, lambda row: row.__delitem__("segments_info"))
+    ((kind, text),), data = found(cfg, labels)
+    assert kind == "broken row"
+    assert "metadata.jsonl, line 2: it has no segments_info, and other rows have" in text
+    assert len(data.train) == 3
+
+
+def test_ids_of_segments_classes_are_no_values(tmp_path):
+    """What is ignored in label maps of classes does not matter to those of segments."""
+    cfg = replace(segmented.write_imagefolder(tmp_path), ignore_index=2)
+    findings, data = found(cfg, "segments")
+    assert findings == []
+    assert data.taxonomy.names == segmented.NAMES

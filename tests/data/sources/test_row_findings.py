@@ -42,6 +42,10 @@ COCO = {
     "category beyond int64": (coco(SECOND, category_id=2**70), "broken row", "annotation 2"),
     "area that is a text": (coco(SECOND, area="much"), "broken row", "annotation 2"),
     "iscrowd that is a text": (coco(SECOND, iscrowd="no"), "broken row", "annotation 2"),
+    **{
+        f"iscrowd that is {value!r}": (coco(SECOND, iscrowd=value), "broken row", "annotation 2")
+        for value in ("1", "0", "", 1.0, 0.0, None, [], {}, 2, -1)
+    },
     "no image_id": (coco(SECOND, image_id=ABSENT), "broken row", "train.json, annotation 2"),
     "image_id that is a list": (
         coco(SECOND, image_id=[1]),
