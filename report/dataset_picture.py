@@ -132,7 +132,7 @@ def _of_boxes(
     }
     texts = {name: [f"{n:,}" for n in values] for name, values in counts.items()}
     unit = UNITS[data.labels]
-    edges = np.exp2(np.arange(0, np.log2(size.longest) + 0.5, 0.5))
+    edges = np.exp2(np.arange(0, np.log2(size.longest_px) + 0.5, 0.5))
     sides = {
         name: np.sqrt(np.prod(resized_boxes(split, size)[:, :2], axis=1))
         for name, split in splits.items()
@@ -140,7 +140,7 @@ def _of_boxes(
     small, large = (2 * np.log2(np.sqrt(area)) for area in (SMALL_PX2, LARGE_PX2))
     ticks = [(place, f"{edges[place]:.0f}") for place in range(0, len(edges), 2)]
     limits = [(small, "small", ""), (large, "medium", "large")]
-    title = f"Box side, px, after the resize to {size.longest}"
+    title = f"Box side, px, after the resize to {size.longest_px}"
     return (
         class_chart(f"{unit.capitalize()} by class", counts, texts, names),
         histogram(title, sides, edges, ticks, limits),

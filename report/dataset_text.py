@@ -67,9 +67,9 @@ def statistics_lines(splits: Mapping[str, Statistics], size: ImageSizeConfig) ->
     pixels = {name: s for name, s in splits.items() if isinstance(s, PixelStatistics)}
     lines = _of_pixels(pixels) if pixels else _of_boxes(boxes)
     if size.fit == "stretch":
-        lines += ["", f"The resize: stretched to {size.longest} x {size.longest} px."]
+        lines += ["", f"The resize: stretched to {size.longest_px} x {size.longest_px} px."]
     else:
-        limit = f"longest side {size.longest}"
+        limit = f"longest side {size.longest_px}"
         limit += f", shortest {size.shortest}" if size.shortest else ""
         lines += ["", f"The resize: {limit} px, the aspect ratio is kept."]
     lines += ["", _row("least / 5 % / median / 95 % / most", list(splits))]

@@ -21,8 +21,9 @@ def as_int(value: Any) -> int | None:
 
 
 def as_flag(value: Any) -> bool | None:
-    """Whether, given as 0, 1, false or true; None for anything else, also for "1" and 1.0."""
-    return bool(value) if isinstance(value, int) and value in (0, 1) else None
+    """Whether, given as 0, 1, 0.0, 1.0 (a table's column with gaps), false or true; None for anything else,
+    also for "1"."""
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
 
 
 def as_float(value: Any) -> float | None:

@@ -128,7 +128,7 @@ ENTRIES = {
             "broken row",
             f"segment at place 3: iscrowd is {value!r}, neither 0 nor 1",
         )
-        for value in ("1", "", "no", 1.0, 2, -1)
+        for value in ("1", "", "no", 0.5, 2, -1)
     },
     "one not listed": (with_segments(lambda s: s.pop(2)), BOTH, "segment(s) 70000 are"),
     "one too many": (

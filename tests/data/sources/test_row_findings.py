@@ -44,7 +44,7 @@ COCO = {
     "iscrowd that is a text": (coco(SECOND, iscrowd="no"), "broken row", "annotation 2"),
     **{
         f"iscrowd that is {value!r}": (coco(SECOND, iscrowd=value), "broken row", "annotation 2")
-        for value in ("1", "0", "", 1.0, 0.0, None, [], {}, 2, -1)
+        for value in ("1", "0", "", 0.5, 2.0, None, [], {}, 2, -1)
     },
     "no image_id": (coco(SECOND, image_id=ABSENT), "broken row", "train.json, annotation 2"),
     "image_id that is a list": (
