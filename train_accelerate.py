@@ -190,8 +190,9 @@ def draw_first_batches(run: Run, batches: Sequence[Batch]) -> None:
     if run.accelerator.is_main_process and run.state.step < run.cfg.run.draw_batches:
         for turn, batch in enumerate(batches):
             name = f"step-{run.state.step + 1:06d}-{turn}.png"
+            file = run.folder / "samples" / name
             try:
-                draw_batch(batch, run.data.taxonomy.names, run.folder / "samples" / name)
+                draw_batch(batch, run.data.taxonomy.names, file, run.data.labels)
             except OSError as error:  # a full disk: checkpoints decide whether the run goes on
                 run.log.say(f"warning: samples/{name} could not be drawn: {error}")
 

@@ -101,10 +101,7 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "
         train = read(cfg, "train", findings, labels)
         val = train if cfg.val_split is None else read(cfg, "val", findings, labels)
     if val.dense != train.dense:
-        raise UserError(
-            f"data.train_split {cfg.train_split} and data.val_split {cfg.val_split}: one of them has label "
-            "maps and the other has none (data.label_map_column names their column)"
-        )
+        raise UserError(_mixed(cfg, "train", "val") if train.dense else _mixed(cfg, "val", "train"))
     if cfg.val_split is None and not cfg.val_on_train:
         train, val = split_off(train, cfg.val_fraction, seed)
     # Not before: which images are set aside does not depend on which can be read.
@@ -123,9 +120,8 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "
     val = train if cfg.val_on_train else cleaned(val, "val", taxonomy, findings)
     for name, split in (("training", train), ("validation", val)):
         if not any(_num_single(record) for record in split.records):
-            what = "box" if labels == "boxes" else "mask"
             raise UserError(
-                f"the {name} split has {len(split)} images and not one valid {what} of a single object; "
+                f"the {name} split has {len(split)} images and not one {_lacking(split, cfg, labels)}; "
                 "`python -m tools.check_data --config ...` says what is wrong with each"
             )
     refuse_many([train, val], taxonomy, labels)
@@ -148,6 +144,30 @@ def refuse_many(splits: Sequence[Split], taxonomy: Taxonomy, labels: Labels) -> 
                 f"{record.where}: has {len(record.objects):,} masks, and at most {MOST_PARTS:,} of one image can "
                 "be told apart; cut it into several images"
             )
+
+
+def _mixed(cfg: DataConfig, has: str, lacks: str) -> str:
+    """What is said where one split has the class of every pixel and the other has not."""
+    what = "segments_info in its annotations" if cfg.source == "coco" else "label maps"
+    named = cfg.source in ("hub", "imagefolder")
+    column = " (data.label_map_column names their column)" if named else ""
+    return (
+        f"data.{has}_split {getattr(cfg, f'{has}_split')} has {what}, and data.{lacks}_split "
+        f"{getattr(cfg, f'{lacks}_split')} has none; give both of them the same form{column}"
+    )
+
+
+def _lacking(split: Split, cfg: DataConfig, labels: Labels) -> str:
+    """What there has to be, and is not."""
+    if not split.dense:
+        return f"valid {'box' if labels == 'boxes' else 'mask'} of a single object"
+    if labels == "segments" or cfg.source == "coco":
+        return "segment that is no crowd"
+    zero = " or 0 (data.reduce_labels)" if cfg.reduce_labels else ""
+    return (
+        f"pixel of a class: all that its label maps say is data.ignore_index {cfg.ignore_index}{zero}, set it "
+        "to the value that means so in your files"
+    )
 
 
 def _num_single(record: Record) -> int:

@@ -1,7 +1,7 @@
-"""Boxes drawn on images."""
+"""Boxes, masks and regions drawn on images."""
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from data.feed.collate import absolute
 from data.masks import CELL_PIXELS, CELL_PX, Mask, encode, mask_column, pixels_of
 from data.objects import Objects
 from errors import printable
+from settings.keys import EVERY_PIXEL, Labels
 
 TRUTH = (60, 220, 60)
 COLOURS = [
@@ -24,12 +25,16 @@ COLOURS = [
     (0, 210, 210),
     (255, 130, 40),
 ]
+GROUND = (32, 32, 32)
+"""Colour around images"""
 GOLDEN_ANGLE = 0.381966
 """Part of a circle"""
 TINT = 0.45
 """Share of its class's colour in the pixels of a mask"""
 MIN_SIDE_PX = 320
 """Small images are enlarged to this, so that labels can be read"""
+MIN_LINE_PX = 26
+"""Height of a line of a legend; more below large pictures"""
 
 
 def colour_of(kind: int) -> tuple[int, int, int]:
@@ -46,7 +51,7 @@ def colour_of(kind: int) -> tuple[int, int, int]:
 def beside(images: Sequence[Image.Image], gap_px: int = 3) -> Image.Image:
     """Pictures of one height side by side."""
     width = sum(image.width for image in images) + gap_px * (len(images) - 1)
-    canvas = Image.new("RGB", (width, images[0].height), (32, 32, 32))
+    canvas = Image.new("RGB", (width, images[0].height), GROUND)
     x = 0
     for image in images:
         canvas.paste(image, (x, 0))
@@ -55,12 +60,15 @@ def beside(images: Sequence[Image.Image], gap_px: int = 3) -> Image.Image:
 
 
 def draw_objects(
-    image: np.ndarray, objects: Objects, labels: Sequence[str], truth: Objects | None = None
+    image: np.ndarray,
+    objects: Objects,
+    labels: Sequence[str] | None = None,
+    truth: Objects | None = None,
 ) -> Image.Image:
     """Draw objects, boxes xywh in px, with their labels on uint8 [H, W, 3].
 
     Args:
-        labels: one an object; "" for none. truth: drawn first, thin and green.
+        labels: one an object; None where a legend says what colours are. truth: drawn first, thin and green.
     """
     scale = max(1.0, MIN_SIDE_PX / max(image.shape[:2]))
     height, width = (round(side * scale) for side in image.shape[:2])
@@ -73,6 +81,7 @@ def draw_objects(
     edges = truth if truth is not None and objects.masks is None else Objects.none()
     for box in _corners(edges, scale):
         pen.rectangle(box, outline=TRUTH, width=max(1, line // 2))
+    labels = [""] * len(objects) if labels is None else labels
     for box, label, kind in zip(_corners(objects, scale), labels, objects.classes, strict=True):
         colour = colour_of(int(kind))
         x1, y1, x2, y2 = box
@@ -122,55 +131,72 @@ def save_grid(
     file: Path,
     columns: int = 4,
     gap_px: int = 6,
-    legend: Sequence[str] = (),
+    legend: Mapping[int, str] | None = None,
+    note: str = "",
 ) -> None:
     """Write images as one picture, row by row.
 
     Args:
-        legend: names of classes, told with their colours below the images.
+        legend and note: as `with_legend` has them.
     """
     columns = min(columns, len(images))
     rows = [images[start : start + columns] for start in range(0, len(images), columns)]
     cell = max(image.width for image in images)
     heights = [max(image.height for image in row) for row in rows]
     size = (columns * (cell + gap_px) + gap_px, sum(heights) + gap_px * (len(rows) + 1))
-    canvas = Image.new("RGB", size, (32, 32, 32))
+    canvas = Image.new("RGB", size, GROUND)
     y = gap_px
     for row, height in zip(rows, heights, strict=True):
         for column, image in enumerate(row):
             canvas.paste(image, (gap_px + column * (cell + gap_px), y))
         y += height + gap_px
-    if legend:
-        canvas = _with_legend(canvas, legend)
+    canvas = with_legend(canvas, legend or {}, note)
     file.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(file)
 
 
-def _with_legend(picture: Image.Image, names: Sequence[str], line_px: int = 26) -> Image.Image:
-    """The picture with a patch of colour and a name for each class below it."""
+def legend_of(names: Sequence[str], tables: Iterable[Objects]) -> dict[int, str]:
+    """Names by class of what is in the tables, in the order of classes: of hundreds few are on a picture."""
+    return {kind: names[kind] for kind in sorted({int(c) for t in tables for c in t.classes})}
+
+
+def with_legend(picture: Image.Image, legend: Mapping[int, str], note: str = "") -> Image.Image:
+    """The picture with a patch of colour and a name for each class below it.
+
+    Tags on regions, which touch each other everywhere, would hide one another and what they name.
+
+    Args:
+        legend: names by class. note: told behind them.
+    """
+    if not legend:
+        return picture
+    line_px = max(MIN_LINE_PX, max(picture.size) // 60)
     font = ImageFont.load_default(size=line_px * 0.65)
     measure = ImageDraw.Draw(picture)
     places, x, y = [], 0.0, 0
-    texts = [printable(name, 40) for name in names]
-    for text in texts:
+    texts: dict[int | None, str] = {kind: printable(name, 40) for kind, name in legend.items()}
+    texts |= {None: note} if note else {}
+    for text in texts.values():
         width = 2 * line_px + measure.textlength(text, font=font)
         if x and x + width > picture.width:
             x, y = 0.0, y + line_px
         places.append((x, y))
         x += width
-    canvas = Image.new("RGB", (picture.width, picture.height + y + line_px), (32, 32, 32))
+    canvas = Image.new("RGB", (picture.width, picture.height + y + line_px), GROUND)
     canvas.paste(picture, (0, 0))
     pen = ImageDraw.Draw(canvas)
-    for kind, (text, (x, y)) in enumerate(zip(texts, places, strict=True)):
+    for (kind, text), (x, y) in zip(texts.items(), places, strict=True):
         top = picture.height + y
-        pen.rectangle((x + 6, top + 4, x + line_px, top + line_px - 6), fill=colour_of(kind))
-        pen.text((x + line_px + 5, top + 2), text, fill="white", font=font)
+        patch = (x + 6, top + line_px // 6, x + line_px, top + line_px - line_px // 4)
+        if kind is not None:
+            pen.rectangle(patch, fill=colour_of(kind))
+        pen.text((x + line_px + 5, top + line_px // 13), text, fill="white", font=font)
     return canvas
 
 
-def draw_batch(batch: Batch, names: Sequence[str], file: Path) -> None:
+def draw_batch(batch: Batch, names: Sequence[str], file: Path, labels: Labels = "boxes") -> None:
     """Draw a batch as the model gets it: augmented pixels, padding, boxes back from the targets."""
-    images = []
+    images, tables = [], []
     objects = batch.objects.each(lambda column: column.cpu().numpy())
     for row, (pixels, mask) in enumerate(zip(batch.pixel_values, batch.pixel_mask, strict=True)):
         height, width = int(mask[:, 0].sum()), int(mask[0].sum())
@@ -180,8 +206,10 @@ def draw_batch(batch: Batch, names: Sequence[str], file: Path) -> None:
         if own.masks is not None:
             own = replace(own, masks=mask_column([_of_cells(cells) for cells in own.masks]))
         image = pixels.permute(1, 2, 0).cpu().numpy()
-        images.append(draw_objects(image, own, [names[c] for c in own.classes]))
-    save_grid(images, file)
+        tags = None if labels in EVERY_PIXEL else [names[c] for c in own.classes]
+        images.append(draw_objects(image, own, tags))
+        tables.append(own)
+    save_grid(images, file, legend=legend_of(names, tables) if labels in EVERY_PIXEL else None)
 
 
 def _of_cells(cells: np.ndarray) -> Mask:

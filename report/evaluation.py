@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from PIL import Image
+
 from data.build import Data
 from data.canvas import resized_size
 from data.coco_format import coco_results
@@ -19,12 +21,13 @@ from disk import flush_all, whole_folder
 from errors import UserError, csv_cell, printable
 from evaluation.metrics import TOTALS
 from evaluation.predictions import Predictions
-from report.drawing import beside, draw_objects, save_grid
+from report.drawing import beside, draw_objects, legend_of, save_grid
 from settings.keys import EVERY_PIXEL, EvalConfig, ImageSizeConfig
 
 REPORT_FILES = {"metrics.json", "per_class.csv", "predictions.json", "predictions.png"}
 COUNTED = ("boxes", "pixels", "segments")
 """Of a class, what there is of it, beside how well it is found"""
+TRUTH_AND_FOUND = "(of each pair: labels on the left, predictions on the right)"
 NUM_DRAWN = 8
 THUMBNAIL_PX = 800
 RESULTS_AT_ONCE = 10_000
@@ -99,9 +102,10 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
 
 
 def draw_fixed_images(file: Path, predictions: Predictions, data: Data, threshold: float) -> None:
-    """The same images after every evaluation: truth thin and green, predictions with scores; of regions
-    truth at the left, predictions beside it."""
-    images = []
+    """The same images after every evaluation: truth thin and green, predictions with scores; of regions and
+    segments truth at the left, predictions beside it, and a legend of classes."""
+    images: list[Image.Image] = []
+    parts: list[Objects] = []
     split, taxonomy = data.val, data.taxonomy
     missing = set(predictions.missing.tolist())
     for index in [i for i in range(len(split)) if i not in missing][:NUM_DRAWN]:
@@ -109,10 +113,6 @@ def draw_fixed_images(file: Path, predictions: Predictions, data: Data, threshol
         found = predictions.objects.of_image(index)
         if data.labels not in EVERY_PIXEL:
             found = found.take(found.scores >= threshold)
-        labels = [
-            taxonomy.names[c] if score == 1.0 else f"{taxonomy.names[c]} {score:.2f}"
-            for c, score in zip(found.classes, found.scores, strict=True)
-        ]
         # Photos are drawn small: eight of 12 megapixels would take seconds, and tens of megabytes.
         small = resized_size(record.height, record.width, ImageSizeConfig(THUMBNAIL_PX))
         wanted = small if max(small) < max(record.height, record.width) else None
@@ -120,16 +120,18 @@ def draw_fixed_images(file: Path, predictions: Predictions, data: Data, threshol
         y, x = pixels.shape[0] / record.height, pixels.shape[1] / record.width
         found = found.scaled(x, y)
         if data.labels in EVERY_PIXEL:
-            truth = _true_parts(record, data).scaled(x, y)
-            names = [taxonomy.names[c] for c in truth.classes]
-            if data.labels == "regions":  # the legend says it, where there may be many
-                names, labels = [""] * len(names), [""] * len(labels)
-            drawn = [draw_objects(pixels, truth, names), draw_objects(pixels, found, labels)]
-            images.append(beside(drawn))
+            both = [_true_parts(record, data).scaled(x, y), found]
+            images.append(beside([draw_objects(pixels, objects) for objects in both]))
+            parts += both
         else:
-            images.append(draw_objects(pixels, found, labels, record.objects.scaled(x, y)))
+            tags = [
+                f"{taxonomy.names[c]} {score:.2f}"
+                for c, score in zip(found.classes, found.scores, strict=True)
+            ]
+            images.append(draw_objects(pixels, found, tags, record.objects.scaled(x, y)))
     if images:
-        save_grid(images, file, legend=taxonomy.names if data.labels in EVERY_PIXEL else ())
+        legend = legend_of(taxonomy.names, parts)
+        save_grid(images, file, legend=legend, note=TRUTH_AND_FOUND if legend else "")
 
 
 def _true_parts(record: Record, data: Data) -> Objects:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from errors import UserError
 from model.build import Detector
-from run.changes import check_changes, note_world
+from run.changes import changed_keys, check_changes, note_world
 from run.together import told_by_main
 from settings.keys import Config
 from training.checkpoint import Checkpoints
@@ -26,12 +26,16 @@ from training.state import (
     load_state,
 )
 
+READ_BY = ("data.", "model.task", "run.seed")
+"""What keys begin with that say which images and labels there are"""
+AFTER_READING = ("data.image_size.", "data.augment", "data.num_workers", "data.strict")
+"""What those keys of the data begin with that say nothing of it"""
 FINGERPRINTS = {
-    "backbone_sha256": "another backbone (model.backbone)",
-    "labels": "other classes, or another order of them (data.labels)",
-    "data_sha256": "another dataset, or other boxes in it (data)",
+    "backbone_sha256": ("another backbone", ("model.backbone", "model.init_from")),
+    "labels": ("other classes, or another order of them", READ_BY),
+    "data_sha256": ("another dataset, or other boxes or labels in it", READ_BY),
 }
-"""Facts that no key can allow to change"""
+"""Facts that no key can allow to change: what another one means, and the keys that it follows from"""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,35 @@ def _find(cfg: Config, checkpoints: Checkpoints) -> tuple[Path | None, list[str]
     return folder, notes
 
 
+def check_fingerprints(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    changes: Mapping[str, tuple[Any, Any]],
+    folder: Path,
+) -> None:
+    """Whether the checkpoint `folder` is of this backbone and this dataset.
+
+    Args:
+        old and new: facts of the checkpoint and of now. changes: as `changed_keys` gives them.
+
+    Raises:
+        UserError: naming the keys that it may be due to, or saying that none of them has changed.
+    """
+    for name, (meaning, prefixes) in FINGERPRINTS.items():
+        if old.get(name) == new[name]:
+            continue
+        lines = [
+            f"{key}: {before} -> {now}"
+            for key, (before, now) in changes.items()
+            if key.startswith(prefixes) and not key.startswith(AFTER_READING)
+        ]
+        what = f"{folder}: was trained with {meaning}"
+        advice = "put them back, or start a new run in another run.output_dir"
+        if not lines:
+            raise UserError(f"{what}; no key says so: files or code have changed since; {advice}")
+        raise UserError("\n  ".join([f"{what}; these keys were different:", *lines, advice]))
+
+
 def resume(
     cfg: Config,
     accelerator: Accelerator,
@@ -103,10 +136,8 @@ def resume(
     if folder is None:
         return Resumed(TrainState(facts=dict(facts)), None, notes=tuple(notes))
     state = load_state(folder)
-    for name, meaning in FINGERPRINTS.items():
-        if state.facts.get(name) != facts[name]:
-            raise UserError(f"{folder}: was trained with {meaning}; start a new run instead")
     before = read_config(folder)
+    check_fingerprints(state.facts, facts, changed_keys(before, cfg), folder)
     notes += check_changes(before, cfg, folder)
     notes += note_world(before, cfg, state.facts, facts, detector.model.config.to_dict())
     load_model(folder, detector.model)

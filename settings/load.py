@@ -1,11 +1,13 @@
 """From a command line to a checked configuration.
 
-Defaults < YAML (`--config`) < command line (`--section.key value`). Everything that can be wrong
-about a configuration is found here, before a process group, a model or a download exists.
+Defaults < YAML (`--config`, of several the later ones) < command line (`--section.key value`), in whatever
+order they stand there. Everything that can be wrong about a configuration is found here, before a process
+group, a model or a download exists.
 """
 
 import dataclasses
 import difflib
+import itertools
 import os
 import typing
 from collections.abc import Iterator, Sequence
@@ -44,7 +46,7 @@ def load_config(
     if unknown:
         raise UserError("\n  ".join(["unknown configuration keys:", *unknown]))
     try:
-        parsed = parser.instantiate(parser.parse_args(argv))
+        parsed = parser.instantiate(parser.parse_args(files_first(argv)))
     except Exception as error:  # jsonargparse raises ArgumentError, but also TypeError and others
         raise UserError(" ".join(str(error).split())) from error
     sections = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config)}
@@ -70,6 +72,19 @@ def build_parser(prog: str) -> ArgumentParser:
         kind: Any = section.type
         parser.add_argument(f"--{section.name}", type=kind, default=kind())
     return parser
+
+
+def files_first(argv: Sequence[str]) -> list[str]:
+    """The command line with its `--config` files before everything else; the parser lets the last one win."""
+    files: list[str] = []
+    others: list[str] = []
+    arguments = iter(argv)
+    for arg in arguments:
+        if arg == "--config":
+            files += [arg, *itertools.islice(arguments, 1)]
+        else:
+            (files if arg.startswith("--config=") else others).append(arg)
+    return files + others
 
 
 def unknown_keys(argv: Sequence[str]) -> Iterator[str]:

@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,22 @@ from data.batch import Sample
 from data.feed.collate import collate
 from data.feed.transforms import resize
 from data.images.decode import decode
-from data.images.headers import EXTENSIONS
 from data.objects import Objects
 from data.regions import label_map
 from disk import write_whole
 from errors import UserError, ending_with_one_line, printable
 from export.detector import LoadedDetector, load_detector
-from report.drawing import draw_objects
-from settings.keys import Task
-
-RESULTS = "predictions.json"
-IMAGE_SUFFIXES = set(EXTENSIONS)
+from report.drawing import draw_objects, legend_of, with_legend
+from settings.keys import EVERY_PIXEL, Task
+from tools.prediction_files import (
+    IMAGE_SUFFIXES,
+    LABEL_MAPS,
+    NAMES,
+    RESULTS,
+    drawing_names,
+    image_files,
+    refuse_lost_names,
+)
 
 
 def main(argv: Sequence[str]) -> list[dict[str, Any]]:
@@ -57,12 +62,16 @@ def main(argv: Sequence[str]) -> list[dict[str, Any]]:
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out {args.out}: is a file")
     drawings = drawing_names(files, args.out)
-    maps = drawing_names(files, args.out, "-classes", drawings)
+    maps = drawing_names(files, args.out, LABEL_MAPS)
     detector = load_detector(args.model, args.task)
     regions = detector.labels == "regions"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     detector.trainable.to(device)
+    if regions:
+        refuse_lost_names(args.out)
     args.out.mkdir(parents=True, exist_ok=True)
+    if regions:
+        (args.out / LABEL_MAPS).mkdir(exist_ok=True)
     results = []
     for file, drawing, class_map in zip(files, drawings, maps, strict=True):
         try:
@@ -71,18 +80,9 @@ def main(argv: Sequence[str]) -> list[dict[str, Any]]:
             print(printable(f"skipped: {error}"), file=sys.stderr)
             continue
         found = detect(detector, image, args.threshold, device)
-        names = [detector.names[c] for c in found.classes]
-        scores = found.scores.tolist()
-        texts = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
-        texts = names if regions else texts
-        draw_objects(image, found, texts).save(drawing)
-        objects: list[dict[str, Any]] = [
-            {"label": name, "score": round(score, 4), "box_xywh": [round(v, 2) for v in box]}
-            for name, score, box in zip(names, scores, found.boxes.tolist(), strict=True)
-        ]
-        for entry, mask in zip(objects, [] if found.masks is None else found.masks, strict=False):
-            entry["mask_rle"] = mask.coco()
-        result = {"image": str(file), "drawing": str(drawing), "objects": objects}
+        texts = texts_of(found, detector)
+        picture(image, found, detector).save(drawing)
+        result = {"image": str(file), "drawing": str(drawing), "objects": entries(found, detector)}
         if regions:
             result["label_map"] = str(class_map)
             save_label_map(found, (image.shape[0], image.shape[1]), class_map)
@@ -91,79 +91,50 @@ def main(argv: Sequence[str]) -> list[dict[str, Any]]:
     if not results:
         raise UserError("none of the images could be read")
     write_whole(args.out / RESULTS, json.dumps(results, indent=1) + "\n")
-    what = {
-        "boxes": "boxes",
-        "masks": "boxes and masks",
-        "regions": "regions",
-        "segments": "segments",
-    }[detector.labels]
-    maps_too = ", label maps of class indices beside the drawings" if regions else ""
+    what, maps_too = {"masks": "boxes and masks"}.get(detector.labels, detector.labels), ""
+    if regions:
+        write_whole(args.out / NAMES, json.dumps(dict(enumerate(detector.names)), indent=1) + "\n")
+        maps_too = f"; label maps in {args.out / LABEL_MAPS}, names of their values in {NAMES}"
     print(f"{len(results)} image(s) drawn; {what} in {args.out / RESULTS}{maps_too}")
     return results
 
 
+def texts_of(found: Objects, detector: LoadedDetector) -> list[str]:
+    """Class and score of each object; the score of a region says nothing."""
+    names = [detector.names[c] for c in found.classes]
+    if detector.labels == "regions":
+        return names
+    return [f"{name} {score:.2f}" for name, score in zip(names, found.scores.tolist(), strict=True)]
+
+
+def picture(image: np.ndarray, found: Objects, detector: LoadedDetector) -> Image.Image:
+    """What is found on uint8 [H, W, 3], with a tag at each object, or a legend where all pixels have a class."""
+    if detector.labels not in EVERY_PIXEL:
+        return draw_objects(image, found, texts_of(found, detector))
+    return with_legend(draw_objects(image, found), legend_of(detector.names, [found]))
+
+
+def entries(found: Objects, detector: LoadedDetector) -> list[dict[str, Any]]:
+    """The objects as predictions.json has them."""
+    rows: list[dict[str, Any]] = [
+        {
+            "label": detector.names[c],
+            "score": round(score, 4),
+            "box_xywh": [round(v, 2) for v in box],
+        }
+        for c, score, box in zip(
+            found.classes, found.scores.tolist(), found.boxes.tolist(), strict=True
+        )
+    ]
+    for row, mask in zip(rows, [] if found.masks is None else found.masks, strict=False):
+        row["mask_rle"] = mask.coco()
+    return rows
+
+
 def save_label_map(found: Objects, size: tuple[int, int], file: Path) -> None:
-    """The class index of every pixel as a PNG, of 16 bits if there are more than 256 classes."""
+    """The class index of every pixel as a PNG, of 16 bits if one is greater than 255."""
     labels = label_map(found, size) - 1  # every pixel has a class
     Image.fromarray(labels.astype(np.uint8) if labels.max() < 256 else labels).save(file)
-
-
-def image_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """The files among `paths` and the images in the folders among them."""
-    for path in paths:
-        if path.is_dir():
-            names = (p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-            yield from sorted(p for p in names if p.is_file())
-        elif path.is_file():
-            yield path
-        else:
-            raise UserError(f"{path}: no such file or folder")
-
-
-def drawing_names(
-    files: Sequence[Path], out: Path, ending: str = "", others: Sequence[Path] = ()
-) -> list[Path]:
-    """One PNG per image, under names that nothing has but an earlier drawing of ours.
-
-    Args:
-        ending: of the names before `.png`. others: places that are taken as well.
-
-    Raises:
-        UserError: if predictions.json there is not one of ours.
-    """
-    own = earlier_drawings(out)
-    taken = {path.resolve() for path in (*files, *others)}
-    names: list[Path] = []
-    for file in files:
-        stem = f"{file.stem}{ending}"
-        place, number = out / f"{stem}.png", 2
-        while place.resolve() in taken or (place.exists() and place.resolve() not in own):
-            place, number = out / f"{stem}-{number}.png", number + 1
-        taken.add(place.resolve())
-        names.append(place)
-    return names
-
-
-def earlier_drawings(out: Path) -> set[Path]:
-    """The pictures that predictions.json in `out` lists, which may be made anew.
-
-    Raises:
-        UserError: if that file is something else, and would be lost.
-    """
-    file = out / RESULTS
-    if not file.exists():
-        return set()
-    try:
-        rows = json.loads(file.read_bytes())
-        names = [name for row in rows for name in (row["drawing"], row.get("label_map")) if name]
-        return {(out / Path(name).name).resolve() for name in names}
-    except (
-        *(OSError, ValueError, TypeError, KeyError, AttributeError),
-        RecursionError,
-    ) as error:
-        raise UserError(
-            f"{file}: is not of an earlier prediction, and would be replaced; choose another --out"
-        ) from error
 
 
 def detect(

@@ -47,9 +47,15 @@ def make_config(
     """The head's config.
 
     Raises:
-        UserError: for an argument that it does not have.
+        UserError: for an argument that it does not have, or a number of maps that the backbone does not give.
     """
     refuse_unknown(args, ARGUMENTS, "the linear head")
+    if "num_maps" in args and args["num_maps"] != len(backbone.strides):
+        given = ", ".join(shared["backbone_config"].out_features)
+        raise UserError(
+            f"model.head_args.num_maps {args['num_maps']}: the backbone gives {len(backbone.strides)} map(s), [{given}]; "
+            "leave it out where model.out_features names the maps, else lower it"
+        )
     return LinearSegmenterConfig(**shared)
 
 

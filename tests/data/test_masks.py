@@ -15,6 +15,7 @@ from data.masks import (
     bounds,
     encode,
     encode_all,
+    in_cells,
     mask_column,
     pixels_of,
     to_rle,
@@ -249,3 +250,17 @@ def test_objects_without_a_pixel_leave_the_numbering():
     np.testing.assert_array_equal(left.boxes, [[2, 2, 2, 2], [1, 6, 6, 1]])
     assert left.areas.tolist() == [4, 6]
     np.testing.assert_array_equal(planes.ids, np.where(ids > 0, ids - 1, 0))
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 4), (0, 8), (64, 96)])
+def test_cells_are_sums_of_four_by_four_pixels(size):
+    """Empty, full and mixed planes, of bool and of bytes, also a part of a larger one."""
+    height, width = size
+    for share in (0.0, 0.5, 1.0):
+        whole = np.random.default_rng(0).random((height, width + 8)) < share
+        plane = whole[:, 4:-4]
+        wanted = plane.reshape(height // 4, 4, width // 4, 4).sum(axis=(1, 3))
+        for given in (plane, plane.astype(np.uint8)):
+            found = in_cells(given)
+            assert found.dtype == np.uint8
+            np.testing.assert_array_equal(found, wanted)

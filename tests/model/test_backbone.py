@@ -261,6 +261,28 @@ def test_maps_that_do_not_fit_the_head_are_refused(tmp_path):
         build_model(three_maps, TAXONOMY)
 
 
+@pytest.mark.parametrize(
+    ("features", "number"), [(["stage2", "stage3"], 1), (["stage3"], 2), (None, 9)]
+)
+def test_number_of_maps_that_the_backbone_does_not_give_is_refused(tmp_path, features, number):
+    """Named stages and a number of the last ones contradict each other; neither wins silently."""
+    save_backbone(tmp_path)
+    cfg = tiny(tmp_path, "linear", out_features=features, head_args={"num_maps": number})
+    given = r"stage2, stage3|stage3|stage1, stage2, stage3"
+    with pytest.raises(UserError, match=rf"num_maps {number}: .* gives \d map\(s\), \[({given})\]"):
+        build_model(cfg, TAXONOMY)
+
+
+@pytest.mark.parametrize(("features", "number"), [(["stage2", "stage3"], 2), (None, 2)])
+def test_number_of_maps_that_agrees_is_no_contradiction(tmp_path, features, number):
+    save_backbone(tmp_path)
+    cfg = tiny(tmp_path, "linear", out_features=features, head_args={"num_maps": number})
+    assert build_model(cfg, TAXONOMY).model.config.backbone_config.out_features == [
+        "stage2",
+        "stage3",
+    ]
+
+
 def test_canary_two_stage_proposals_get_no_loss_from_transformers(tmp_path):
     """Why the head file hands them to the criterion."""
     from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection

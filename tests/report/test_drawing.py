@@ -1,9 +1,11 @@
 import numpy as np
+from PIL import Image
 
 from data.batch import Sample
 from data.feed.collate import collate
+from data.masks import Planes
 from data.objects import Objects
-from report.drawing import COLOURS, draw_batch, draw_objects
+from report.drawing import COLOURS, draw_batch, draw_objects, legend_of, with_legend
 
 
 def test_box_is_drawn_where_it_is():
@@ -24,10 +26,47 @@ def test_batch_drawing_shows_the_targets_on_the_models_pixels(tmp_path):
     box = np.array([[40.0, 60.0, 100.0, 50.0]])
     batch = collate([Sample(image, Objects(box, np.array([0])), 1, 0, (320, 400), (352, 416))])
     draw_batch(batch, ["plate"], tmp_path / "x.png")
-    from PIL import Image
-
     drawn = np.asarray(Image.open(tmp_path / "x.png"))[6:-6, 6:-6]
     rows, columns = np.nonzero((drawn == COLOURS[0]).all(-1))
     assert drawn.shape == (352, 416, 3)  # padding is shown as well
     assert abs(columns.min() - 40) <= 1
     assert abs(rows.max() - 110) <= 1
+
+
+def of_colour(pixels, kind):
+    return (pixels == COLOURS[kind]).all(-1)
+
+
+def test_regions_have_a_legend_and_no_tags_on_top_of_each_other(tmp_path):
+    """Thin regions side by side, whose tags would cover them all; of five classes three are there."""
+    image = np.full((320, 320, 3), 128, np.uint8)
+    ids = np.zeros((1, 320, 320), np.uint8)
+    for number in range(3):
+        ids[0, 100:110, 40 * number : 40 * number + 40] = number + 1
+    planes = Planes(ids)
+    regions = Objects(planes.boxes(3)[0], np.array([0, 2, 4]))
+    sample = Sample(image, regions, 1, 0, (320, 320), (320, 320), planes=planes)
+    batch = collate([sample])
+    names = ["sky", "road", "car", "tree", "sign"]
+    drawn = {}
+    for labels in ("boxes", "regions"):
+        draw_batch(batch, names, tmp_path / "x.png", labels)
+        drawn[labels] = np.asarray(Image.open(tmp_path / "x.png"))
+    inside = slice(6, 326), slice(6, 326)
+    tags = drawn["boxes"][inside] != drawn["regions"][inside]
+    assert tags.any(-1).sum() > 1000
+    shown = drawn["regions"][inside]
+    np.testing.assert_array_equal(shown[:96], image[:96])
+    np.testing.assert_array_equal(shown[112:], image[112:])
+    legend = drawn["regions"][len(drawn["boxes"]) :]
+    assert [kind for kind in range(5) if of_colour(legend, kind).sum() > 100] == [0, 2, 4]
+
+
+def test_legend_of_many_classes_stays_inside_of_the_picture():
+    picture = Image.new("RGB", (200, 100))
+    names = [f"class {kind}" for kind in range(40)]
+    objects = Objects(np.zeros((40, 4)), np.arange(40))
+    whole = with_legend(picture, legend_of(names, [objects]), "a note")
+    assert whole.width == 200
+    assert whole.height >= 100 + 20 * 26  # two to a line at most
+    assert with_legend(picture, {}) is picture

@@ -5,7 +5,9 @@ import pytest
 
 from builders import MASK_HEADS, TINY_HEAD, launch, metrics_lines, some, tiny_run, write_coco
 from errors import UserError
+from painted import write_folders
 from runs import ids, losses, train
+from segmented import write_imagefolder as write_panoptic
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -73,8 +75,46 @@ def test_resume_with_another_dataset_is_refused(tmp_path):
     write_coco(tmp_path / "other", 9)
     write_coco(tmp_path / "other", 5, "val")
     keys = {"data__path": tmp_path / "other", "run__resume": "auto", "run__allow_changes": True}
-    with pytest.raises(UserError, match="was trained with another dataset"):
+    with pytest.raises(UserError, match="was trained with another dataset") as error:
         train(tiny_run(tmp_path, **keys))
+    assert f"data.path: {tmp_path / 'data'} -> {tmp_path / 'other'}" in str(error.value)
+    write_coco(tmp_path / "data", 9)
+    with pytest.raises(UserError, match="no key says so: files or code have changed"):
+        train(tiny_run(tmp_path, run__resume="auto"))
+
+
+LABEL_RULES = {
+    "data.ignore_index": ("linear", "255 -> 2"),
+    "data.background": ("linear", "background -> street"),
+    "data.reduce_labels": ("linear", "False -> True"),
+    "data.stuff": ("maskformer", "['sky'] -> ['sky', 'road']"),
+}
+
+
+@pytest.mark.parametrize("key", LABEL_RULES)
+def test_key_that_makes_other_labels_is_named_with_both_values_and_what_to_do(tmp_path, key):
+    """The same files under another rule are another dataset, and no file is to be looked for."""
+    variant, change = LABEL_RULES[key]
+    old, new = (
+        json.dumps(json.loads(v.replace("'", '"'))) if v[0] == "[" else v
+        for v in change.split(" -> ")
+    )
+    keys = {"train__steps": 2, "data__num_workers": 0}
+    if key == "data.stuff":
+        write_panoptic(tmp_path / "data")
+        keys |= {"model__task": "panoptic_segmentation", "data__source": "imagefolder"}
+    elif key != "data.background":
+        data = write_folders(tmp_path / "data", edit=lambda labels: labels.clip(max=2))
+        keys |= {"data__labels": json.dumps(data.labels), "data__source": "label_maps"}
+    name = key.replace(".", "__")
+    train(tiny_run(tmp_path, variant, **keys, **{name: old}))
+    keys |= {"run__resume": "auto", "run__allow_changes": True, "data__augment": '[{"Blur": {}}]'}
+    with pytest.raises(UserError) as error:
+        train(tiny_run(tmp_path, variant, **keys, **{name: new}))
+    lines = str(error.value).splitlines()
+    assert lines[1].strip() == f"{key}: {change}"
+    assert lines[2].strip() == "put them back, or start a new run in another run.output_dir"
+    assert len(lines) == 3  # augmentation changes no dataset
 
 
 @pytest.mark.parametrize("variant", some(["linear", *MASK_HEADS], ["linear"]))

@@ -35,6 +35,27 @@ def test_command_line_overrides_yaml_overrides_defaults(tmp_path):
     assert cfg.optim == Config().optim
 
 
+def test_options_win_over_files_wherever_they_stand(tmp_path):
+    """A recipe is often put behind an option that somebody remembers first."""
+    file = write(
+        tmp_path, "train: {steps: 700, global_batch_size: 8}\nmodel: {head_args: {a: 1, b: 2}}\n"
+    )
+    options = ["--train.global_batch_size", "4", "--model.head_args.a=7"]
+    for argv in ([*options, "--config", file], [options[2], f"--config={file}", *options[:2]]):
+        cfg = load_config(argv)
+        assert (cfg.train.steps, cfg.train.global_batch_size) == (700, 4)
+        assert cfg.model.head_args == {"a": 7, "b": 2}
+
+
+def test_of_two_files_the_later_one_wins(tmp_path):
+    """As configs/augment/*.yaml go on top of any recipe."""
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("train: {steps: 700, global_batch_size: 8}\n")
+    second.write_text("train: {global_batch_size: 2}\noptim: {lr: 0.5}\n")
+    cfg = load_config(["--optim.lr", "0.25", "--config", str(first), f"--config={second}"])
+    assert (cfg.train.steps, cfg.train.global_batch_size, cfg.optim.lr) == (700, 2, 0.25)
+
+
 def test_without_config_the_embedded_default_is_taken():
     assert load_config([]).data.source == "synthetic"
 

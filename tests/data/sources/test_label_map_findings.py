@@ -183,10 +183,12 @@ def test_label_maps_in_one_split_alone(tmp_path):
     row = {"bbox": [[1, 1, 9, 9]], "category": [0], "segmentation": [[[1, 1, 9, 1, 9, 9]]]}
     lines = [json.dumps({"file_name": f"00{n}.jpg", "objects": row}) for n in SPLITS["val"]]
     (tmp_path / "val/metadata.jsonl").write_text("\n".join(lines))
-    with pytest.raises(
-        UserError, match=r"data\.val_split val: one of them has label maps and the other has none"
-    ):
+    with pytest.raises(UserError) as error:
         found(cfg)
+    assert "data.train_split train has label maps, and data.val_split val has none" in str(
+        error.value
+    )
+    assert "data.label_map_column" in str(error.value)
 
 
 def test_value_beyond_the_names(tmp_path):
