@@ -162,7 +162,14 @@ def label_map_path(folder: Path, repeats: int) -> None:
         return collate([dataset[SampleRef(0, 0, (SIDE, SIDE))]])
 
     def read_and_feed() -> Batch:
-        dense_record(0, "", photo, label_map, LabelRules.of(cfg), Findings())
+        dense_record(
+            0,
+            "",
+            photo,
+            label_map,
+            LabelRules.of(cfg, dict(enumerate(cfg.labels or []))),
+            Findings(),
+        )
         return feed()
 
     def their_way() -> Any:

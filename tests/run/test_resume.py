@@ -105,7 +105,9 @@ def test_key_that_makes_other_labels_is_named_with_both_values_and_what_to_do(tm
         keys |= {"model__task": "panoptic_segmentation", "data__source": "imagefolder"}
     elif key != "data.background":
         data = write_folders(tmp_path / "data", edit=lambda labels: labels.clip(max=2))
-        keys |= {"data__labels": json.dumps(data.labels), "data__source": "label_maps"}
+        keys |= {"data__source": "label_maps"}
+        if key != "data.ignore_index":  # a value with a name cannot be the ignored one
+            keys |= {"data__labels": json.dumps(data.labels)}
     name = key.replace(".", "__")
     train(tiny_run(tmp_path, variant, **keys, **{name: old}))
     keys |= {"run__resume": "auto", "run__allow_changes": True, "data__augment": '[{"Blur": {}}]'}
