@@ -114,9 +114,9 @@ def test_grey_photos_beside_grey_photos_are_used(tmp_path, capsys):
 def test_label_maps_of_predictions_are_read_as_label_maps_of_the_same_classes(tmp_path):
     """Trained on values of the dataset's own; what comes out says what its values are."""
     values = np.zeros(256, np.uint8)
-    values[[0, 1, 2, 255]] = [10, 200, 30, 0]
+    values[[0, 1, 2, 255]] = [10, 30, 200, 0]
     write_folders(tmp_path / "data", edit=lambda labels: values[labels])
-    own = {"labels": json.dumps(NAMES), "label_values": "[10, 200, 30]", "ignore_index": 0}
+    own = {"labels": json.dumps(NAMES), "label_values": "[10, 30, 200]", "ignore_index": 0}
     keys = {f"data__{key}": value for key, value in {"source": "label_maps", **own}.items()}
     keys |= {"train__steps": 60, "optim__lr": 0.01}
     train(tiny_run(tmp_path, "linear", **keys))
