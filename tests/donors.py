@@ -1,0 +1,90 @@
+"""Whole tiny detectors on disk, to start from."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForObjectDetection
+
+from builders import REAL_TIME, TINY_HEAD, save_backbone, some
+from data.taxonomy import Taxonomy
+from model.build import build_model
+from settings.keys import Config, DataConfig, ImageSizeConfig, ModelConfig
+
+HEADS = ["detr", "conditional_detr", "deformable_detr", *REAL_TIME]
+SOME = some(HEADS, ["detr", "deimv2"])
+
+DONOR_CLASSES = ("a", "b", "c")
+OTHERS = ("x", "y")
+FIRST_WEIGHT = "stages.0.downsample_layers.0.weight"
+"""Of the donors' backbones"""
+SIDE_PX = 128
+"""Longest side of the donors' images"""
+
+
+def write_donor(folder: Path, head: str, **head_args: object) -> Path:
+    """A detector with its image processor, whose batch norms have seen something."""
+    backbone = save_backbone(folder.parent / f"backbone of {folder.name}")
+    arguments = {**TINY_HEAD[head], **head_args}
+    cfg = ModelConfig(backbone=str(backbone), head=head, head_args=arguments)
+    torch.manual_seed(0)
+    detector = build_model(cfg, taxonomy(DONOR_CLASSES), ImageSizeConfig(SIDE_PX))
+    inside = {id(m) for m in detector.backbone_module.modules()}
+    for module in detector.model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d) and id(module) not in inside:
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+            module.weight.data.uniform_(0.5, 1.5)
+    detector.model.save_pretrained(folder)
+    detector.trainable.processor.save_pretrained(folder)
+    return folder
+
+
+def taxonomy(names) -> Taxonomy:
+    """Classes with these names."""
+    return Taxonomy(tuple(names), tuple(range(len(names))))
+
+
+def changed_copy(donor: Path, folder: Path, edit=None) -> Path:
+    """A copy of a donor whose table of tensors `edit` has changed."""
+    shutil.copytree(donor, folder)
+    if edit is not None:
+        file = folder / "model.safetensors"
+        tensors = load_file(file)
+        edit(tensors)
+        save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+def whole(folder: Path, head: str | None, **changes: object) -> ModelConfig:
+    """To start from a donor."""
+    return ModelConfig(**{"backbone": None, "head": head, "init_from": str(folder), **changes})
+
+
+def start(folder: Path, head: str, names=OTHERS, **changes: object):
+    """A detector of classes `names` that a donor is taken for."""
+    torch.manual_seed(1)
+    size = ImageSizeConfig(SIDE_PX)
+    return build_model(whole(folder, head, **changes), taxonomy(names), size)
+
+
+def config_of(model: ModelConfig, longest: int | None = None, **image_size: object) -> Config:
+    """A configuration that leaves the image size to the donor."""
+    size = ImageSizeConfig(longest, **image_size)
+    return Config(model=model, data=DataConfig(image_size=size))
+
+
+def saved(folder: Path) -> dict[str, torch.Tensor]:
+    """A donor's tensors as transformers loads them."""
+    return AutoModelForObjectDetection.from_pretrained(folder).state_dict()
+
+
+def in_file(folder: Path, tail: str) -> str:
+    """Full name of a tensor in the file, where some are called otherwise than in the model."""
+    return next(name for name in load_file(folder / "model.safetensors") if name.endswith(tail))
+
+
+def inputs(detector, batch):
+    """A batch's pixels as the model takes them."""
+    return detector.trainable.normalization(batch.pixel_values, batch.pixel_mask)
