@@ -86,7 +86,7 @@ def build_model(
         setattr(model.config, STUFF_KEY, list(taxonomy.stuff))
     trainable = Trainable(model, processor, backbone.normalization, family, cfg.task)
     side = family.smallest_side(model.config, backbone.strides, multiple)
-    if family.chooses_queries and side > rule.full[0]:
+    if not family.has_places(model.config, backbone.strides, rule.full[0]):
         raise UserError(
             f"model.head_args.num_queries {family.num_queries(model.config)}: images of {rule.full[0]} px have "
             f"fewer places to choose them from; data.image_size.longest {side} has enough"

@@ -165,7 +165,8 @@ def _whole(cfg: ModelConfig, family: HeadFamily, taxonomy: Taxonomy) -> Start:
         )
     with refusing("model.head_args"):
         known = {field.name for field in dataclasses.fields(family.config_class)}  # type: ignore[arg-type]
-        refuse_unknown(cfg.head_args, known - {"backbone_config"}, type(config).__name__)
+        known -= {"backbone_config", *family.whole_args, *family.whole_refused}
+        refuse_unknown(cfg.head_args, known, type(config).__name__)
         changed = {**family.whole_args, **cfg.head_args, **_classes(taxonomy)}
         config = type(config).from_dict({**config.to_dict(), **changed})
     model, fresh = _from_detector(family, cfg.init_from, folder, config)
@@ -223,7 +224,10 @@ def _from_detector(
     fresh = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
     if theirs.id2label != config.id2label:
         fresh |= class_tensors(family, config)
-    renew(family, model, fresh)
+    fresh = renewed(family, model, fresh)
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{KEY} {name}: tensor {key} is not finite; its weights are broken")
     ignored = [*fresh, *_backbone_names(family, model)]
     verify(tensor_digests(model), folder, ignore=ignored, where=f"{KEY} {name}", prefixes=0)
     return model, tuple(sorted(fresh))
@@ -242,14 +246,19 @@ def class_tensors(family: HeadFamily, config: PretrainedConfig) -> set[str]:
 
 
 @torch.no_grad()
-def renew(family: HeadFamily, model: PreTrainedModel, fresh: Collection[str]) -> None:
-    """Starting weights for what is not taken."""
+def renewed(family: HeadFamily, model: PreTrainedModel, fresh: Collection[str]) -> set[str]:
+    """Give what is not taken its starting weights, and what belongs to the same modules; names of all of it."""
+    names, inside = set(fresh), _backbone_names(family, model)
     for name, module in model.named_modules():
         own = {f"{name}.{tensor}" for tensor, _ in module.named_parameters(recurse=False)}
-        if own & set(fresh) and hasattr(module, "reset_parameters"):
+        if own & names - inside and hasattr(module, "reset_parameters"):
             module.reset_parameters()
-    if family.initialise_classes is not None and class_tensors(family, model.config) & set(fresh):
+            names |= own
+    of_classes = class_tensors(family, model.config)
+    if family.initialise_classes is not None and of_classes & names:
         family.initialise_classes(model)
+        names |= of_classes
+    return names
 
 
 def _started(

@@ -12,6 +12,7 @@ from model.heads.family import HeadFamily
 from model.heads.held_norm import measure_norms
 from model.heads.real_time import (
     OF_ONE_SIZE,
+    WHOLE_REFUSED,
     backbone_of,
     initialise,
     initialise_classes,
@@ -99,6 +100,7 @@ FAMILY = HeadFamily(
     initialise_classes=initialise_classes,
     holds_norms=True,
     chooses_queries=True,
+    whole_refused=WHOLE_REFUSED,
     whole_args={**OF_ONE_SIZE, "share_bbox_head": False},
     level_strides=level_strides,
 )

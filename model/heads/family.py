@@ -90,6 +90,8 @@ class HeadFamily:
     """It chooses its queries among the places of its maps, and a small image has too few"""
     whole_args: Mapping[str, Any] = field(default_factory=dict)
     """Entries of the config that are set in a pretrained detector"""
+    whole_refused: Collection[str] = ()
+    """Further ones that cannot be changed there"""
     level_strides: Callable[[Any, Sequence[int]], Sequence[int]] = lambda config, strides: strides
     """Strides of all maps that the head works on, px, given its config and those of the backbone"""
 
@@ -100,10 +102,14 @@ class HeadFamily:
             strides: of the backbone's maps. multiple: sides are multiples of it.
         """
         side = -(-PROBE_PX // multiple) * multiple
-        levels = self.level_strides(config, strides)
-        while self.chooses_queries and places(side, levels) < self.num_queries(config):
+        while not self.has_places(config, strides, side):
             side += multiple
         return side
+
+    def has_places(self, config: Any, strides: Sequence[int], side: int) -> bool:
+        """Whether the maps of a square image of `side` px have enough places to choose queries from."""
+        levels = self.level_strides(config, strides)
+        return not self.chooses_queries or places(side, levels) >= self.num_queries(config)
 
 
 def places(side: int, strides: Sequence[int]) -> int:

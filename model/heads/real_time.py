@@ -22,6 +22,8 @@ OF_THE_BACKBONE = {
     *("backbone_config", "is_encoder_decoder"),
 }
 """Arguments that follow from the backbone's maps"""
+WHOLE_REFUSED = (*OF_THE_BACKBONE, "eval_idx", "num_feature_levels")
+"""Arguments on which the shapes of a pretrained detector depend"""
 OF_ONE_SIZE = {"eval_size": None, "anchor_image_size": None}
 """transformers leaves position embeddings out of evaluation where eval_size is set"""
 PRIOR_PROBABILITY = 0.01
@@ -95,7 +97,7 @@ def initialise(model: Any) -> None:
     """
     backbone = {id(module) for module in backbone_of(model).modules()}
     for name, module in model.named_modules():
-        plain = isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm)
+        plain = isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm | nn.BatchNorm2d)
         if plain and id(module) not in backbone and not _kept(name):
             module.reset_parameters()
     decoder = model.model.decoder

@@ -10,6 +10,7 @@ from model.heads.family import HeadFamily
 from model.heads.held_norm import measure_norms
 from model.heads.real_time import (
     OF_ONE_SIZE,
+    WHOLE_REFUSED,
     backbone_of,
     initialise,
     initialise_classes,
@@ -56,6 +57,7 @@ FAMILY = HeadFamily(
     initialise_classes=initialise_classes,
     holds_norms=True,
     chooses_queries=True,
+    whole_refused=WHOLE_REFUSED,
     whole_args=OF_ONE_SIZE,
     level_strides=level_strides,
 )

@@ -215,7 +215,6 @@ def test_new_layers_learn_at_their_own_rate(donors, head):
     assert set(rates) == {n for n, p in detector.model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.xfail(strict=True, reason="the bias beside it is drawn anew as well, and then missed")
 def test_tensor_of_the_head_that_the_donor_lacks_is_new(donors, tmp_path):
     name = "model.enc_output.0.weight"
     folder = changed_copy(donors("d_fine"), tmp_path / "donor", lambda t: t.pop(name))
@@ -225,19 +224,7 @@ def test_tensor_of_the_head_that_the_donor_lacks_is_new(donors, tmp_path):
     assert 0.5 * bound < detector.model.state_dict()[name].abs().max() <= bound  # torch's own
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        pytest.param(head, marks=pytest.mark.xfail(strict=True, reason=reason))
-        if (
-            reason
-            := "biases of the convolutions that read the maps are drawn anew, and then missed"
-        )
-        and head not in REAL_TIME  # theirs have no bias
-        else head
-        for head in HEADS
-    ],
-)
+@pytest.mark.parametrize("head", HEADS)
 def test_head_of_a_donor_on_a_backbone_of_another_width(donors, head, tmp_path):
     """Convolutions that read the backbone's maps have other shapes."""
     backbone = save_backbone(tmp_path / "wide", hidden_sizes=[8, 24, 40])
@@ -272,16 +259,7 @@ def test_image_size_given_for_evaluation_is_not_kept(donors, tmp_path):
     assert torch.equal(evaluated, trained)
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        pytest.param(
-            "rt_detr_v2", marks=pytest.mark.xfail(strict=True, reason="as transformers draws them")
-        ),
-        "d_fine",
-        "deimv2",
-    ],
-)
+@pytest.mark.parametrize("head", REAL_TIME)
 def test_batch_norms_of_a_head_from_nothing_begin_as_torchs(tmp_path, head):
     """transformers draws those of RT-DETR v2 from N(0, 0.01), of either sign."""
     norms = [

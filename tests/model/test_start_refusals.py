@@ -86,7 +86,6 @@ def test_truncated_weights_of_a_donor_are_refused(donors, tmp_path):
 
 
 @pytest.mark.parametrize("tail", [FIRST_WEIGHT, "enc_output.0.weight"], ids=["backbone", "head"])
-@pytest.mark.xfail(strict=True, reason="only the weights of model.backbone are looked at")
 def test_weights_that_are_not_finite_are_refused(donors, tail, tmp_path):
     name = in_file(donors("deimv2"), tail)
     folder = changed_copy(donors("deimv2"), tmp_path / "donor", lambda t: t[name].fill_(torch.nan))
@@ -156,7 +155,6 @@ def test_more_queries_than_places(donors, head):
 
 
 @pytest.mark.parametrize("head", REAL_TIME)
-@pytest.mark.xfail(strict=True, reason="the side of the probe is taken for the one that is needed")
 def test_small_images_with_enough_places(donors, head):
     """At 64 px the maps have 336 places for 6 queries."""
     build_model(whole(donors(head), head), taxonomy(OTHERS), ImageSizeConfig(64))
@@ -184,7 +182,6 @@ def test_arguments_of_a_donors_head(donors, head):
     ],
     ids=lambda args: next(iter(args)),
 )
-@pytest.mark.xfail(strict=True, reason="a donor's are only compared with those of its config class")
 def test_arguments_that_a_head_on_a_backbone_refuses_are_refused_for_a_donor(donors, args):
     with pytest.raises(UserError, match=f"model.head_args.{next(iter(args))}"):
         start(donors("deimv2"), "deimv2", head_args=args)
