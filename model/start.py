@@ -115,7 +115,7 @@ def start(cfg: ModelConfig, family: HeadFamily, taxonomy: Taxonomy) -> Start:
     config = head_config(family, cfg, backbone, taxonomy)
     if cfg.init_from:
         folder = local_folder(cfg.init_from, cfg.init_from_revision, KEY)
-        model, fresh = _from_detector(family, cfg.init_from, folder, config)
+        model, fresh = _from_detector(family, cfg.init_from, folder, config, whole=False)
     else:
         model, fresh = _from_scratch(family, config), None
     transplant(backbone, family.backbone_of(model))
@@ -169,7 +169,7 @@ def _whole(cfg: ModelConfig, family: HeadFamily, taxonomy: Taxonomy) -> Start:
         refuse_unknown(cfg.head_args, known, type(config).__name__)
         changed = {**family.whole_args, **cfg.head_args, **_classes(taxonomy)}
         config = type(config).from_dict({**config.to_dict(), **changed})
-    model, fresh = _from_detector(family, cfg.init_from, folder, config)
+    model, fresh = _from_detector(family, cfg.init_from, folder, config, whole=True)
     module = family.backbone_of(model)
     if lost := sorted(_backbone_names(family, model) & set(fresh)):
         raise UserError(
@@ -202,10 +202,13 @@ def _backbone_names(family: HeadFamily, model: PreTrainedModel) -> set[str]:
 
 
 def _from_detector(
-    family: HeadFamily, name: str, folder: Path, config: PretrainedConfig
+    family: HeadFamily, name: str, folder: Path, config: PretrainedConfig, whole: bool
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The detector with the weights of another one of its kind where shapes agree, and the names of the
     tensors that are not from there. Layers of other classes are not taken, even if there are as many.
+
+    Args:
+        whole: also its backbone, which has to be there; else it is of no account.
     """
     kind: Any = family.model_class
     try:
@@ -228,21 +231,27 @@ def _from_detector(
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{KEY} {name}: tensor {key} is not finite; its weights are broken")
-    ignored = [*fresh, *_backbone_names(family, model)]
+    for key, parameter in _blank(family, config).named_parameters():
+        if not parameter.requires_grad:  # from_pretrained forgets it
+            model.get_parameter(key).requires_grad_(False)
+    ignored = fresh if whole else fresh | _backbone_names(family, model)
     verify(tensor_digests(model), folder, ignore=ignored, where=f"{KEY} {name}", prefixes=0)
     return model, tuple(sorted(fresh))
 
 
 def class_tensors(family: HeadFamily, config: PretrainedConfig) -> set[str]:
     """Names of the tensors whose shape depends on the number of classes."""
-    shapes = []
-    for more in (0, 1):
-        names = {n: str(n) for n in range(len(config.id2label or {}) + more)}
-        changed = {"id2label": names, "label2id": {v: n for n, v in names.items()}}
-        with torch.device("meta"), quiet_transformers():
-            model = family.model_class(type(config).from_dict({**config.to_dict(), **changed}))
-        shapes.append({name: value.shape for name, value in model.state_dict().items()})
-    return {name for name, shape in shapes[0].items() if shapes[1][name] != shape}
+    names = {n: str(n) for n in range(len(config.id2label or {}) + 1)}
+    changed = {"id2label": names, "label2id": {name: n for n, name in names.items()}}
+    more = _blank(family, type(config).from_dict({**config.to_dict(), **changed})).state_dict()
+    own = _blank(family, config).state_dict()
+    return {name for name, value in own.items() if more[name].shape != value.shape}
+
+
+def _blank(family: HeadFamily, config: PretrainedConfig) -> PreTrainedModel:
+    """The model without weights."""
+    with torch.device("meta"), quiet_transformers():
+        return family.model_class(config)
 
 
 @torch.no_grad()

@@ -270,17 +270,7 @@ def test_batch_norms_of_a_head_from_nothing_begin_as_torchs(tmp_path, head):
     assert all((norm.weight == 1).all() and (norm.bias == 0).all() for norm in norms)
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        pytest.param(
-            head, marks=pytest.mark.xfail(strict=True, reason="loading makes them trainable")
-        )
-        if head in ("d_fine", "deimv2")
-        else head
-        for head in HEADS
-    ],
-)
+@pytest.mark.parametrize("head", HEADS)
 def test_what_a_head_from_nothing_does_not_train_a_donors_does_not_either(donors, head, tmp_path):
     """Where the bins of edges are (`up`, `reg_scale`) is no weight; the loss reads it in the config."""
     from_nothing, from_donor = (
