@@ -96,7 +96,7 @@ def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) 
     """What is allowed but will probably disappoint."""
     head = detector.family
     if cfg.model.init_from is None and num_steps < head.few_steps:
-        others = cfg.model.task == "detection" and cfg.model.head != "deformable_detr"
+        others = cfg.model.head in ("detr", "conditional_detr")
         other = ", take deformable_detr" if others else ""
         yield _row(
             "WARNING",

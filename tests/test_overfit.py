@@ -7,9 +7,10 @@ import torch
 from accelerate.state import AcceleratorState
 
 import train_accelerate
+from builders import REAL_TIME, some
 from runs import train
 
-STEPS = {"deformable_detr": 100, "detr": 200}
+STEPS = {"deformable_detr": 100, "detr": 200, "rt_detr_v2": 160, "d_fine": 80, "deimv2": 80}
 
 
 MASK_STEPS = {"maskformer": 120, "mask2former": 200}
@@ -65,7 +66,7 @@ def test_regions_and_segments_of_eight_images_are_learnt(tmp_path, head):
     assert metrics["PQ"] >= 0.8
 
 
-@pytest.mark.parametrize("head", ["deformable_detr", pytest.param("detr", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("head", some(["deformable_detr", "detr", *REAL_TIME], ["deformable_detr"]))
 def test_eight_images_are_learnt(tmp_path, head):
     arguments = ["--config", "configs/debug.yaml", "--run.output_dir", str(tmp_path / "run")]
     arguments += ["--run.draw_batches", "0", "--data.path", str(tmp_path / "scenes")]
@@ -74,6 +75,12 @@ def test_eight_images_are_learnt(tmp_path, head):
     if head == "detr":
         size = {"encoder_layers": 1, "encoder_ffn_dim": 256, "decoder_layers": 3}
         size |= {"d_model": 128, "decoder_ffn_dim": 256, "dropout": 0.0, "num_queries": 8}
+        arguments += ["--model.head_args", json.dumps(size)]
+    if head in REAL_TIME:
+        size = {"d_model": 64, "encoder_hidden_dim": 64, "encoder_ffn_dim": 128}
+        size |= {"decoder_ffn_dim": 128, "decoder_layers": 3, "num_queries": 30}
+        size |= {"num_denoising": 20, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+        size |= {} if head == "rt_detr_v2" else {"depth_mult": 0.34}
         arguments += ["--model.head_args", json.dumps(size)]
     try:
         train_accelerate.main(arguments)
