@@ -13,7 +13,7 @@ from runs import train
 STEPS = {"deformable_detr": 100, "detr": 200, "rt_detr_v2": 160, "d_fine": 80, "deimv2": 80}
 
 
-MASK_STEPS = {"maskformer": 120, "mask2former": 200}
+MASK_STEPS = {"maskformer": 120, "mask2former": 200, "pmd": 200}
 REGION_STEPS = 200
 MASK_SIZES = {
     "maskformer": {
@@ -26,6 +26,7 @@ MASK_SIZES = {
         **{"mask_feature_size": 64, "encoder_layers": 1, "encoder_feedforward_dim": 128},
         **{"dim_feedforward": 256, "num_attention_heads": 4},
     },
+    "pmd": {"num_queries": 12, "hidden_size": 64, "num_layers": 3, "num_heads": 4, "mlp_ratio": 2},
 }
 
 
@@ -44,7 +45,7 @@ def train_on_eight(tmp_path, head, steps, side_px, **more):
     return json.loads((tmp_path / f"run/eval/step-{steps:06d}/metrics.json").read_text())
 
 
-HEADS = ["maskformer", pytest.param("mask2former", marks=pytest.mark.slow)]
+HEADS = some(MASK_STEPS, ["maskformer"])
 
 
 @pytest.mark.parametrize("head", HEADS)
