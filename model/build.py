@@ -119,8 +119,8 @@ def refuse_contradictions(cfg: ModelConfig, family: HeadFamily, size: ImageSizeC
         )
     if family.fit == "stretch" and size.fit == "pad":
         raise UserError(
-            f"data.image_size.fit pad: {cfg.head} takes padding for a part of the image, and so does what "
-            "transformers makes of its masks; leave the key out, or set stretch"
+            f"data.image_size.fit pad: {cfg.head} takes padding for a part of the image; leave the key out, or "
+            "set stretch"
         )
 
 

@@ -93,12 +93,15 @@ def quiet_transformers() -> Iterator[None]:
 
 def _download(name: str, revision: str | None, key: str) -> Path:
     page = f"https://huggingface.co/{name}"
+    instead = ""
+    if key == "model.backbone":
+        instead = f"; {UNGATED} needs no licence, and street/backbone comes with this repository"
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
     except GatedRepoError as error:
         raise UserError(
             f"{key} {name}: access is gated. Accept the licence at {page}, log in with "
-            f"`hf auth login`, and start again; {UNGATED} needs no licence"
+            f"`hf auth login`, and start again{instead}"
         ) from error
     except RevisionNotFoundError as error:
         raise UserError(
@@ -118,7 +121,4 @@ def _download(name: str, revision: str | None, key: str) -> Path:
                 f"not in the local cache, and the Hub cannot be reached; fetch it on a machine "
                 f"with network by `hf download {name}` (licence page: {page})"
             )
-        raise UserError(
-            f"{key} {name}: {reason}; {UNGATED} needs no licence, and "
-            "street/backbone comes with this repository"
-        ) from error
+        raise UserError(f"{key} {name}: {reason}{instead}") from error

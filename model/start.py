@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from data.canvas import CanvasRule
 from data.taxonomy import Taxonomy
@@ -87,9 +88,11 @@ def head_of(folder: Path, name: str) -> str:
     for head in HEADS:
         if get_family(head).config_class is type(config):
             return head
+    backbone = type(config) in MODEL_FOR_BACKBONE_MAPPING
+    hint = "; it is a backbone, which belongs into model.backbone" if backbone else ""
     raise UserError(
         f"{KEY} {name}: a model of the type {config.model_type!r} cannot be trained here; those that can: "
-        f"{', '.join(HEADS)}"
+        f"{', '.join(HEADS)}{hint}"
     )
 
 
