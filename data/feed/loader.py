@@ -49,6 +49,8 @@ BYTES_PER_PX = 4
 """Three of pixels, one of the mask"""
 NOISE = 1
 """Tells the seed of a head's noise from that of the augmentation"""
+TO_STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""Signals that ask a run to stop"""
 MAX_CANDIDATES = 64
 """Images that are tried for one place of a batch"""
 
@@ -283,7 +285,13 @@ def batches_of(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
     Left to garbage collection they would outlive an error, whose traceback holds the iterator; and
     since they ignore SIGTERM, the process would wait for them for ever.
     """
-    batches = iter(loader)
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, TO_STOP
+    )  # or one would end a worker that is starting
+    try:
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
         yield _alive(batches)
     finally:
@@ -307,5 +315,8 @@ def start_worker(worker: int) -> None:
     worker ends when that one shuts the loader down or is gone.
     """
     torch.set_num_threads(1)
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in TO_STOP:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, TO_STOP
+    )  # what came since the start is ignored as well
