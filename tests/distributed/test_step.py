@@ -11,6 +11,8 @@ CASES = [
     for dtype in ("float64", "float32")
     for boxes in FOUR_IMAGES
     if dtype == "float64" or boxes == "uneven"  # rounding is seen in the hard one
+    # These three share their losses and their noisy queries.
+    if head not in ("rt_detr_v2", "d_fine") or boxes in ("uneven", "even")
 ]
 WORLDS = {"1x4": (1, 1), "2x2": (2, 1), "4x1": (4, 1), "2x1": (2, 2)}
 """(processes, images per micro-batch) by processes x accumulation"""
