@@ -62,6 +62,8 @@ def test_regions_and_segments_of_eight_images_are_learnt(tmp_path, head):
         tmp_path / "r", head, REGION_STEPS, 160, **{"model.task": "semantic_segmentation"}
     )
     assert metrics["mIoU"] >= 0.9
+    if head == "pmd":
+        return  # segments differ from regions in data and metric alone
     task = {"model.task": "panoptic_segmentation", "data.stuff": "[building]"}
     metrics = train_on_eight(tmp_path / "s", head, REGION_STEPS, 160, **task)
     assert metrics["PQ"] >= 0.8
@@ -83,6 +85,7 @@ def test_eight_images_are_learnt(tmp_path, head):
         size |= {"num_denoising": 20, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
         size |= {} if head == "rt_detr_v2" else {"depth_mult": 0.34}
         arguments += ["--model.head_args", json.dumps(size)]
+        arguments += ["--model.out_features", "[stage2, stage3]"]
     try:
         train_accelerate.main(arguments)
     finally:
