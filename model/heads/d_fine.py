@@ -3,22 +3,10 @@
 from typing import Any
 
 from transformers import DFineConfig, DFineForObjectDetection
-from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
 
 from model.backbone import Backbone
 from model.heads.family import HeadFamily
-from model.heads.held_norm import measure_norms
-from model.heads.real_time import (
-    OF_ONE_SIZE,
-    WHOLE_REFUSED,
-    backbone_of,
-    initialise,
-    initialise_classes,
-    level_strides,
-    maps_config,
-    outputs,
-    refuse_extra_layers,
-)
+from model.heads.real_time import OF_ONE_SIZE, SHARED, maps_config, refuse_extra_layers
 from model.losses.distribution import Bins
 from model.losses.quality import varifocal
 from model.losses.refined_criterion import RefinedCriterion, RefinedWeights
@@ -47,23 +35,12 @@ def criterion(config: Any) -> RefinedCriterion:
 FAMILY = HeadFamily(
     config_class=DFineConfig,
     model_class=DFineForObjectDetection,
-    processor_class=RTDetrImageProcessorPil,
     defaults={},
     num_maps=lambda args: 3,
-    initialise=initialise,
-    backbone_of=backbone_of,
-    num_queries=lambda config: config.num_queries,
-    outputs=outputs,
     criterion=criterion,
     few_steps=80,
     few_steps_source="on eight synthetic scenes AP50 was above 0.9 after 80 steps",
     make_config=make_config,
-    fit="stretch",
-    prepare=measure_norms,
-    initialise_classes=initialise_classes,
-    holds_norms=True,
-    chooses_queries=True,
-    whole_refused=WHOLE_REFUSED,
     whole_args=OF_ONE_SIZE,
-    level_strides=level_strides,
+    **SHARED,
 )

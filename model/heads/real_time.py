@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
 from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import inverse_sigmoid
 
 from data.batch import Batch
 from errors import UserError
 from model.backbone import Backbone
 from model.heads.family import refuse_unknown
+from model.heads.held_norm import measure_norms
 from model.losses.denoising import NoisyQueries, noisy_queries
 from model.losses.refined_criterion import Predictions, RefinedOutputs
 
@@ -211,3 +213,20 @@ def _with_noisy_queries(model: Any, noisy: NoisyQueries | None) -> Iterator[None
         yield
     finally:
         handle.remove()
+
+
+SHARED: dict[str, Any] = {
+    "processor_class": RTDetrImageProcessorPil,
+    "initialise": initialise,
+    "initialise_classes": initialise_classes,
+    "backbone_of": backbone_of,
+    "num_queries": lambda config: config.num_queries,
+    "outputs": outputs,
+    "fit": "stretch",
+    "prepare": measure_norms,
+    "holds_norms": True,
+    "chooses_queries": True,
+    "whole_refused": WHOLE_REFUSED,
+    "level_strides": level_strides,
+}
+"""What is the same in all three families"""

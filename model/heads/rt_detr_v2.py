@@ -3,21 +3,10 @@
 from typing import Any
 
 from transformers import RTDetrV2Config, RTDetrV2ForObjectDetection
-from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
 
 from model.backbone import Backbone
 from model.heads.family import HeadFamily
-from model.heads.held_norm import measure_norms
-from model.heads.real_time import (
-    OF_ONE_SIZE,
-    WHOLE_REFUSED,
-    backbone_of,
-    initialise,
-    initialise_classes,
-    level_strides,
-    maps_config,
-    outputs,
-)
+from model.heads.real_time import OF_ONE_SIZE, SHARED, maps_config
 from model.losses.quality import varifocal
 from model.losses.refined_criterion import RefinedCriterion, RefinedWeights
 
@@ -41,23 +30,12 @@ def criterion(config: Any) -> RefinedCriterion:
 FAMILY = HeadFamily(
     config_class=RTDetrV2Config,
     model_class=RTDetrV2ForObjectDetection,
-    processor_class=RTDetrImageProcessorPil,
     defaults={},
     num_maps=lambda args: 3,
-    initialise=initialise,
-    backbone_of=backbone_of,
-    num_queries=lambda config: config.num_queries,
-    outputs=outputs,
     criterion=criterion,
     few_steps=160,
     few_steps_source="on eight synthetic scenes AP50 was 0.5 after 80 steps",
     make_config=make_config,
-    fit="stretch",
-    prepare=measure_norms,
-    initialise_classes=initialise_classes,
-    holds_norms=True,
-    chooses_queries=True,
-    whole_refused=WHOLE_REFUSED,
     whole_args=OF_ONE_SIZE,
-    level_strides=level_strides,
+    **SHARED,
 )
