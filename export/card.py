@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from errors import markdown_text, printable
 from evaluation.metrics import TOTALS
-from settings.keys import Config, config_to_dict
+from settings.keys import FROZEN_STAGES, Config, config_to_dict
 
 PIPELINES = {
     "detection": "object-detection",
@@ -43,7 +43,9 @@ def model_card(cfg: Config, metrics: dict[str, Any], facts: dict[str, Any], step
         own_code=own_code,
     )
     columns = list(next(iter(metrics["per_class"].values())))
-    frozen = "frozen" if cfg.model.freeze == "all" else "trained with the head"
+    frozen = {"all": "frozen", "none": "trained with the head"}.get(
+        cfg.model.freeze, f"frozen up to its stage {cfg.model.freeze.removeprefix(FROZEN_STAGES)}"
+    )
     return f"""---
 {header.to_yaml().strip()}
 ---

@@ -15,21 +15,27 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, ViTConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from errors import UserError, refusing
+from model import plain_vit
 from model.normalization import Normalization
 from model.source import SAFE, is_local_folder, local_folder, quiet_transformers
-from settings.keys import ModelConfig
+from model.stages import PROBE_PX
+from settings.keys import Fit, ModelConfig
 
 OF_THE_FILE = {
     *("_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype"),
     *("out_features", "out_indices", "id2label", "label2id"),
 }
 """Entries of a config that say nothing about what the backbone computes here"""
-PROBE_PX = 224
-"""A multiple of the usual strides, also of patches of 14 px"""
+LOCAL = {
+    *("bit", "convnext", "dinov3_convnext", "hgnet_v2", "maskformer-swin", "resnet"),
+    *("rt_detr_resnet", "swin", "swinv2"),
+}
+"""Kinds in which a place of a map depends on what lies near it alone; in all others (attention over the whole
+image, ConvNeXt V2's norm over all places) on the whole canvas, the padded part included"""
 
 
 @dataclass(frozen=True)
@@ -41,13 +47,16 @@ class Backbone:
     folder: Path
     num_tensors: int
     """Tensors found equal to the checkpoint's"""
-    identity_norms: int
-    """Output norms that the checkpoint lacks and that do nothing (weight 1, bias 0)"""
+    identity_layers: int
+    """Output norms and factors that the checkpoint lacks and that do nothing (weight 1, bias 0)"""
     fingerprint: str
     """sha256 over names and contents of all tensors, architecture and normalisation"""
     normalization: Normalization
     strides: tuple[int, ...]
     """Of the maps that it gives, px"""
+    fit: Fit
+    """The data.image_size.fit with which no part of the canvas that is not the image has a say: pad where a place
+    of a map depends on what lies near it"""
 
     @property
     def is_local(self) -> bool:
@@ -70,7 +79,7 @@ def load_backbone(cfg: ModelConfig, num_maps: int) -> Backbone:
         )
     where = f"model.backbone {cfg.backbone}"
     with refusing(where):
-        module, missing = _from_pretrained(cfg, folder, num_maps)
+        module, missing, added = _from_pretrained(cfg, folder, num_maps)
         normalization = Normalization.of_folder(folder)
         strides = map_strides(module)
         config: Any = module.config
@@ -79,18 +88,25 @@ def load_backbone(cfg: ModelConfig, num_maps: int) -> Backbone:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise UserError(f"{where}: tensor {name} is not finite; its weights are broken")
     digests = tensor_digests(module)
-    norms = _identity_norms(module, missing, folder)
-    verify(digests, folder, ignore=norms)
+    added += _identity_norms(module, missing, folder)
+    verify(digests, folder, ignore=added)
     return Backbone(
         module=module,
         name=cfg.backbone,
         folder=folder,
-        num_tensors=len(digests) - len(norms),
-        identity_norms=len({name.rpartition(".")[0] for name in norms}),
+        num_tensors=len(digests) - len(added),
+        identity_layers=len({name.rpartition(".")[0] for name in added}),
         fingerprint=fingerprint(digests, folder, normalization),
         normalization=normalization,
         strides=strides,
+        fit=fit_of(module),
     )
+
+
+def fit_of(module: nn.Module) -> Fit:
+    """See `Backbone.fit`."""
+    config: Any = module.config
+    return "pad" if config.model_type in LOCAL else "stretch"
 
 
 def transplant(backbone: Backbone, target: nn.Module) -> None:
@@ -104,14 +120,6 @@ def transplant(backbone: Backbone, target: nn.Module) -> None:
     for name, digest in tensor_digests(target).items():
         if wanted.get(name) != digest:
             raise UserError(f"model.backbone {backbone.name}: tensor {name} was not loaded")
-
-
-def freeze(module: nn.Module) -> None:
-    """No gradient, no autograd graph, and eval mode that `train()` on a parent does not undo."""
-    module.requires_grad_(False)
-    module.eval()
-    module.train = lambda mode=True: module  # type: ignore[method-assign, assignment]
-    module.forward = torch.no_grad()(module.forward)  # type: ignore[method-assign]
 
 
 @torch.no_grad()
@@ -206,25 +214,34 @@ def _digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(str(values.shape).encode() + values.tobytes()).hexdigest()
 
 
-def _from_pretrained(cfg: ModelConfig, folder: Path, num_maps: int) -> tuple[nn.Module, list[str]]:
-    """The backbone in fp32, and the names of its tensors that the checkpoint lacks."""
+def _from_pretrained(
+    cfg: ModelConfig, folder: Path, num_maps: int
+) -> tuple[nn.Module, list[str], list[str]]:
+    """The backbone in fp32, the names of its tensors that the checkpoint lacks, and of those that networks like
+    the checkpoint's do not have, which do nothing."""
     where = f"model.backbone {cfg.backbone}"
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        kind: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+        plain = type(config) is ViTConfig
+        kind: Any = None if plain else MODEL_FOR_BACKBONE_MAPPING[type(config)]
     except KeyError as error:
         raise UserError(
             f"{where}: transformers has no backbone class for model type "
-            f"{config.model_type!r}; DINOv3, DINOv2, ConvNeXt(V2), ResNet, Swin and others have one"
+            f"{config.model_type!r}; DINOv3, DINOv2, ConvNeXt(V2), ResNet, Swin, PVTv2, ViTDet and others have "
+            "one, and a plain vit is read as DINOv2's"
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+    if plain:
+        config = plain_vit.config_of(config)
     stages = list(config.stage_names)
     features = cfg.out_features or [stage for stage in stages if stage != "stem"][-num_maps:]
     if not set(features) <= set(stages):
         raise UserError(f"model.out_features {features}: this backbone has {stages}")
     try:
         with quiet_transformers():  # what is missing is checked and said below
+            if plain:
+                return plain_vit.load(folder, config, features)
             module, info = kind.from_pretrained(
                 folder,
                 out_features=features,
@@ -236,7 +253,7 @@ def _from_pretrained(cfg: ModelConfig, folder: Path, num_maps: int) -> tuple[nn.
         raise UserError(f"{where}: cannot be loaded: {' '.join(str(error).split())}") from error
     if info["mismatched_keys"]:
         raise UserError(f"{where}: tensors of another shape: {sorted(info['mismatched_keys'])[:3]}")
-    return module, sorted(info["missing_keys"])
+    return module, sorted(info["missing_keys"]), []
 
 
 def _identity_norms(module: nn.Module, missing: Sequence[str], folder: Path) -> list[str]:

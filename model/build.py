@@ -12,13 +12,15 @@ from data.masks import CELL_PIXELS, CELL_PX
 from data.objects import Objects
 from data.taxonomy import Taxonomy
 from errors import UserError
-from model.backbone import Backbone, freeze
+from model.backbone import Backbone
 from model.heads.family import HeadFamily
+from model.heads.held_norm import hold_norms
 from model.heads.registry import HEADS, get_family
 from model.normalization import Normalization
+from model.stages import freeze, train_from
 from model.start import start
 from model.trainable import STUFF_KEY, Trainable
-from settings.keys import ImageSizeConfig, ModelConfig
+from settings.keys import FROZEN_STAGES, Fit, ImageSizeConfig, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,11 @@ def build_model(
     if cfg.freeze == "all":
         freeze(module)
     else:
-        module.requires_grad_(True)
+        train_from(module, number_of_frozen(cfg.freeze))
+        hold_norms(module)
     cells = [] if cfg.task == "detection" else [CELL_PX]
     multiple = side_multiple([*family.level_strides(model.config, backbone.strides), *cells])
-    rule = CanvasRule.fitted(size, multiple, family.fit)
+    rule = CanvasRule.fitted(size, multiple, _fit(family, backbone, size))
     processor = build_processor(family, rule, backbone.normalization)
     if cfg.task != "detection":
         setattr(model.config, TASK_KEY, cfg.task)  # whoever loads the export has to know
@@ -112,16 +115,33 @@ def refuse_contradictions(cfg: ModelConfig, family: HeadFamily, size: ImageSizeC
             f"model.head {cfg.head} is for {own}, model.task is {cfg.task}; set model.task {own}, or "
             f"model.head {' or '.join(fitting)}"
         )
-    if (size.fit or family.fit) == "stretch" and size.shortest is not None:
-        raise UserError(
-            f"data.image_size.shortest {size.shortest}: images are stretched to a square of "
-            f"data.image_size.longest_px {size.longest_px}; leave it out"
-        )
     if family.fit == "stretch" and size.fit == "pad":
         raise UserError(
             f"data.image_size.fit pad: {cfg.head} takes padding for a part of the image; leave the key out, or "
             "set stretch"
         )
+
+
+def _fit(family: HeadFamily, backbone: Backbone, size: ImageSizeConfig) -> Fit:
+    """The data.image_size.fit.
+
+    Raises:
+        UserError: if it contradicts the rest of data.image_size.
+    """
+    needs: Fit = "stretch" if "stretch" in (family.fit, backbone.fit) else "pad"
+    fit = size.fit or needs
+    if fit == "stretch" and size.shortest is not None:
+        kind = "" if size.fit or family.fit == fit else f" for the backbone {backbone.name}"
+        raise UserError(
+            f"data.image_size.shortest {size.shortest}: images are stretched{kind} to a square of "
+            f"data.image_size.longest {size.longest_px}; leave it out"
+        )
+    return fit
+
+
+def number_of_frozen(freeze: str) -> int:
+    """Number of the first stages that model.freeze keeps, if it is not all."""
+    return 0 if freeze == "none" else int(freeze.removeprefix(FROZEN_STAGES))
 
 
 def without_gradient(trainable: Trainable, side: int) -> dict[str, nn.Parameter]:

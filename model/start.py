@@ -19,6 +19,7 @@ from errors import UserError, refusing
 from model.backbone import (
     Backbone,
     fingerprint,
+    fit_of,
     load_backbone,
     map_strides,
     tensor_digests,
@@ -185,10 +186,11 @@ def _whole(cfg: ModelConfig, family: HeadFamily, taxonomy: Taxonomy) -> Start:
         name=cfg.init_from,
         folder=folder,
         num_tensors=len(digests),
-        identity_norms=0,
+        identity_layers=0,
         fingerprint=fingerprint(digests, folder, normalization),
         normalization=normalization,
         strides=map_strides(module),
+        fit=fit_of(module),
     )
     return _started(family, model, backbone, fresh)
 

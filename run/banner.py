@@ -27,7 +27,7 @@ def banner(
 ) -> Iterator[str]:
     """Lines that show what was loaded, what trains and how much work is planned."""
     backbone = detector.backbone
-    norms = f" + {backbone.identity_norms} identity norms" if backbone.identity_norms else ""
+    norms = f" + {backbone.identity_layers} identity layers" if backbone.identity_layers else ""
     stages = ", ".join(detector.backbone_module.out_features)  # type: ignore[arg-type]
     yield _row("data", _data_text(data))
     for kind, count in sorted(data.findings.counts().items()):

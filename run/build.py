@@ -38,6 +38,7 @@ from data.feed.transforms import Augment
 from disk import write_whole
 from errors import UserError, refusing
 from model.build import Detector, build_model
+from model.stages import depths
 from model.start import completed
 from run.facts import run_facts
 from run.log import DONE, RunLog
@@ -178,7 +179,9 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
     num_steps = cfg.train.steps or math.ceil(
         (cfg.train.epochs or 0) * len(data.train) / cfg.train.global_batch_size
     )
-    optimizer = build_optimizer(detector.model, detector.backbone_module, cfg.optim, detector.fresh)
+    backbone = detector.backbone_module
+    after = None if cfg.optim.layer_decay is None else depths(backbone)
+    optimizer = build_optimizer(detector.model, backbone, cfg.optim, detector.fresh, after)
     root = Path(cfg.run.output_dir)
     checkpoints = Checkpoints(
         root / "checkpoints", cfg.train.keep_checkpoints, accelerator.is_main_process

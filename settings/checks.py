@@ -6,12 +6,14 @@ Not by types of jsonargparse, which end at the first problem: here all are told 
 import functools
 import math
 import os
+import re
 import typing
 from collections.abc import Iterator
 from typing import Any
 
 from errors import UserError
 from settings.keys import (
+    FROZEN_STAGES,
     MAX_SIDE_PX,
     MAX_SYNTHETIC_SEED,
     METRICS,
@@ -204,6 +206,11 @@ def _check_task(cfg: Config) -> Iterator[str]:
 
 def _check_start(cfg: Config) -> Iterator[str]:
     model = cfg.model
+    if not re.fullmatch(rf"all|none|{FROZEN_STAGES}[1-9][0-9]?", model.freeze):
+        yield (
+            f"model.freeze {model.freeze}: must be all, none, or {FROZEN_STAGES} and the number of the first stages "
+            f"that stay as they are ({FROZEN_STAGES}2)"
+        )
     if model.init_from is None:
         silent = {
             "model.backbone": model.backbone,
@@ -268,11 +275,15 @@ def _check_optim(cfg: Config) -> Iterator[str]:
         yield f"optim.weight_decay {cfg.optim.weight_decay}: must be 0 or more"
     if not all(0 <= beta < 1 for beta in cfg.optim.betas):
         yield f"optim.betas {list(cfg.optim.betas)}: each must lie in [0, 1)"
-    if cfg.model.freeze == "all" and cfg.optim.backbone_lr is not None:
-        yield (
-            f"optim.backbone_lr {cfg.optim.backbone_lr}: has no effect with model.freeze all; "
-            "drop it or set model.freeze none"
-        )
+    for key in ("backbone_lr", "layer_decay"):
+        value = getattr(cfg.optim, key)
+        if cfg.model.freeze == "all" and value is not None:
+            yield (
+                f"optim.{key} {value}: has no effect with model.freeze all; "
+                "drop it or set model.freeze none"
+            )
+    if cfg.optim.layer_decay is not None and not 0 < cfg.optim.layer_decay <= 1:
+        yield f"optim.layer_decay {cfg.optim.layer_decay}: must lie in (0, 1]"
     if cfg.optim.warmup_steps < 0 or cfg.optim.max_grad_norm < 0:
         yield "optim.warmup_steps and optim.max_grad_norm must be 0 or more"
     if cfg.train.steps is not None and cfg.optim.warmup_steps >= cfg.train.steps > 0:

@@ -13,6 +13,8 @@ MAX_SYNTHETIC_SEED = 500_000
 """Training scenes have seeds below it, validation scenes that much more; from twice that on, seeds
 belong to the pretraining of the shipped backbone"""
 
+FROZEN_STAGES = "stages:"
+"""Before the number of stages in model.freeze"""
 MAX_SIDE_PX = 16_384
 """No image is given to a model larger than this"""
 
@@ -90,8 +92,9 @@ class ImageSizeConfig:
     shortest: int | None = None
     """Wanted shortest side, px, as far as `longest` allows; default: the longest side decides"""
     fit: Fit | None = None
-    """pad: the aspect ratio is kept, and the rest of the canvas is empty; stretch: every image fills the
-    same square; default: what the head needs (mask heads, rt_detr_v2, d_fine and deimv2: stretch)"""
+    """pad: the aspect ratio is kept, and the rest of the canvas is empty; stretch: every image fills the same
+    square; default: what head and backbone need (mask heads, rt_detr_v2, d_fine, deimv2, and backbones
+    that look at the whole canvas, as vision transformers do: stretch)"""
 
     @property
     def longest_px(self) -> int:
@@ -179,8 +182,9 @@ class ModelConfig:
     a whole pretrained detector"""
     backbone_revision: str | None = harmless(None)
     """Revision (commit, tag or branch) of a backbone on the Hub"""
-    freeze: Literal["all", "none"] = "all"
-    """all: the backbone is never changed; none: it is trained with optim.backbone_lr"""
+    freeze: str = "all"
+    """all: the backbone is never changed; none: it is trained with optim.backbone_lr; stages:2: only what
+    comes after its first two stages is (of a plain vision transformer a stage is a layer)"""
     out_features: list[str] | None = None
     """Backbone stages the head reads, e.g. [stage3, stage4]; default: the last ones, as the head needs"""
     head: (
@@ -218,6 +222,9 @@ class OptimConfig:
     """Learning rate of the head after warm-up"""
     backbone_lr: float | None = None
     """Learning rate of a backbone that is trained; default: a tenth of optim.lr"""
+    layer_decay: float | None = None
+    """Factor on optim.backbone_lr for each stage (layer of a plain vision transformer) that comes after a
+    parameter's, e.g. 0.75; default: 1"""
     new_layers_lr: float | None = None
     """Learning rate of the layers that model.init_from does not give; default: optim.lr"""
     weight_decay: float = 1e-4

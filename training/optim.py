@@ -1,7 +1,7 @@
 """Optimizer groups and the learning-rate schedule."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -11,15 +11,21 @@ from settings.keys import OptimConfig
 
 
 def build_optimizer(
-    model: nn.Module, backbone: nn.Module, cfg: OptimConfig, fresh: Collection[str] = ()
+    model: nn.Module,
+    backbone: nn.Module,
+    cfg: OptimConfig,
+    fresh: Collection[str] = (),
+    stages_after: Mapping[int, int] | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW over everything that trains, in up to six groups.
+    """AdamW over everything that trains, in groups.
 
-    Backbone, head and new layers each with and without weight decay; norms, biases and embeddings have none.
-    Each group has a `name` and its full learning rate as `base_lr`.
+    Backbone (with optim.layer_decay each of its stages), head and new layers each with and without weight decay;
+    norms, biases and embeddings have none. Each group has a `name` and its full learning rate as `base_lr`.
 
     Args:
         fresh: names of the parameters that begin at random, where others of the head do not.
+        stages_after: number of stages after each parameter of the backbone, by its id; needed with
+            optim.layer_decay.
     """
     rates = {
         "head": cfg.lr,
@@ -43,6 +49,10 @@ def build_optimizer(
         )
         part = "backbone" if is_backbone else "new" if name in new else "head"
         lr = rates[part]
+        if is_backbone and cfg.layer_decay is not None:
+            assert stages_after is not None
+            after = stages_after[id(parameter)]
+            part, lr = f"{part} -{after:02}", lr * cfg.layer_decay**after
         group = groups.setdefault(
             f"{part}, {'decay' if decays else 'no decay'}",
             {

@@ -40,14 +40,16 @@ class HeldBatchNorm(nn.BatchNorm2d):
         return super().train(False)
 
 
-def hold_norms(model: nn.Module, backbone: nn.Module, taken: Iterable[str] = ()) -> None:
-    """Let every batch norm outside of the backbone keep its statistics.
+def hold_norms(
+    model: nn.Module, but: nn.Module | None = None, taken: Iterable[str] | None = None
+) -> None:
+    """Let every batch norm keep its statistics.
 
     Args:
-        taken: names of tensors that are a checkpoint's.
+        but: not those in this part. taken: names of tensors that are a checkpoint's; default: all are.
     """
-    inside = {id(module) for module in backbone.modules()}
-    names = set(taken)
+    inside = set() if but is None else {id(module) for module in but.modules()}
+    names = set(model.state_dict() if taken is None else taken)
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d) and id(module) not in inside:
             module.__class__ = HeldBatchNorm

@@ -1,0 +1,92 @@
+"""Every head on every kind of backbone: from the checkpoint to an export that others load."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from backbones import FLAT, KINDS, write_backbone
+from builders import OWN_CODE, REAL_TIME, TINY_HEAD, tiny_run
+from elsewhere import Elsewhere
+from errors import UserError
+from export.detector import load_detector
+from runs import losses, train
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+REFUSED = {
+    **{(kind, head): "maps whose strides double" for kind in FLAT for head in REAL_TIME},
+    ("swin", "maskformer"): "a class of its own in the place of a Swin backbone",
+}
+del REFUSED["dinov3_vit", "deimv2"]
+"""Why a pair cannot work"""
+FAST = [
+    ("dinov2", "detr"),
+    ("vit", "deformable_detr"),
+    ("swin", "mask2former"),
+    ("resnet", "deimv2"),
+]
+PAIRS = [(kind, head) for kind in KINDS for head in TINY_HEAD]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    process = Elsewhere(tmp_path_factory.mktemp("elsewhere"))
+    yield process
+    process.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [pair if pair in FAST else pytest.param(*pair, marks=pytest.mark.slow) for pair in PAIRS],
+)
+def test_from_a_checkpoint_to_an_export_that_others_load(tmp_path, elsewhere, kind, head):
+    backbone = write_backbone(tmp_path / "backbone", kind)
+    keys = {"train__steps": 2, "train__checkpoint_every": 1, "optim__schedule": "constant"}
+    run = tmp_path / "run"
+    arguments = tiny_run(tmp_path, head, **keys)
+    if (kind, head) in REFUSED:
+        with pytest.raises(UserError, match=REFUSED[kind, head]):
+            train(arguments)
+        return
+    train(arguments)
+    metrics = json.loads((run / "eval/step-000002/metrics.json").read_text())
+    assert metrics["mIoU" if head == "linear" else "AP"] >= 0
+    exported = load_file(run / "export/model.safetensors")
+    every_tensor_is_in(load_file(backbone / "model.safetensors"), exported, kind)
+
+    whole = shutil.copytree(run, tmp_path / "whole", symlinks=True)
+    shutil.rmtree(run / "checkpoints/step-000002")  # as if killed before it
+    train([*arguments, "--run.resume", "auto"])
+    assert losses(run) == losses(whole)
+    assert_equal(load_file(run / "export/model.safetensors"), exported)
+
+    ours = load_detector(str(run / "export")).trainable
+    side = 84 if "dinov2" in kind else 64
+    pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(1, side, side, dtype=torch.int64)
+    with torch.no_grad():
+        expected = ours.family.call(ours.model, pixels, mask)
+    inputs = {"pixel_values": pixels}
+    if head not in (*REAL_TIME, *OWN_CODE):
+        inputs["pixel_mask"] = mask
+    found = elsewhere.outputs(run / "export", head, inputs, trusted=head in OWN_CODE)
+    tensors = {n: v for n, v in expected.items() if isinstance(v, torch.Tensor)}
+    assert tensors.keys() == found.keys() != set()
+    for name, value in tensors.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def every_tensor_is_in(file, exported, kind):
+    """All that the backbone's checkpoint holds, but what no backbone has a use for, is in the export."""
+    contents = {tuple(value.flatten().tolist()) for value in exported.values()}
+    lost = [name for name, value in file.items() if tuple(value.flatten().tolist()) not in contents]
+    assert not [n for n in lost if "pooler" not in n and "num_batches_tracked" not in n], lost
+    assert len(file) - len(lost) > 40
+
+
+def assert_equal(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
