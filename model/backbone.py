@@ -38,6 +38,10 @@ LOCAL = {
 image, ConvNeXt V2's norm over all places) on the whole canvas, the padded part included"""
 
 
+OUTPUT_NORMS = "hidden_states_norms."
+"""Part of the names of norms that the classes of some backbones add to the stages that are read"""
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A loaded backbone and the proof that it is the checkpoint's."""
@@ -257,14 +261,12 @@ def _from_pretrained(
 
 
 def _identity_norms(module: nn.Module, missing: Sequence[str], folder: Path) -> list[str]:
-    """The missing tensors, all of which must be norms that still do nothing.
-
-    Some backbone classes add a norm per output stage that no checkpoint has.
-    """
+    """The missing tensors, all of which must be of norms that a backbone class adds to its outputs, and which no
+    checkpoint has; they have weight 1 and bias 0."""
     state = module.state_dict()
     for name in missing:
         start = 1.0 if name.endswith("weight") else 0.0
-        if "norm" not in name or not bool((state[name] == start).all()):
+        if OUTPUT_NORMS not in name or not bool((state[name] == start).all()):
             raise UserError(
                 f"model.backbone: the checkpoint {folder} lacks {len(missing)} tensors of the "
                 f"backbone, which would stay random; first: {name}"

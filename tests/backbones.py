@@ -7,6 +7,11 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
+from builders import TINY_HEAD, task_of
+from data.taxonomy import Taxonomy
+from model.build import build_model
+from settings.keys import ImageSizeConfig, ModelConfig
+
 LAYERED = {
     "hidden_size": 32,
     "num_hidden_layers": 4,
@@ -59,7 +64,7 @@ KINDS = {
     "hgnet_v2": (
         "HGNetV2Config",
         {
-            **{"stem_channels": [3, 8, 8], "stage_in_channels": [8, 16, 16, 32]},
+            **{"stem_channels": [3, 8, 8], "stage_in_channels": [8, 8, 16, 16]},
             **{"stage_mid_channels": [8, 8, 8, 8], "stage_out_channels": [8, 16, 16, 32]},
             **{"stage_num_blocks": [1, 1, 1, 1], "stage_numb_of_layers": [1, 1, 1, 1]},
             **STAGED,
@@ -90,3 +95,18 @@ def write_backbone(folder: Path, kind: str) -> Path:
     settings = {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
+
+
+PARTLY_FROZEN = {"resnet partly frozen": "resnet", "dinov3_vit partly frozen": "dinov3_vit"}
+"""Kinds of backbones whose training has something to go wrong: batch norm, noise on positions"""
+
+
+def detector_on(folder: Path, kind: str, head: str = "deformable_detr", freeze: str = "stages:2"):
+    """A detector of three classes on a backbone of this kind, always the same."""
+    if not folder.exists():
+        write_backbone(folder, kind)
+    cfg = ModelConfig(
+        task_of(head), str(folder), freeze=freeze, head=head, head_args=TINY_HEAD[head]
+    )
+    torch.manual_seed(0)
+    return build_model(cfg, Taxonomy(("a", "b", "c"), (0, 1, 2)), ImageSizeConfig(64))

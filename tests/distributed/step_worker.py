@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
+from backbones import PARTLY_FROZEN, detector_on
 from builders import four_images, part_of, tiny_detector
 from training.counts import agree
 from training.meter import StepMeter
@@ -37,7 +38,10 @@ def step(
     micro: int,
 ) -> None:
     with accelerator.main_process_first():  # it writes the backbone
-        detector = tiny_detector(folder / "backbone", head)
+        if head in PARTLY_FROZEN:
+            detector = detector_on(folder / head, PARTLY_FROZEN[head])
+        else:
+            detector = tiny_detector(folder / "backbone", head)
     trainable = detector.trainable.to(dtype).train()
     images = four_images(boxes)
     world = accelerator.num_processes

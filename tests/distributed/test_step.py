@@ -3,6 +3,7 @@
 import pytest
 from safetensors.torch import load_file
 
+from backbones import PARTLY_FROZEN
 from builders import FOUR_IMAGES, VARIANTS, launch
 
 CASES = [
@@ -14,6 +15,7 @@ CASES = [
     # These three share their losses and their noisy queries.
     if head not in ("rt_detr_v2", "d_fine") or boxes in ("uneven", "even")
 ]
+CASES += [f"{name}-float64-uneven" for name in PARTLY_FROZEN]
 WORLDS = {"1x4": (1, 1), "2x2": (2, 1), "4x1": (4, 1), "2x1": (2, 2)}
 """(processes, images per micro-batch) by processes x accumulation"""
 LIMITS = {"float64": 1e-10, "float32": 1e-5}

@@ -23,7 +23,7 @@ from training.state import (
 )
 
 
-@pytest.mark.parametrize("freeze", ["all", "none"])
+@pytest.mark.parametrize("freeze", ["all", "stages:1", "none"])
 @pytest.mark.parametrize("head", ["detr", "deformable_detr"])
 def test_a_loaded_checkpoint_continues_bit_for_bit(backbone, checkpoints, head, freeze):
     detector, optimizer = make(backbone, freeze, head)

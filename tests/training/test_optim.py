@@ -6,6 +6,7 @@ import torch
 from builders import TINY_HEAD, save_backbone
 from data.taxonomy import Taxonomy
 from model.build import build_model
+from model.stages import depths
 from settings.keys import ModelConfig, OptimConfig
 from training.optim import build_optimizer, lr_factor, set_lr
 
@@ -20,7 +21,7 @@ def make(tmp_path, freeze):
     return build_model(cfg, Taxonomy(("a",), (0,)))
 
 
-@pytest.mark.parametrize("freeze", ["all", "none"])
+@pytest.mark.parametrize("freeze", ["all", "stages:1", "none"])
 def test_every_trainable_parameter_is_in_one_group(tmp_path, freeze):
     detector = make(tmp_path, freeze)
     optimizer = build_optimizer(detector.model, detector.backbone_module, OptimConfig(lr=1e-3))
@@ -45,6 +46,21 @@ def test_norms_biases_and_embeddings_do_not_decay_and_rates_are_per_group(tmp_pa
             assert group["weight_decay"] == (0.0 if plain else 0.1), name
     set_lr(optimizer, 0.5)
     assert {g["lr"] for g in optimizer.param_groups} == {5e-4, 5e-6}
+
+
+def test_layers_near_the_pixels_learn_more_slowly(tmp_path):
+    detector = make(tmp_path, "none")
+    backbone = detector.backbone_module
+    cfg = OptimConfig(lr=1e-3, backbone_lr=1e-4, layer_decay=0.5)
+    optimizer = build_optimizer(detector.model, backbone, cfg, stages_after=depths(backbone))
+    rates = {id(p): g["base_lr"] for g in optimizer.param_groups for p in g["params"]}
+    names = {n: rates[id(p)] for n, p in backbone.named_parameters()}
+    for number, rate in enumerate((0.25e-4, 0.5e-4, 1e-4)):
+        stage = [names[name] for name in names if f"stages.{number}." in name]
+        assert stage == [pytest.approx(rate)] * len(stage)
+        assert stage
+    inside = {id(p) for p in backbone.parameters()}
+    assert {rate for p, rate in rates.items() if p not in inside} == {1e-3}
 
 
 def test_backbone_rate_is_a_tenth_by_default(tmp_path):
