@@ -13,12 +13,13 @@ import json, sys
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForObjectDetection, AutoModelForSemanticSegmentation
-from transformers import AutoModelForUniversalSegmentation
+from transformers import AutoModelForImageSegmentation, AutoModelForUniversalSegmentation
 
 kinds = {
     "object": AutoModelForObjectDetection,
     "semantic": AutoModelForSemanticSegmentation,
     "universal": AutoModelForUniversalSegmentation,
+    "image": AutoModelForImageSegmentation,
 }
 for line in sys.stdin:
     ask = json.loads(line)
@@ -34,7 +35,10 @@ for line in sys.stdin:
         answer = f"{type(error).__name__}: {error}"
     print("ANSWER", json.dumps(answer), flush=True)
 """
-KINDS = {"linear": "semantic", "maskformer": "universal", "mask2former": "universal"}
+KINDS = {
+    **{"linear": "semantic", "maskformer": "universal", "mask2former": "universal"},
+    "pmd": "image",
+}
 
 
 class Elsewhere:
@@ -62,7 +66,7 @@ class Elsewhere:
         save_file(inputs, self.folder / "inputs.safetensors")
         ask = {
             "export": str(export),
-            "kind": "universal" if head == "pmd" else KINDS.get(head, "object"),
+            "kind": KINDS.get(head, "object"),
             "trusted": trusted,
             "inputs": str(self.folder / "inputs.safetensors"),
             "outputs": str(self.folder / "outputs.safetensors"),

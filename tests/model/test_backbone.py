@@ -103,8 +103,8 @@ def test_half_precision_checkpoint_is_loaded_in_fp32_and_verified(tmp_path):
 
 
 def test_model_type_without_backbone_class(tmp_path):
-    (save_backbone(tmp_path) / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(UserError, match="no backbone class for model type 'vit'"):
+    (save_backbone(tmp_path) / "config.json").write_text(json.dumps({"model_type": "vit_mae"}))
+    with pytest.raises(UserError, match="no backbone class for model type 'vit_mae'"):
         build_model(tiny(tmp_path), TAXONOMY)
 
 
