@@ -178,7 +178,10 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
     num_steps = cfg.train.steps or math.ceil(
         (cfg.train.epochs or 0) * len(data.train) / cfg.train.global_batch_size
     )
-    optimizer = build_optimizer(detector.model, detector.backbone_module, cfg.optim, detector.fresh)
+    optimizer = build_optimizer(
+        *(detector.model, detector.backbone_module, cfg.optim, detector.fresh),
+        neck=detector.neck_module,
+    )
     root = Path(cfg.run.output_dir)
     checkpoints = Checkpoints(
         root / "checkpoints", cfg.train.keep_checkpoints, accelerator.is_main_process

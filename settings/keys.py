@@ -183,6 +183,12 @@ class ModelConfig:
     """all: the backbone is never changed; none: it is trained with optim.backbone_lr"""
     out_features: list[str] | None = None
     """Backbone stages the head reads, e.g. [stage3, stage4]; default: the last ones, as the head needs"""
+    neck: Literal["none", "pyramid", "fpn", "cnn_branch"] | None = None
+    """Layers that make maps of several strides: pyramid (of one map of a vision transformer), cnn_branch (likewise,
+    with detail from the pixels), fpn (of the maps of a backbone with several), none; default: pyramid where
+    the head needs several strides and the backbone has one, else none"""
+    neck_channels: int = 256
+    """Channels of each map of a neck"""
     head: (
         Literal[
             "detr",
@@ -218,6 +224,8 @@ class OptimConfig:
     """Learning rate of the head after warm-up"""
     backbone_lr: float | None = None
     """Learning rate of a backbone that is trained; default: a tenth of optim.lr"""
+    neck_lr: float | None = None
+    """Learning rate of the neck; default: optim.lr"""
     new_layers_lr: float | None = None
     """Learning rate of the layers that model.init_from does not give; default: optim.lr"""
     weight_decay: float = 1e-4

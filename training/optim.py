@@ -7,27 +7,42 @@ from typing import Any
 import torch
 from torch import nn
 
+from errors import UserError
 from settings.keys import OptimConfig
 
 
 def build_optimizer(
-    model: nn.Module, backbone: nn.Module, cfg: OptimConfig, fresh: Collection[str] = ()
+    model: nn.Module,
+    backbone: nn.Module,
+    cfg: OptimConfig,
+    fresh: Collection[str] = (),
+    neck: nn.Module | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW over everything that trains, in up to six groups.
+    """AdamW over everything that trains, in up to eight groups.
 
-    Backbone, head and new layers each with and without weight decay; norms, biases and embeddings have none.
+    Backbone, neck, head and new layers each with and without weight decay; norms, biases and embeddings have none.
     Each group has a `name` and its full learning rate as `base_lr`.
 
     Args:
         fresh: names of the parameters that begin at random, where others of the head do not.
+
+    Raises:
+        UserError: for optim.neck_lr without a neck.
     """
+    if neck is None and cfg.neck_lr is not None:
+        raise UserError(
+            f"optim.neck_lr {cfg.neck_lr}: has no effect, since this detector has no neck; drop it, or set "
+            "model.neck"
+        )
     rates = {
         "head": cfg.lr,
         "backbone": cfg.lr / 10 if cfg.backbone_lr is None else cfg.backbone_lr,
+        "neck": cfg.lr if cfg.neck_lr is None else cfg.neck_lr,
         "new": cfg.lr if cfg.new_layers_lr is None else cfg.new_layers_lr,
     }
     new = set(fresh)
     in_backbone = {id(p) for p in backbone.parameters()}
+    in_neck = set() if neck is None else {id(p) for p in neck.parameters()}
     embeddings = {
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
     }
@@ -42,6 +57,7 @@ def build_optimizer(
             and "embed" not in name.rpartition(".")[2]
         )
         part = "backbone" if is_backbone else "new" if name in new else "head"
+        part = "neck" if id(parameter) in in_neck else part
         lr = rates[part]
         group = groups.setdefault(
             f"{part}, {'decay' if decays else 'no decay'}",
