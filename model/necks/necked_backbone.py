@@ -224,6 +224,11 @@ class NeckedBackbone(BackboneMixin, PreTrainedModel):
         self.neck = NECKS[config.kind](config, self.backbone.channels)
         self.post_init()
 
+    def post_init(self):
+        """Without the hooks that a backbone installs: the inner one has its own, and with a second set it would
+        take each of its layers for two."""
+        super(BackboneMixin, self).post_init()
+
     @torch.no_grad()
     def _init_weights(self, module):
         """torch's own starting weights; the backbone has its own rule."""
