@@ -116,12 +116,12 @@ def inner_config(config: Any) -> Any:
     return own.backbone_config if isinstance(own, NeckedBackboneConfig) else own
 
 
-def plain_config(config: PretrainedConfig) -> PretrainedConfig:
+def plain_config(config: Any) -> Any:
     """The config of a saved detector with a neck as transformers' own class has it; others as they are."""
-    plain: Any = PLAIN.get(type(config))
+    plain = PLAIN.get(type(config))
     if plain is None:
         return config
-    return plain.config_class.from_dict(_entries(config))
+    return cast(Any, plain).config_class.from_dict(_entries(config))
 
 
 def as_saved(model: PreTrainedModel) -> PreTrainedModel:
@@ -129,7 +129,7 @@ def as_saved(model: PreTrainedModel) -> PreTrainedModel:
     others as they are."""
     if not isinstance(model.config.backbone_config, NeckedBackboneConfig):
         return model
-    kind = NECKED[type(model)]
+    kind = NECKED[cast(Any, type(model))]
     with torch.device("meta"), quiet_transformers():
         saved = kind(kind.config_class.from_dict(_entries(model.config)))
     saved.load_state_dict(model.state_dict(), strict=True, assign=True)

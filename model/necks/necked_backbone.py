@@ -158,7 +158,9 @@ class PixelBranch(nn.Module):
         self.scale = 2 ** round(math.log2(own)) / own
         """Of the pixels, where patches have no power of two, so that halving them meets the strides"""
         halvings = [round(math.log2(stride * self.scale)) for stride in config.strides]
-        widths = [3] + [max(8, config.channels >> max(0, 5 - n)) for n in range(1, halvings[-1] + 1)]
+        widths = [3] + [
+            max(8, config.channels >> max(0, 5 - n)) for n in range(1, halvings[-1] + 1)
+        ]
         self.stages = nn.ModuleList(
             [
                 nn.Sequential(*halving(inside, outside), nn.GELU())

@@ -2,15 +2,15 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
 from builders import FOUR_IMAGES, losses_of, make_batch, part_of, save_backbone, some
 from errors import UserError
-from export.detector import load_detector
 from model.backbone import load_backbone, tensor_digests
 from model.build import build_model
-from necked import ARGS, CASES, CHANNELS, FAST, TAXONOMY, config, necked, save_vit
+from necked import CASES, CHANNELS, FAST, TAXONOMY, config, necked, save_vit
 from settings.checks import check_config
 from settings.keys import Config, ImageSizeConfig, OptimConfig, TrainConfig
 from training.optim import build_optimizer
@@ -124,6 +124,31 @@ def test_maps_do_not_depend_on_batch_mates(tmp_path, case):
             torch.testing.assert_close(own[place], other[0], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("case", ALL)
+def test_predictions_do_not_depend_on_batch_mates(tmp_path, case):
+    trainable = necked(case, tmp_path).trainable.double().eval()
+    batch = make_batch([1, 2, 0, 1])
+    together = trainable.predict(batch)
+    for place in range(4):
+        alone, own = (
+            trainable.predict(part_of(batch, slice(place, place + 1))),
+            together.of_image(place),
+        )
+        assert len(own) == len(alone)
+        np.testing.assert_allclose(own.scores, alone.scores, rtol=1e-9)
+        np.testing.assert_allclose(own.boxes, alone.boxes, rtol=1e-9, atol=1e-9)
+
+
+def test_outputs_that_are_asked_for_change_no_map(tmp_path):
+    """transformers then hooks the whole model anew."""
+    detector = necked("deformable_detr-fpn", tmp_path)
+    module, pixels = detector.family.backbone_of(detector.model), torch.randn(1, 3, 128, 128)
+    before = module(pixels).feature_maps
+    detector.model.eval()(pixels, output_attentions=True, output_hidden_states=True)
+    for own, other in zip(module(pixels).feature_maps, before, strict=True):
+        assert torch.equal(own, other)
+
+
 @pytest.mark.parametrize("neck", ["pyramid", "cnn_branch"])
 def test_patches_of_14_px(tmp_path, neck):
     """Half a stride of 14 px and its doubles, on sides that all of them divide."""
@@ -204,7 +229,11 @@ def test_necks_that_do_not_fit_are_refused(tmp_path, case, changes, message):
 @pytest.mark.parametrize(
     ("model", "optim", "message"),
     [
-        ({"neck": "fpn", "backbone": None, "init_from": "x"}, {}, "a whole detector .* leave it out"),
+        (
+            {"neck": "fpn", "backbone": None, "init_from": "x"},
+            {},
+            "a whole detector .* leave it out",
+        ),
         ({"neck": "fpn", "head": "pmd"}, {}, "pmd reads the backbone's own maps"),
         ({"neck_channels": 0}, {}, "model.neck_channels 0: must be greater than 0"),
         ({"neck": "none"}, {"neck_lr": 1e-4}, "optim.neck_lr 0.0001: has no effect"),

@@ -8,10 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-import tools.evaluate
-import tools.predict
 from builders import some
-from necked import CASES, FAST, HEADS, necked_run
+from model.neck import as_saved
+from necked import CASES, necked, necked_run
 from runs import train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -35,19 +34,24 @@ else:
 """
 
 
-def elsewhere(export, file, task, root):
-    """What a process says that knows nothing of this repository."""
+def elsewhere(export, root, script, *arguments):
+    """A process that knows nothing of this repository."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "hf")}
     empty = root / "empty"
     empty.mkdir()
-    command = [sys.executable, "-c", ELSEWHERE, str(export), str(file), task]
-    result = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", script, str(export), *arguments]
+    return subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True)
+
+
+def found_elsewhere(export, root, file, task):
+    """What the pipeline of a task finds there."""
+    result = elsewhere(export, root, ELSEWHERE, str(file), task)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("case", some(CASES, FAST))
+@pytest.mark.parametrize("case", some(CASES, ["deformable_detr-cnn_branch", "mask2former-fpn"]))
 def test_export_predicts_the_same_with_its_code_alone(tmp_path, case):
     train(necked_run(case, tmp_path))
     export = tmp_path / "run/export"
@@ -58,11 +62,11 @@ def test_export_predicts_the_same_with_its_code_alone(tmp_path, case):
     file = sorted((tmp_path / "data/val").iterdir())[0]
     if case.split("-")[0].startswith("mask"):
         ours = masks_of(export, file)
-        theirs = elsewhere(export, file, "image-segmentation", tmp_path)
+        theirs = found_elsewhere(export, tmp_path, file, "image-segmentation")
         for own, other in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(np.array(other), own, atol=1e-4)
         return
-    theirs = elsewhere(export, file, "object-detection", tmp_path)
+    theirs = found_elsewhere(export, tmp_path, file, "object-detection")
     evaluated = json.loads((tmp_path / "run/eval/step-000003/predictions.json").read_text())
     ours = [box for box in evaluated if box["image_id"] == 10]
     assert len(ours) == len(theirs) > 0
@@ -85,3 +89,26 @@ def masks_of(export, file):
     with torch.no_grad():
         out = trainable.model(pixel_values=pixels)
     return out.class_queries_logits.numpy(), out.masks_queries_logits.numpy()
+
+
+WITHOUT_TRUST = """
+import sys
+from transformers import AutoModelForObjectDetection
+AutoModelForObjectDetection.from_pretrained(sys.argv[1])
+"""
+
+
+def test_who_does_not_trust_the_code_is_told_what_is_missing(tmp_path):
+    detector = necked("rt_detr_v2-pyramid", tmp_path)
+    as_saved(detector.model).save_pretrained(tmp_path / "saved")
+    result = elsewhere(tmp_path / "saved", tmp_path, WITHOUT_TRUST)
+    assert result.returncode != 0
+    assert "trust_remote_code=True" in result.stderr
+
+
+def test_without_a_neck_an_export_has_no_code(tmp_path):
+    train(necked_run("deformable_detr-fpn", tmp_path, model__neck="none"))
+    export = tmp_path / "run/export"
+    assert not list(export.glob("*.py"))
+    assert "auto_map" not in json.loads((export / "config.json").read_text())
+    assert "trust_remote_code" not in (export / "README.md").read_text()
