@@ -36,7 +36,8 @@ def model_card(cfg: Config, metrics: dict[str, Any], facts: dict[str, Any], step
     name = printable(cfg.run.name or Path(cfg.run.output_dir).name)
     header = card_header(cfg, metrics, facts, name)
     shown = shown_metrics(metrics)
-    own_code = OWN_CODE if cfg.model.head in OWN_CODE_HEADS else ""
+    necked = facts.get("neck", "none") != "none"
+    own_code = OWN_CODE if necked or cfg.model.head in OWN_CODE_HEADS else ""
     use = USE[cfg.model.task].format(
         threshold=cfg.eval.score_threshold,
         panoptic_threshold=cfg.eval.panoptic_threshold,
@@ -63,7 +64,7 @@ from transformers import pipeline
 
 {use}
 ```
-
+{WHY_CODE.format(neck=facts["neck"]) if necked else ""}
 ## Results
 
 {WHAT[cfg.model.task]} on {facts["val_images"]} validation images, prepared by the image processor in this folder, in fp32.
@@ -94,7 +95,7 @@ Image processing: {facts["image_processor"]} (Pillow resizing).
 
 
 USE = {
-    "detection": """detector = pipeline("object-detection", model="path/or/repo_id")
+    "detection": """detector = pipeline("object-detection", model="path/or/repo_id"{own_code})
 for box in detector("image.jpg", threshold={threshold}):
     print(box["label"], round(box["score"], 2), box["box"])""",
     "instance_segmentation": """segmenter = pipeline("image-segmentation", model="path/or/repo_id"{own_code})
@@ -111,6 +112,10 @@ OWN_CODE_HEADS = ("linear", "pmd")
 """Heads that transformers has no class for: the export carries one"""
 OWN_CODE = ", trust_remote_code=True"
 """Python that uses a model of each task"""
+WHY_CODE = """
+`trust_remote_code`: between backbone and head stands a neck ({neck}) that transformers has no class for. It is
+`necked_backbone.py` in this folder, which runs when the model is loaded; read it first.
+"""
 
 
 def code_text(code: dict[str, Any]) -> str:

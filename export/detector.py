@@ -30,6 +30,7 @@ from errors import UserError, refusing
 from model.build import TASK_KEY
 from model.heads.family import PROBE_PX, HeadFamily
 from model.heads.registry import HEADS, get_family
+from model.neck import plain_config
 from model.normalization import Normalization
 from model.source import SAFE, local_folder, quiet_transformers
 from model.trainable import STUFF_KEY, Trainable
@@ -78,7 +79,7 @@ def load_detector(name: str, task: Task | None = None) -> LoadedDetector:
         raise UserError(f"--model {name}: has no config.json, so it is not a model folder{hint}")
     with refusing(f"--model {name}"):
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            config = plain_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
             kind = _auto_class(config, name)
             model, info = kind.from_pretrained(
                 folder, config=config, dtype=torch.float32, output_loading_info=True, **SAFE

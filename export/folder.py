@@ -9,6 +9,7 @@ from data.batch import Batch
 from data.objects import Objects
 from disk import whole_folder
 from export.detector import load_detector
+from model.neck import as_saved, inner_config
 from model.trainable import Trainable
 
 SCORE_TOLERANCE, BOX_TOLERANCE_PX = 1e-4, 1e-2
@@ -31,8 +32,8 @@ def export_model(
     model = trainable.model
     with whole_folder(folder) as temporary:
         model.config._name_or_path = ""
-        model.config.backbone_config._name_or_path = backbone_name
-        model.save_pretrained(temporary)
+        inner_config(model.config)._name_or_path = backbone_name
+        as_saved(model).save_pretrained(temporary)
         trainable.processor.save_pretrained(temporary)
         (temporary / "README.md").write_text(card)
         check_export(trainable, temporary, batch)

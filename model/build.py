@@ -16,6 +16,7 @@ from model.backbone import Backbone
 from model.heads.family import HeadFamily
 from model.heads.held_norm import hold_norms
 from model.heads.registry import HEADS, get_family
+from model.neck import inner_backbone, neck_kind, neck_layers
 from model.normalization import Normalization
 from model.stages import freeze, train_from
 from model.start import start
@@ -31,6 +32,8 @@ class Detector:
     family: HeadFamily
     backbone: Backbone
     rule: CanvasRule
+    strides: tuple[int, ...]
+    """Of the maps that the head gets, px"""
     taken: int
     """Tensors of the head that are another detector's"""
     fresh: tuple[str, ...]
@@ -47,6 +50,16 @@ class Detector:
     def backbone_module(self) -> nn.Module:
         """The backbone inside the detector."""
         return self.backbone.module
+
+    @property
+    def neck_module(self) -> nn.Module | None:
+        """The neck between backbone and head, if there is one."""
+        return neck_layers(self.family.backbone_of(self.model))
+
+    @property
+    def neck(self) -> str:
+        """model.neck, decided."""
+        return neck_kind(self.family.backbone_of(self.model))
 
     @property
     def num_queries(self) -> int:
@@ -73,14 +86,15 @@ def build_model(
     begun = start(cfg, family, taxonomy)
     model: Any = begun.model
     backbone = begun.backbone
-    module = family.backbone_of(model)
+    module = inner_backbone(family.backbone_of(model))
     if cfg.freeze == "all":
         freeze(module)
     else:
         train_from(module, number_of_frozen(cfg.freeze))
         hold_norms(module)
     cells = [] if cfg.task == "detection" else [CELL_PX]
-    multiple = side_multiple([*family.level_strides(model.config, backbone.strides), *cells])
+    strides = family.level_strides(model.config, begun.strides)
+    multiple = side_multiple([*strides, *backbone.strides, *cells])
     rule = CanvasRule.fitted(size, multiple, _fit(family, backbone, size))
     processor = build_processor(family, rule, backbone.normalization)
     if cfg.task != "detection":
@@ -88,8 +102,8 @@ def build_model(
     if cfg.task == "panoptic_segmentation":
         setattr(model.config, STUFF_KEY, list(taxonomy.stuff))
     trainable = Trainable(model, processor, backbone.normalization, family, cfg.task)
-    side = family.smallest_side(model.config, backbone.strides, multiple)
-    if not family.has_places(model.config, backbone.strides, rule.full[0]):
+    side = family.smallest_side(model.config, begun.strides, multiple)
+    if not family.has_places(model.config, begun.strides, rule.full[0]):
         raise UserError(
             f"model.head_args.num_queries {family.num_queries(model.config)}: images of {rule.full[0]} px have "
             f"fewer places to choose them from; data.image_size.longest {side} has enough"
@@ -100,7 +114,10 @@ def build_model(
     backbone = replace(
         backbone, module=module
     )  # the copy that was loaded first is not needed any more
-    return Detector(trainable, family, backbone, rule, begun.taken, begun.fresh, tuple(unused))
+    return Detector(
+        *(trainable, family, backbone, rule),
+        *(begun.strides, begun.taken, begun.fresh, tuple(unused)),
+    )
 
 
 def refuse_contradictions(cfg: ModelConfig, family: HeadFamily, size: ImageSizeConfig) -> None:

@@ -20,12 +20,16 @@ from transformers.utils import logging
 
 from disk import ROOT
 from errors import UserError
+from model.necks.necked_backbone import NECKED
 
 UNGATED = "facebook/dinov2-base"
 """A backbone that anyone may download (Apache-2.0)"""
 FILES = ["*.json", "*.safetensors"]
 """No pickles: loading a model must not run code"""
-OWN_MODELS = ("linear_segmenter", "plain_mask_decoder")
+OWN_MODELS = (
+    *("linear_segmenter", "plain_mask_decoder"),
+    *(necked.config_class.model_type for necked in NECKED.values()),
+)
 """Architectures that this project adds to those of transformers"""
 SAFE: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
 """How every model is loaded: no code that lies beside it, no pickles"""

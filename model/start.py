@@ -29,6 +29,7 @@ from model.backbone import (
 from model.heads.family import HeadFamily, refuse_unknown
 from model.heads.held_norm import hold_norms
 from model.heads.registry import HEADS, get_family
+from model.neck import inner_backbone, plain_config, shown_backbone
 from model.normalization import Normalization
 from model.source import SAFE, local_folder, quiet_transformers
 from settings.keys import Config, ModelConfig
@@ -46,6 +47,8 @@ class Start:
     """Tensors of the head that are another detector's"""
     fresh: tuple[str, ...]
     """Names of trained tensors that are not, if any was taken"""
+    strides: tuple[int, ...]
+    """Of the maps that the head gets, px"""
 
 
 def completed(cfg: Config) -> Config:
@@ -87,7 +90,7 @@ def head_of(folder: Path, name: str) -> str:
     with refusing(f"{KEY} {name}"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     for head in HEADS:
-        if get_family(head).config_class is type(config):
+        if get_family(head).config_class is type(plain_config(config)):
             return head
     backbone = type(config) in MODEL_FOR_BACKBONE_MAPPING
     hint = "; it is a backbone, which belongs into model.backbone" if backbone else ""
@@ -115,15 +118,19 @@ def start(cfg: ModelConfig, family: HeadFamily, taxonomy: Taxonomy) -> Start:
     """
     if cfg.backbone is None:
         return _whole(cfg, family, taxonomy)
-    backbone = load_backbone(cfg, family.num_maps({**family.defaults, **cfg.head_args}))
-    config = head_config(family, cfg, backbone, taxonomy)
+    maps = family.num_maps({**family.defaults, **cfg.head_args})
+    backbone = load_backbone(cfg, maps)
+    shown = shown_backbone(cfg, family, backbone, maps)
+    read: Any = backbone.module.out_features  # a neck may read the last one alone
+    backbone = dataclasses.replace(backbone, strides=backbone.strides[-len(read) :])
+    config = head_config(family, cfg, shown, taxonomy)
     if cfg.init_from:
         folder = local_folder(cfg.init_from, cfg.init_from_revision, KEY)
         model, fresh = _from_detector(family, cfg.init_from, folder, config, whole=False)
     else:
         model, fresh = _from_scratch(family, config), None
-    transplant(backbone, family.backbone_of(model))
-    return _started(family, model, backbone, fresh)
+    transplant(backbone, inner_backbone(family.backbone_of(model)))
+    return _started(family, model, backbone, fresh, shown.strides)
 
 
 def head_config(
@@ -161,7 +168,7 @@ def _whole(cfg: ModelConfig, family: HeadFamily, taxonomy: Taxonomy) -> Start:
     where = f"{KEY} {cfg.init_from}"
     folder = local_folder(cfg.init_from, cfg.init_from_revision, KEY)
     with refusing(where), quiet_transformers():
-        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config: Any = plain_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     if getattr(config, "use_timm_backbone", None) or _model_type(config) == "timm_backbone":
         raise UserError(
             f"{where}: its backbone is one of timm, which is not used here; take a detector with a backbone "
@@ -174,7 +181,8 @@ def _whole(cfg: ModelConfig, family: HeadFamily, taxonomy: Taxonomy) -> Start:
         changed = {**family.whole_args, **cfg.head_args, **_classes(taxonomy)}
         config = type(config).from_dict({**config.to_dict(), **changed})
     model, fresh = _from_detector(family, cfg.init_from, folder, config, whole=True)
-    module = family.backbone_of(model)
+    shown = family.backbone_of(model)
+    module = inner_backbone(shown)
     if lost := sorted(_backbone_names(family, model) & set(fresh)):
         raise UserError(
             f"{where}: {len(lost)} tensors of its backbone are missing; first: {lost[0]}"
@@ -192,7 +200,7 @@ def _whole(cfg: ModelConfig, family: HeadFamily, taxonomy: Taxonomy) -> Start:
         strides=map_strides(module),
         fit=fit_of(module),
     )
-    return _started(family, model, backbone, fresh)
+    return _started(family, model, backbone, fresh, map_strides(shown))
 
 
 def _model_type(config: Any) -> str | None:
@@ -200,8 +208,8 @@ def _model_type(config: Any) -> str | None:
 
 
 def _backbone_names(family: HeadFamily, model: PreTrainedModel) -> set[str]:
-    """Names, in the model, of the tensors of its backbone."""
-    module = family.backbone_of(model)
+    """Names, in the model, of the tensors of its pretrained backbone."""
+    module = inner_backbone(family.backbone_of(model))
     inside = {id(value) for value in (*module.parameters(), *module.buffers())}
     return {n for n, value in model.state_dict(keep_vars=True).items() if id(value) in inside}
 
@@ -276,7 +284,11 @@ def renewed(family: HeadFamily, model: PreTrainedModel, fresh: Collection[str]) 
 
 
 def _started(
-    family: HeadFamily, model: PreTrainedModel, backbone: Backbone, fresh: tuple[str, ...] | None
+    family: HeadFamily,
+    model: PreTrainedModel,
+    backbone: Backbone,
+    fresh: tuple[str, ...] | None,
+    strides: tuple[int, ...],
 ) -> Start:
     inside = _backbone_names(family, model)
     head = [name for name, _ in model.named_parameters() if name not in inside]
@@ -290,4 +302,4 @@ def _started(
         known = set() if fresh is None else set(model.state_dict()) - set(fresh)
         hold_norms(model, family.backbone_of(model), known)
     new = [name for name in head if name not in taken] if taken else []
-    return Start(model, backbone, len(taken), tuple(new))
+    return Start(model, backbone, len(taken), tuple(new), strides)

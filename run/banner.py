@@ -41,6 +41,11 @@ def banner(
         yield _row(
             "", "its folder has no preprocessor_config.json: ImageNet mean and deviation assumed"
         )
+    if detector.neck != "none":
+        made = ", ".join(map(str, detector.strides))
+        yield _row(
+            "neck", f"{detector.neck}, maps of strides {made} px; its export brings its code along"
+        )
     yield _row("head", f"{cfg.model.head}, {origin_text(cfg, detector)}")
     trainable, frozen = parameter_counts(detector)
     yield _row("parameters", f"{trainable:,} trainable, {frozen:,} frozen")

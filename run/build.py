@@ -181,7 +181,9 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
     )
     backbone = detector.backbone_module
     after = None if cfg.optim.layer_decay is None else depths(backbone)
-    optimizer = build_optimizer(detector.model, backbone, cfg.optim, detector.fresh, after)
+    optimizer = build_optimizer(
+        *(detector.model, backbone, cfg.optim, detector.fresh, after), neck=detector.neck_module
+    )
     root = Path(cfg.run.output_dir)
     checkpoints = Checkpoints(
         root / "checkpoints", cfg.train.keep_checkpoints, accelerator.is_main_process

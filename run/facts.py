@@ -56,6 +56,7 @@ def run_facts(accelerator: Accelerator, detector: Detector, data: Data) -> dict[
         "backbone_sha256": detector.backbone.fingerprint,
         "backbone_tensors": detector.backbone.num_tensors,
         "backbone_is_local": detector.backbone.is_local,
+        "neck": detector.neck,
         "data_sha256": data.fingerprint(),
         "train_images": len(data.train),
         "val_images": len(data.val),

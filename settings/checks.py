@@ -27,6 +27,8 @@ from settings.keys import (
 MOST_WORKERS = 512
 LARGEST_LABEL = 1 << 16
 """Values of label maps lie below it"""
+WITHOUT_NECK = ("linear", "pmd")
+"""Heads that read the maps of a backbone as they are"""
 LARGEST_LR = 1e38
 """What a float32 holds"""
 
@@ -61,6 +63,7 @@ def check_config(cfg: Config, world: int | None = None) -> None:
         *_check_data(cfg.data),
         *_check_task(cfg),
         *_check_start(cfg),
+        *_check_neck(cfg),
         *_check_run(cfg),
         *_check_optim(cfg),
     ]
@@ -228,6 +231,25 @@ def _check_start(cfg: Config) -> Iterator[str]:
         yield (
             f"model.out_features {model.out_features}: a whole detector (model.backbone null) reads its own; "
             "leave it out"
+        )
+
+
+def _check_neck(cfg: Config) -> Iterator[str]:
+    model = cfg.model
+    yield from _positive("model.neck_channels", model.neck_channels)
+    yield from _positive("optim.neck_lr", cfg.optim.neck_lr)
+    if model.neck == "none":
+        if cfg.optim.neck_lr is not None:
+            yield f"optim.neck_lr {cfg.optim.neck_lr}: has no effect with model.neck none; drop it"
+    elif model.neck is not None and model.backbone is None:
+        yield (
+            f"model.neck {model.neck}: a whole detector (model.backbone null) has its own maps; leave it out, or "
+            "name a model.backbone"
+        )
+    elif model.neck is not None and model.head in WITHOUT_NECK:
+        yield (
+            f"model.neck {model.neck}: {model.head} reads the backbone's own maps; leave model.neck out, or take "
+            "another head"
         )
 
 

@@ -93,8 +93,8 @@ class ImageSizeConfig:
     """Wanted shortest side, px, as far as `longest` allows; default: the longest side decides"""
     fit: Fit | None = None
     """pad: the aspect ratio is kept, and the rest of the canvas is empty; stretch: every image fills the same
-    square; default: what head and backbone need (mask heads, rt_detr_v2, d_fine, deimv2, and backbones
-    that look at the whole canvas, as vision transformers do: stretch)"""
+    square; default: stretch where head (mask heads, rt_detr_v2, d_fine, deimv2) or backbone (vision
+    transformers and others that look at the whole canvas) need it"""
 
     @property
     def longest_px(self) -> int:
@@ -187,6 +187,11 @@ class ModelConfig:
     comes after its first two stages is (of a plain vision transformer a stage is a layer)"""
     out_features: list[str] | None = None
     """Backbone stages the head reads, e.g. [stage3, stage4]; default: the last ones, as the head needs"""
+    neck: Literal["none", "pyramid", "fpn", "cnn_branch"] | None = None
+    """Layers that make maps of several strides: pyramid (of one map), cnn_branch (likewise, with detail from the
+    pixels), fpn (of several), none; default: pyramid where the head needs several and the backbone has one"""
+    neck_channels: int = 256
+    """Channels of each map of a neck"""
     head: (
         Literal[
             "detr",
@@ -223,8 +228,9 @@ class OptimConfig:
     backbone_lr: float | None = None
     """Learning rate of a backbone that is trained; default: a tenth of optim.lr"""
     layer_decay: float | None = None
-    """Factor on optim.backbone_lr for each stage (layer of a plain vision transformer) that comes after a
-    parameter's, e.g. 0.75; default: 1"""
+    """Factor on optim.backbone_lr for each stage (of a plain vision transformer: layer) that comes later"""
+    neck_lr: float | None = None
+    """Learning rate of the neck; default: optim.lr"""
     new_layers_lr: float | None = None
     """Learning rate of the layers that model.init_from does not give; default: optim.lr"""
     weight_decay: float = 1e-4

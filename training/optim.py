@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from errors import UserError
 from settings.keys import OptimConfig
 
 
@@ -16,24 +17,36 @@ def build_optimizer(
     cfg: OptimConfig,
     fresh: Collection[str] = (),
     stages_after: Mapping[int, int] | None = None,
+    neck: nn.Module | None = None,
 ) -> torch.optim.AdamW:
     """AdamW over everything that trains, in groups.
 
-    Backbone (with optim.layer_decay each of its stages), head and new layers each with and without weight decay;
-    norms, biases and embeddings have none. Each group has a `name` and its full learning rate as `base_lr`.
+    Backbone (with optim.layer_decay each of its stages), neck, head and new layers each with and without weight
+    decay; norms, biases and embeddings have none. Each group has a `name` and its full learning rate as
+    `base_lr`.
 
     Args:
         fresh: names of the parameters that begin at random, where others of the head do not.
         stages_after: number of stages after each parameter of the backbone, by its id; needed with
             optim.layer_decay.
+
+    Raises:
+        UserError: for optim.neck_lr without a neck.
     """
+    if neck is None and cfg.neck_lr is not None:
+        raise UserError(
+            f"optim.neck_lr {cfg.neck_lr}: has no effect, since this detector has no neck; drop it, or set "
+            "model.neck"
+        )
     rates = {
         "head": cfg.lr,
         "backbone": cfg.lr / 10 if cfg.backbone_lr is None else cfg.backbone_lr,
+        "neck": cfg.lr if cfg.neck_lr is None else cfg.neck_lr,
         "new": cfg.lr if cfg.new_layers_lr is None else cfg.new_layers_lr,
     }
     new = set(fresh)
     in_backbone = {id(p) for p in backbone.parameters()}
+    in_neck = set() if neck is None else {id(p) for p in neck.parameters()}
     embeddings = {
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
     }
@@ -48,6 +61,7 @@ def build_optimizer(
             and "embed" not in name.rpartition(".")[2]
         )
         part = "backbone" if is_backbone else "new" if name in new else "head"
+        part = "neck" if id(parameter) in in_neck else part
         lr = rates[part]
         if is_backbone and cfg.layer_decay is not None:
             assert stages_after is not None

@@ -37,6 +37,7 @@ FAMILY = HeadFamily(
     model_class=DFineForObjectDetection,
     defaults={},
     num_maps=lambda args: 3,
+    needs_strides=lambda config: True,
     criterion=criterion,
     few_steps=80,
     few_steps_source="on eight synthetic scenes AP50 was above 0.9 after 80 steps",

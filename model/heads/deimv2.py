@@ -13,6 +13,8 @@ from model.losses.distribution import Bins
 from model.losses.quality import matchability_aware
 from model.losses.refined_criterion import RefinedCriterion, RefinedWeights
 
+VIT = "dinov3_vit"
+
 
 def num_maps(args: dict[str, Any]) -> int:
     """The lite encoder makes its second map itself."""
@@ -42,7 +44,7 @@ def map_strides(backbone: Backbone, args: dict[str, Any]) -> list[int]:
     """
     strides = list(backbone.strides)
     lite = args.get("encoder_type") == "lite"
-    of_vit = getattr(backbone.module.config, "model_type", None) == "dinov3_vit"
+    of_vit = getattr(backbone.module.config, "model_type", None) == VIT
     wanted = 1 if lite else 3
     if (lite or of_vit) and len(strides) != wanted:
         raise UserError(
@@ -74,6 +76,7 @@ FAMILY = HeadFamily(
     model_class=Deimv2ForObjectDetection,
     defaults={"focal_loss_gamma": 1.5},  # as its authors train it
     num_maps=num_maps,
+    needs_strides=lambda config: config.model_type != VIT,  # for that it has an adapter
     criterion=criterion,
     few_steps=80,
     few_steps_source="on eight synthetic scenes AP50 was above 0.9 after 80 steps",

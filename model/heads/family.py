@@ -92,6 +92,8 @@ class HeadFamily:
     """Entries of the config that are set in a pretrained detector"""
     whole_refused: Collection[str] = ()
     """Further ones that cannot be changed there"""
+    needs_strides: Callable[[Any], bool] = lambda config: False
+    """Whether it needs maps of several strides, given the config of the backbone"""
     level_strides: Callable[[Any, Sequence[int]], Sequence[int]] = lambda config, strides: strides
     """Strides of all maps that the head works on, px, given its config and those of the backbone"""
 

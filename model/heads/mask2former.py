@@ -88,6 +88,7 @@ FAMILY = HeadFamily(
     processor_class=Mask2FormerImageProcessorPil,
     defaults={},
     num_maps=lambda args: 4,
+    needs_strides=lambda config: True,
     initialise=initialise,
     backbone_of=lambda model: model.model.pixel_level_module.encoder,
     num_queries=lambda config: config.num_queries,

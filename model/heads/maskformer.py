@@ -109,6 +109,7 @@ FAMILY = HeadFamily(
     processor_class=MaskFormerImageProcessorPil,
     defaults={},
     num_maps=lambda args: 4,
+    needs_strides=lambda config: True,
     initialise=initialise,
     backbone_of=lambda model: model.model.pixel_level_module.encoder,
     num_queries=lambda config: config.decoder_config.num_queries,

@@ -54,7 +54,7 @@ def maps_config(
     if any(2 * fine != coarse for fine, coarse in zip(strides, strides[1:], strict=False)):
         raise UserError(
             f"model.out_features: {kind.model_type} reads maps whose strides double (8, 16, 32); those of this backbone "
-            f"are {', '.join(map(str, strides))}. Name two or three stages that fit, or take deformable_detr"
+            f"are {', '.join(map(str, strides))}. Name two or three stages that fit, set model.neck, or take deformable_detr"
         )
     levels = args.get("num_feature_levels", len(strides))
     if levels < len(strides):

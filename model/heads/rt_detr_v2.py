@@ -32,6 +32,7 @@ FAMILY = HeadFamily(
     model_class=RTDetrV2ForObjectDetection,
     defaults={},
     num_maps=lambda args: 3,
+    needs_strides=lambda config: True,
     criterion=criterion,
     few_steps=160,
     few_steps_source="on eight synthetic scenes AP50 was 0.5 after 80 steps",

@@ -1,0 +1,1 @@
+"""Layers between a backbone and a head that make maps of several strides."""
