@@ -10,21 +10,17 @@ from safetensors.torch import load_file, save_file
 
 SCRIPT = """
 import json, sys
-import torch
+import torch, transformers
+from pathlib import Path
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForObjectDetection, AutoModelForSemanticSegmentation
-from transformers import AutoModelForImageSegmentation, AutoModelForUniversalSegmentation
 
-kinds = {
-    "object": AutoModelForObjectDetection,
-    "semantic": AutoModelForSemanticSegmentation,
-    "universal": AutoModelForUniversalSegmentation,
-    "image": AutoModelForImageSegmentation,
-}
 for line in sys.stdin:
     ask = json.loads(line)
     try:
-        kind = kinds[ask["kind"]]
+        config = json.loads((Path(ask["export"]) / "config.json").read_text())
+        own = [name for name in config.get("auto_map", {}) if name != "AutoConfig"]
+        assert bool(own) == ask["trusted"], own
+        kind = getattr(transformers, own[0] if own else config["architectures"][0])
         model = kind.from_pretrained(ask["export"], trust_remote_code=ask["trusted"]).eval()
         with torch.no_grad():
             outputs = model(**load_file(ask["inputs"]))
@@ -35,10 +31,6 @@ for line in sys.stdin:
         answer = f"{type(error).__name__}: {error}"
     print("ANSWER", json.dumps(answer), flush=True)
 """
-KINDS = {
-    **{"linear": "semantic", "maskformer": "universal", "mask2former": "universal"},
-    "pmd": "image",
-}
 
 
 class Elsewhere:
@@ -57,7 +49,7 @@ class Elsewhere:
             text=True,
         )
 
-    def outputs(self, export: Path, head: str, inputs: dict, trusted: bool = False) -> dict:
+    def outputs(self, export: Path, inputs: dict, trusted: bool = False) -> dict:
         """The model's output tensors.
 
         Args:
@@ -66,7 +58,6 @@ class Elsewhere:
         save_file(inputs, self.folder / "inputs.safetensors")
         ask = {
             "export": str(export),
-            "kind": KINDS.get(head, "object"),
             "trusted": trusted,
             "inputs": str(self.folder / "inputs.safetensors"),
             "outputs": str(self.folder / "outputs.safetensors"),

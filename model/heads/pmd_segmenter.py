@@ -153,7 +153,8 @@ class PlainMaskDecoder(PreTrainedModel):
         self.blocks = nn.ModuleList(
             [Block(size, config.num_heads, config.mlp_ratio) for _ in range(config.num_layers)]
         )
-        self.norm = nn.LayerNorm(size)
+        # Not `norm`: transformers takes the weights of a backbone's for those of that name.
+        self.query_norm = nn.LayerNorm(size)
         self.classes = nn.Linear(size, config.num_labels + 1)
         self.embed = nn.Sequential(
             nn.Linear(size, size),
@@ -204,7 +205,7 @@ class PlainMaskDecoder(PreTrainedModel):
 
     def predict(self, x, shape):
         """Classes [B, Q, C + 1], mask embeddings [B, Q, D] and pixels [B, D, h, w]."""
-        x = self.norm(x)
+        x = self.query_norm(x)
         number = self.queries.shape[0]
         pixels = x[:, number:].transpose(1, 2).unflatten(2, shape)
         own = x[:, :number]
