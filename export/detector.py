@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from data.batch import Batch
-from data.canvas import COMMON_MULTIPLE_PX, CanvasRule, round_up
+from data.canvas import CanvasRule, round_up, side_multiple
 from data.objects import Objects
 from errors import UserError, refusing
 from model.build import TASK_KEY
@@ -108,7 +108,7 @@ def load_detector(name: str, task: Task | None = None) -> LoadedDetector:
         multiple = min(rule.multiple, PROBE_PX)
         side = round_up(PROBE_PX, multiple)
         if family is not None and family.chooses_queries:
-            side = family.smallest_side(config, (), COMMON_MULTIPLE_PX)
+            side = family.smallest_side(config, (), side_multiple(family.side_multiples(config)))
         _try_out(trainable, side)
     return LoadedDetector(trainable, rule)
 

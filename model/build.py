@@ -18,6 +18,7 @@ from model.heads.registry import HEADS, get_family
 from model.normalization import Normalization
 from model.start import start
 from model.trainable import STUFF_KEY, Trainable
+from settings.checks import whole_head_problem
 from settings.keys import ImageSizeConfig, ModelConfig
 
 
@@ -77,7 +78,8 @@ def build_model(
     else:
         module.requires_grad_(True)
     cells = [] if cfg.task == "detection" else [CELL_PX]
-    multiple = side_multiple([*family.level_strides(model.config, backbone.strides), *cells])
+    strides = [*family.level_strides(model.config, backbone.strides), *cells]
+    multiple = side_multiple([*strides, *family.side_multiples(model.config)])
     rule = CanvasRule.fitted(size, multiple, family.fit)
     processor = build_processor(family, rule, backbone.normalization)
     if cfg.task != "detection":
@@ -103,8 +105,11 @@ def build_model(
 def refuse_contradictions(cfg: ModelConfig, family: HeadFamily, size: ImageSizeConfig) -> None:
     """
     Raises:
-        UserError: if the head is for another task, or cannot have images fitted as configured.
+        UserError: if the head is for another task or has a backbone of its own, or cannot have images
+            fitted as configured.
     """
+    if problem := whole_head_problem(cfg):
+        raise UserError(problem)
     if cfg.task not in family.tasks:
         fitting = [name for name in HEADS if cfg.task in get_family(name).tasks]
         own = " or ".join(family.tasks)

@@ -3,6 +3,7 @@ on it, or a whole pretrained detector whose class layers are made anew."""
 
 import dataclasses
 import json
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,7 +189,7 @@ def _whole(cfg: ModelConfig, family: HeadFamily, taxonomy: Taxonomy) -> Start:
         identity_norms=0,
         fingerprint=fingerprint(digests, folder, normalization),
         normalization=normalization,
-        strides=map_strides(module),
+        strides=map_strides(module, math.lcm(*family.side_multiples(config))),
     )
     return _started(family, model, backbone, fresh)
 

@@ -91,7 +91,7 @@ class ImageSizeConfig:
     """Wanted shortest side, px, as far as `longest` allows; default: the longest side decides"""
     fit: Fit | None = None
     """pad: the aspect ratio is kept, and the rest of the canvas is empty; stretch: every image fills the
-    same square; default: what the head needs (mask heads, rt_detr_v2, d_fine and deimv2: stretch)"""
+    same square; default: what the head needs (mask heads, rt_detr_v2, d_fine, deimv2 and rf_detr: stretch)"""
 
     @property
     def longest_px(self) -> int:
@@ -191,6 +191,7 @@ class ModelConfig:
             "rt_detr_v2",
             "d_fine",
             "deimv2",
+            "rf_detr",
             "maskformer",
             "mask2former",
             "linear",
@@ -198,7 +199,8 @@ class ModelConfig:
         ]
         | None
     ) = "deformable_detr"
-    """Head: detr, conditional_detr, deformable_detr, rt_detr_v2, d_fine and deimv2 find boxes; maskformer and
+    """Head: detr, conditional_detr, deformable_detr, rt_detr_v2, d_fine, deimv2 and rf_detr (only whole, by
+    model.init_from) find boxes; maskformer and
     mask2former masks of objects or regions of classes, pmd likewise on a plain vision transformer; linear
     the class of every pixel, by a batch norm and one linear layer; null: that of model.init_from"""
     head_args: dict[str, Any] = field(default_factory=dict)
