@@ -66,8 +66,10 @@ def write_donor(folder: Path, head: str, **head_args: object) -> Path:
     return folder
 
 
-def write_rf_detr(folder: Path, windows: dict | None = None, **head_args: object) -> Path:
-    """A whole RF-DETR with random weights, none of which are zero."""
+def write_rf_detr(
+    folder: Path, windows: dict | None = None, noise: float = 0.1, **head_args: object
+) -> Path:
+    """A whole RF-DETR with random weights, none of which are zero; without noise as it is drawn."""
     names = dict(enumerate(DONOR_CLASSES))
     classes = {"id2label": names, "label2id": {name: n for n, name in names.items()}}
     config = RfDetrConfig(
@@ -77,7 +79,7 @@ def write_rf_detr(folder: Path, windows: dict | None = None, **head_args: object
     torch.manual_seed(0)
     model = RfDetrForObjectDetection(config)
     for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
+        parameter.data += noise * torch.randn_like(parameter)
     model.save_pretrained(folder)
     rule = CanvasRule.fitted(ImageSizeConfig(SIDE_PX), 1, "stretch")
     normalization = Normalization((0.5,) * 3, (0.25,) * 3)
