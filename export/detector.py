@@ -109,8 +109,8 @@ def load_detector(name: str, task: Task | None = None) -> LoadedDetector:
         multiple = min(rule.multiple, PROBE_PX)
         side = round_up(PROBE_PX, multiple)
         if family is not None and family.chooses_queries:
-            multiple = side_multiple(family.level_strides(config, ()))
-            side = family.smallest_side(config, (), multiple)
+            strides = [*family.level_strides(config, ()), *family.side_multiples(config)]
+            side = family.smallest_side(config, (), side_multiple(strides))
         _try_out(trainable, side)
     return LoadedDetector(trainable, rule)
 

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoConfig, ViTConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
+from data.canvas import round_up
 from errors import UserError, refusing
 from model import plain_vit
 from model.normalization import Normalization
@@ -30,6 +31,8 @@ OF_THE_FILE = {
     *("out_features", "out_indices", "id2label", "label2id"),
 }
 """Entries of a config that say nothing about what the backbone computes here"""
+FUSED = ("in_proj_weight", "in_proj_bias")
+"""Ends of the names of tensors that transformers may split in three on loading"""
 LOCAL = {
     *("bit", "convnext", "dinov3_convnext", "hgnet_v2", "maskformer-swin", "resnet"),
     *("rt_detr_resnet", "swin", "swinv2"),
@@ -127,13 +130,18 @@ def transplant(backbone: Backbone, target: nn.Module) -> None:
 
 
 @torch.no_grad()
-def map_strides(module: nn.Module) -> tuple[int, ...]:
-    """Strides of a backbone's maps, px, as a blank image shows them."""
+def map_strides(module: nn.Module, multiple: int = 1) -> tuple[int, ...]:
+    """Strides of a backbone's maps, px, as a blank image shows them.
+
+    Args:
+        multiple: sides of images have to be multiples of it, px.
+    """
+    side = round_up(PROBE_PX, multiple)
     was_training = module.training
     module.eval()
-    maps = module(torch.zeros(1, 3, PROBE_PX, PROBE_PX)).feature_maps
+    maps = module(torch.zeros(1, 3, side, side)).feature_maps
     module.train(was_training)
-    return tuple(round(PROBE_PX / max(1, feature_map.shape[-1])) for feature_map in maps)
+    return tuple(round(side / max(1, feature_map.shape[-1])) for feature_map in maps)
 
 
 def tensor_digests(module: nn.Module) -> dict[str, str]:
@@ -195,7 +203,8 @@ def _tails(name: str, prefixes: int) -> list[str]:
 
 
 def checkpoint_digests(folder: Path) -> dict[str, str]:
-    """sha256 by name of every tensor in the folder's safetensors files, as fp32.
+    """sha256 by name of every tensor in the folder's safetensors files, as fp32; of query, key and value in one
+    tensor, as torch's attention has them, also each of them.
 
     Raises:
         UserError: naming a file that is not safetensors.
@@ -204,8 +213,12 @@ def checkpoint_digests(folder: Path) -> dict[str, str]:
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, framework="pt") as tensors:
-                names = tensors.keys()
-                digests.update({name: _digest(tensors.get_tensor(name)) for name in names})
+                for name in tensors.keys():  # noqa: SIM118 (no mapping)
+                    tensor = tensors.get_tensor(name)
+                    digests[name] = _digest(tensor)
+                    if name.endswith(FUSED) and tensor.ndim:
+                        parts = zip("qkv", tensor.chunk(3), strict=False)
+                        digests |= {f"{name}.{part}": _digest(value) for part, value in parts}
         except (OSError, SafetensorError) as error:
             raise UserError(f"{file}: not a readable safetensors file: {error}") from error
     return digests

@@ -1,5 +1,6 @@
 """From `cfg.model` to a detector with its backbone loaded, its losses and its image processor."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from model.normalization import Normalization
 from model.stages import freeze, train_from
 from model.start import start
 from model.trainable import STUFF_KEY, Trainable
+from settings.checks import whole_head_problem
 from settings.keys import FROZEN_STAGES, Fit, ImageSizeConfig, ModelConfig
 
 
@@ -87,14 +89,15 @@ def build_model(
     model: Any = begun.model
     backbone = begun.backbone
     module = inner_backbone(family.backbone_of(model))
+    sides = family.side_multiples(model.config)
     if cfg.freeze == "all":
         freeze(module)
     else:
-        train_from(module, number_of_frozen(cfg.freeze))
+        train_from(module, number_of_frozen(cfg.freeze), math.lcm(*sides))
         hold_norms(module)
     cells = [] if cfg.task == "detection" else [CELL_PX]
     strides = family.level_strides(model.config, begun.strides)
-    multiple = side_multiple([*strides, *backbone.strides, *cells])
+    multiple = side_multiple([*strides, *backbone.strides, *cells, *sides])
     rule = CanvasRule.fitted(size, multiple, _fit(family, backbone, size))
     processor = build_processor(family, rule, backbone.normalization)
     if cfg.task != "detection":
@@ -123,8 +126,11 @@ def build_model(
 def refuse_contradictions(cfg: ModelConfig, family: HeadFamily, size: ImageSizeConfig) -> None:
     """
     Raises:
-        UserError: if the head is for another task, or cannot have images fitted as configured.
+        UserError: if the head is for another task or has a backbone of its own, or cannot have images
+            fitted as configured.
     """
+    if problem := whole_head_problem(cfg):
+        raise UserError(problem)
     if cfg.task not in family.tasks:
         fitting = [name for name in HEADS if cfg.task in get_family(name).tasks]
         own = " or ".join(family.tasks)

@@ -1,11 +1,12 @@
 """The stages of a backbone (of a plain vision transformer: its layers), and how many of them do not train."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+from data.canvas import round_up
 from errors import UserError
 
 PROBE_PX = 224
@@ -27,8 +28,11 @@ def hold(module: nn.Module) -> None:
     module.train = lambda mode=True: module  # type: ignore[method-assign, assignment]
 
 
-def train_from(backbone: nn.Module, number: int) -> None:
+def train_from(backbone: nn.Module, number: int, multiple: int = 1) -> None:
     """Train a backbone but for what comes before its stage `number`, which is frozen; 0: all of it.
+
+    Args:
+        multiple: sides of images have to be multiples of it, px.
 
     Raises:
         UserError: if it has no stage after that, or its stages cannot be told.
@@ -45,7 +49,7 @@ def train_from(backbone: nn.Module, number: int) -> None:
             f"model.freeze stages:{number}: the backbone has {len(stages)} stages; stages:{len(stages) - 1} is "
             "the most, and all keeps everything as it is"
         )
-    early = {id(p) for p in [*before(backbone, stages, number), *_unused(backbone)]}
+    early = {id(p) for p in [*before(backbone, number, multiple), *_unused(backbone, multiple)]}
     for module in _largest_of(backbone, early):
         freeze(module)
     for stage in list(stages)[:number]:
@@ -70,21 +74,23 @@ def stages_of(backbone: nn.Module) -> nn.ModuleList:
     )
 
 
-def depths(backbone: nn.Module) -> dict[int, int]:
+def depths(backbone: nn.Module, multiple: int = 1) -> dict[int, int]:
     """How many stages come after each parameter's, by the parameter's id; for output norms as for the last
-    stage."""
+    stage.
+
+    Args:
+        multiple: sides of images have to be multiples of it, px.
+    """
     stages = stages_of(backbone)
     found = {id(parameter): 0 for parameter in backbone.parameters()}
-    for parameter in before(backbone, stages, 0):
+    for parameter in before(backbone, 0, multiple):
         found[id(parameter)] = len(stages)
     for index, stage in enumerate(stages):
         found |= {id(parameter): len(stages) - 1 - index for parameter in stage.parameters()}
     return found
 
 
-def before(
-    backbone: nn.Module, stages: Sequence[nn.Module] | nn.ModuleList, number: int
-) -> list[nn.Parameter]:
+def before(backbone: nn.Module, number: int, multiple: int = 1) -> list[nn.Parameter]:
     """The parameters that what enters stage `number` (0-based) depends on, as the gradients of a blank image
     show them."""
     entered: list[torch.Tensor] = []
@@ -93,26 +99,29 @@ def before(
         values = (*args, *kwargs.values())
         entered.append(next(value for value in values if isinstance(value, torch.Tensor)))
 
-    handle = stages[number].register_forward_pre_hook(note, with_kwargs=True)
+    handle = stages_of(backbone)[number].register_forward_pre_hook(note, with_kwargs=True)
     try:
-        _probe(backbone)
+        _probe(backbone, multiple)
     finally:
         handle.remove()
     return _behind(entered[0], backbone)
 
 
-def _unused(backbone: nn.Module) -> list[nn.Parameter]:
+def _unused(backbone: nn.Module, multiple: int) -> list[nn.Parameter]:
     """The parameters that no map depends on, as the token of masked training."""
-    used = {id(p) for feature_map in _probe(backbone) for p in _behind(feature_map, backbone)}
+    used = {
+        id(p) for feature_map in _probe(backbone, multiple) for p in _behind(feature_map, backbone)
+    }
     return [parameter for parameter in backbone.parameters() if id(parameter) not in used]
 
 
-def _probe(backbone: nn.Module) -> list[torch.Tensor]:
+def _probe(backbone: nn.Module, multiple: int) -> list[torch.Tensor]:
+    side = round_up(PROBE_PX, multiple)
     was_training = backbone.training
     backbone.eval()
     with torch.enable_grad():
         device = next(backbone.parameters()).device
-        maps = backbone(torch.zeros(1, 3, PROBE_PX, PROBE_PX, device=device)).feature_maps
+        maps = backbone(torch.zeros(1, 3, side, side, device=device)).feature_maps
     backbone.train(was_training)
     return list(maps)
 

@@ -3,6 +3,7 @@ on it, or a whole pretrained detector whose class layers are made anew."""
 
 import dataclasses
 import json
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,6 +190,7 @@ def _whole(cfg: ModelConfig, family: HeadFamily, taxonomy: Taxonomy) -> Start:
         )
     normalization = Normalization.of_folder(folder)
     digests = tensor_digests(module)
+    multiple = math.lcm(*family.side_multiples(config))
     backbone = Backbone(
         module=module,
         name=cfg.init_from,
@@ -197,10 +199,10 @@ def _whole(cfg: ModelConfig, family: HeadFamily, taxonomy: Taxonomy) -> Start:
         identity_layers=0,
         fingerprint=fingerprint(digests, folder, normalization),
         normalization=normalization,
-        strides=map_strides(module),
+        strides=map_strides(module, multiple),
         fit=fit_of(module),
     )
-    return _started(family, model, backbone, fresh, map_strides(shown))
+    return _started(family, model, backbone, fresh, map_strides(shown, multiple))
 
 
 def _model_type(config: Any) -> str | None:

@@ -47,6 +47,7 @@ def banner(
             "neck", f"{detector.neck}, maps of strides {made} px; its export brings its code along"
         )
     yield _row("head", f"{cfg.model.head}, {origin_text(cfg, detector)}")
+    yield from rounding(cfg, detector)
     trainable, frozen = parameter_counts(detector)
     yield _row("parameters", f"{trainable:,} trainable, {frozen:,} frozen")
     if detector.unused:
@@ -60,6 +61,17 @@ def banner(
         f"{cfg.optim.schedule} schedule, precision {cfg.train.precision}, {device}",
     )
     yield from warnings_about(cfg, detector, data, num_steps)
+
+
+def rounding(cfg: Config, detector: Detector) -> Iterator[str]:
+    """The side that stretched images really have, if it is not the configured one."""
+    given, rule = cfg.data.image_size.longest, detector.rule
+    if rule.size.fit == "stretch" and rule.size.longest_px != given:
+        yield _row(
+            "images",
+            f"stretched to {rule.size.longest_px} x {rule.size.longest_px} px: data.image_size.longest {given} is no "
+            f"multiple of {rule.multiple}, which this head needs",
+        )
 
 
 def origin_text(cfg: Config, detector: Detector) -> str:

@@ -180,7 +180,7 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
         (cfg.train.epochs or 0) * len(data.train) / cfg.train.global_batch_size
     )
     backbone = detector.backbone_module
-    after = None if cfg.optim.layer_decay is None else depths(backbone)
+    after = None if cfg.optim.layer_decay is None else depths(backbone, detector.rule.multiple)
     optimizer = build_optimizer(
         *(detector.model, backbone, cfg.optim, detector.fresh, after), neck=detector.neck_module
     )

@@ -19,6 +19,7 @@ from settings.keys import (
     METRICS,
     Config,
     DataConfig,
+    ModelConfig,
     TrainConfig,
     config_to_dict,
     leaf_keys,
@@ -207,8 +208,25 @@ def _check_task(cfg: Config) -> Iterator[str]:
         yield "data.background: is empty; name the class, or say null"
 
 
+WHOLE_HEADS = {"rf_detr": "a windowed DINOv2"}
+"""Heads that are trained only with the backbone that is theirs, and what that is"""
+
+
+def whole_head_problem(model: ModelConfig) -> str | None:
+    """What is wrong if the head cannot be put on the configured backbone."""
+    if model.head not in WHOLE_HEADS or model.backbone is None:
+        return None
+    return (
+        f"model.head {model.head} with model.backbone {model.backbone}: it has {WHOLE_HEADS[model.head]} of its "
+        "own; set model.backbone null and model.init_from to a pretrained detector of this kind, or take "
+        "model.head deimv2 or deformable_detr for this backbone"
+    )
+
+
 def _check_start(cfg: Config) -> Iterator[str]:
     model = cfg.model
+    if problem := whole_head_problem(model):
+        yield problem
     if not re.fullmatch(rf"all|none|{FROZEN_STAGES}[1-9][0-9]?", model.freeze):
         yield (
             f"model.freeze {model.freeze}: must be all, none, or {FROZEN_STAGES} and the number of the first stages "

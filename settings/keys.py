@@ -92,9 +92,8 @@ class ImageSizeConfig:
     shortest: int | None = None
     """Wanted shortest side, px, as far as `longest` allows; default: the longest side decides"""
     fit: Fit | None = None
-    """pad: the aspect ratio is kept, and the rest of the canvas is empty; stretch: every image fills the same
-    square; default: stretch where head (mask heads, rt_detr_v2, d_fine, deimv2) or backbone (vision
-    transformers and others that look at the whole canvas) need it"""
+    """pad: the aspect ratio is kept, the rest of the canvas is empty; stretch: every image fills the same square;
+    default: stretch for all heads but detr's kin, and for backbones that look at the whole canvas (ViTs)"""
 
     @property
     def longest_px(self) -> int:
@@ -200,6 +199,7 @@ class ModelConfig:
             "rt_detr_v2",
             "d_fine",
             "deimv2",
+            "rf_detr",
             "maskformer",
             "mask2former",
             "linear",
@@ -207,7 +207,8 @@ class ModelConfig:
         ]
         | None
     ) = "deformable_detr"
-    """Head: detr, conditional_detr, deformable_detr, rt_detr_v2, d_fine and deimv2 find boxes; maskformer and
+    """Head: detr, conditional_detr, deformable_detr, rt_detr_v2, d_fine, deimv2 and rf_detr (only whole, by
+    model.init_from) find boxes; maskformer and
     mask2former masks of objects or regions of classes, pmd likewise on a plain vision transformer; linear
     the class of every pixel, by a batch norm and one linear layer; null: that of model.init_from"""
     head_args: dict[str, Any] = field(default_factory=dict)

@@ -166,6 +166,10 @@ BOX_VARIANTS = {
 SET_VARIANTS = {name: value for name, value in BOX_VARIANTS.items() if name not in REAL_TIME}
 """Heads with the losses of DETR"""
 REGION_VARIANTS = {"linear": ("linear", {}), **{f"{h}_semantic": (h, {}) for h in MASK_HEADS}}
+BOX_VARIANTS["rf_detr"] = (
+    "rf_detr",
+    {},
+)  # it has a backbone of its own: the arguments are its donor's
 VARIANTS = {**BOX_VARIANTS, **{head: (head, {}) for head in MASK_HEADS}, "linear": ("linear", {})}
 """(head, further head_args) by name"""
 
@@ -191,13 +195,24 @@ def tiny_detector(folder: Path, variant: str):
     from model.build import build_model
     from settings.keys import ModelConfig
 
-    if not folder.exists():
-        save_backbone(folder)
     head, arguments = {**VARIANTS, **REGION_VARIANTS}[variant]
-    head_args = {**TINY_HEAD[head], **arguments}
-    cfg = ModelConfig(task_of(variant), str(folder), head=head, head_args=head_args)
+    if head == "rf_detr":
+        cfg = ModelConfig(backbone=None, head=head, init_from=str(own_donor(folder)))
+    else:
+        if not folder.exists():
+            save_backbone(folder)
+        head_args = {**TINY_HEAD[head], **arguments}
+        cfg = ModelConfig(task_of(variant), str(folder), head=head, head_args=head_args)
     torch.manual_seed(0)
     return build_model(cfg, Taxonomy(("a", "b", "c"), (0, 1, 2)))
+
+
+def own_donor(backbone: Path) -> Path:
+    """A whole detector beside the folder of a backbone, for a head that has one of its own."""
+    from donors import write_donor
+
+    folder = backbone.with_name("rf_detr donor")
+    return folder if folder.exists() else write_donor(folder, "rf_detr")
 
 
 def make_batch(numbers: Sequence[int], seed: int = 1, num_classes: int = 3):
@@ -286,11 +301,13 @@ def tiny_run(tmp_path: Path, variant: str = "deformable_detr", **keys: object) -
         "model__backbone": backbone,
         "model__task": task_of(variant),
         "model__head": head,
-        "model__head_args": json.dumps({**TINY_HEAD[head], **arguments}),
+        "model__head_args": json.dumps({**TINY_HEAD.get(head, {}), **arguments}),
         "optim__warmup_steps": 1,
         "train__steps": 3,
         "train__global_batch_size": 4,
     }
+    if head == "rf_detr":
+        values |= {"model__backbone": "null", "model__init_from": own_donor(backbone)}
     values.update(keys)
     empty = tmp_path / "empty.yaml"
     empty.write_text("{}\n")

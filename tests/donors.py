@@ -5,26 +5,51 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForObjectDetection
+from transformers import AutoModelForObjectDetection, RfDetrConfig, RfDetrForObjectDetection
 
 from builders import REAL_TIME, TINY_HEAD, save_backbone, some
+from data.canvas import CanvasRule
 from data.taxonomy import Taxonomy
-from model.build import build_model
+from model.build import build_model, build_processor
+from model.heads.registry import get_family
+from model.normalization import Normalization
 from settings.keys import Config, DataConfig, ImageSizeConfig, ModelConfig
 
-HEADS = ["detr", "conditional_detr", "deformable_detr", *REAL_TIME]
-SOME = some(HEADS, ["detr", "deimv2"])
+ON_BACKBONES = ["detr", "conditional_detr", "deformable_detr", *REAL_TIME]
+HEADS = [*ON_BACKBONES, "rf_detr"]
+SOME = some(HEADS, ["detr", "deimv2", "rf_detr"])
 
 DONOR_CLASSES = ("a", "b", "c")
 OTHERS = ("x", "y")
 FIRST_WEIGHT = "stages.0.downsample_layers.0.weight"
 """Of the donors' backbones"""
+FIRST_PATCHES = "embeddings.patch_embeddings.projection.weight"
+"""Of that of rf_detr"""
+TINY_RF_DETR = {
+    **{
+        "d_model": 32,
+        "decoder_layers": 2,
+        "decoder_ffn_dim": 32,
+        "num_queries": 6,
+        "group_detr": 3,
+    },
+    **{"decoder_self_attention_heads": 4, "decoder_cross_attention_heads": 4, "dropout": 0.0},
+    **{"c2f_num_blocks": 1, "decoder_n_points": 2},
+}
+TINY_WINDOWS = {
+    **{"model_type": "rf_detr_dinov2", "hidden_size": 16, "num_hidden_layers": 3},
+    **{"num_attention_heads": 2, "image_size": 64, "patch_size": 8, "num_windows": 2},
+    "out_features": ["stage1", "stage3"],
+}
+"""Its own backbone"""
 SIDE_PX = 128
 """Longest side of the donors' images"""
 
 
 def write_donor(folder: Path, head: str, **head_args: object) -> Path:
     """A detector with its image processor, whose batch norms have seen something."""
+    if head == "rf_detr":
+        return write_rf_detr(folder, **head_args)
     backbone = save_backbone(folder.parent / f"backbone of {folder.name}")
     arguments = {**TINY_HEAD[head], **head_args}
     cfg = ModelConfig(backbone=str(backbone), head=head, head_args=arguments)
@@ -38,6 +63,27 @@ def write_donor(folder: Path, head: str, **head_args: object) -> Path:
             module.weight.data.uniform_(0.5, 1.5)
     detector.model.save_pretrained(folder)
     detector.trainable.processor.save_pretrained(folder)
+    return folder
+
+
+def write_rf_detr(
+    folder: Path, windows: dict | None = None, noise: float = 0.1, **head_args: object
+) -> Path:
+    """A whole RF-DETR with random weights, none of which are zero; without noise as it is drawn."""
+    names = dict(enumerate(DONOR_CLASSES))
+    classes = {"id2label": names, "label2id": {name: n for n, name in names.items()}}
+    config = RfDetrConfig(
+        backbone_config={**TINY_WINDOWS, **(windows or {})},
+        **{**TINY_RF_DETR, **classes, **head_args},
+    )
+    torch.manual_seed(0)
+    model = RfDetrForObjectDetection(config)
+    for parameter in model.parameters():
+        parameter.data += noise * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    rule = CanvasRule.fitted(ImageSizeConfig(SIDE_PX), 1, "stretch")
+    normalization = Normalization((0.5,) * 3, (0.25,) * 3)
+    build_processor(get_family("rf_detr"), rule, normalization).save_pretrained(folder)
     return folder
 
 

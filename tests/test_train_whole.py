@@ -49,7 +49,8 @@ def test_export_of_a_whole_detector_finds_elsewhere_what_was_evaluated(tmp_path,
         load_file(tmp_path / name / "model.safetensors") for name in ("donor", "run/export")
     )
     assert export.keys() == donor.keys()
-    inside = [name for name in export if ".stages." in name]
+    of_backbone = "backbone.0.encoder." if head == "rf_detr" else ".stages."
+    inside = [name for name in export if of_backbone in name]
     assert inside
     assert all(torch.equal(export[name], donor[name]) for name in inside)
     statistics = [name for name in export if "running_" in name]
@@ -148,3 +149,24 @@ def test_export_is_a_donor_again(tmp_path):
     first, second = (load_file(tmp_path / n / "export/model.safetensors") for n in ("run", "again"))
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_rf_detr_with_random_weights_learns_eight_images(tmp_path):
+    """There is no head of it to begin with nothing: donor and backbone are random, and all of it trains."""
+    windows = {"hidden_size": 32, "num_attention_heads": 4, "mlp_ratio": 2}
+    sizes = {"d_model": 64, "decoder_ffn_dim": 128, "num_queries": 12, "decoder_n_points": 4}
+    write_donor(tmp_path / "donor", "rf_detr", windows=windows, noise=0.0, **sizes)
+    keys = {
+        **{
+            "data__val_split": "null",
+            "data__val_on_train": "true",
+            "data__image_size__longest": 96,
+        },
+        **{"model__freeze": "none", "optim__lr": 1e-3, "optim__backbone_lr": 1e-3},
+        **{"optim__max_grad_norm": 1.0, "optim__warmup_steps": 10, "optim__new_layers_lr": 1e-3},
+        **{"train__steps": 180, "train__global_batch_size": 8, "run__draw_batches": 0},
+    }
+    train(whole_run(tmp_path, "rf_detr", **keys))
+    metrics = json.loads((tmp_path / "run/eval/step-000180/metrics.json").read_text())
+    assert metrics["AP50"] >= 0.9

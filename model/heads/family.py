@@ -96,6 +96,8 @@ class HeadFamily:
     """Whether it needs maps of several strides, given the config of the backbone"""
     level_strides: Callable[[Any, Sequence[int]], Sequence[int]] = lambda config, strides: strides
     """Strides of all maps that the head works on, px, given its config and those of the backbone"""
+    side_multiples: Callable[[Any], Sequence[int]] = lambda config: ()
+    """What sides of images have to be multiples of besides, px, given its config: windows, for instance"""
 
     def smallest_side(self, config: Any, strides: Sequence[int], multiple: int) -> int:
         """Smallest side of a square image, px, that a model of this family can be tried on.

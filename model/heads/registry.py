@@ -11,6 +11,7 @@ HEADS = {
     "rt_detr_v2": "model.heads.rt_detr_v2",
     "d_fine": "model.heads.d_fine",
     "deimv2": "model.heads.deimv2",
+    "rf_detr": "model.heads.rf_detr",
     "maskformer": "model.heads.maskformer",
     "mask2former": "model.heads.mask2former",
     "linear": "model.heads.linear",

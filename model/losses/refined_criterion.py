@@ -16,12 +16,11 @@ import torch
 
 from data.batch import Batch
 from data.objects import Objects
-from model.losses.boxes import box_giou, box_iou
 from model.losses.denoising import LARGEST, NoisyQueries
 from model.losses.distribution import Bins, distillation, edge_loss
 from model.losses.focal import focal_cost
 from model.losses.matching import CostWeights, box_cost, match
-from model.losses.quality import QualityLoss
+from model.losses.quality import QualityLoss, pair_losses
 from model.losses.terms import Counts, Losses, by_layer, fp32, object_counts
 
 Pairs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -159,14 +158,13 @@ class RefinedCriterion:
         """
         *where, target = pairs
         place = (where[0], where[1], where[2])
-        goal = objects.boxes.to(found.boxes.dtype)[target]
-        own = found.boxes[place]
-        iou = box_iou(own, goal).detach()
-        num, layers = len(found.logits), len(found.logits) - len(names)
+        layers = len(found.logits) - len(names)
+        losses = pair_losses(self.quality, found.logits, found.boxes, place, objects, target)
+        iou = losses.iou
         per_layer = {
-            self.quality_name: self._class_loss(found.logits, place, objects.classes[target], iou),
-            "loss_bbox": (own - goal).abs().sum(-1).view(num, -1).sum(1),
-            "loss_giou": (1 - box_giou(own, goal)).view(num, -1).sum(1),
+            self.quality_name: losses.classes,
+            "loss_bbox": losses.l1,
+            "loss_giou": losses.giou,
         }
         per_layer = {name: value / per_box for name, value in per_layer.items()}
         terms = by_layer({name: value[:layers] for name, value in per_layer.items()})
@@ -176,25 +174,13 @@ class RefinedCriterion:
             inner = place[0] < layers
             place = (place[0][inner], place[1][inner], place[2][inner])
             references = found.references.detach()[place[1:]]
-            fgl = edge_loss(found.edges[place], references, goal[inner], iou[inner], self.bins)
+            goal = objects.boxes.to(found.boxes.dtype)[target[inner]]
+            fgl = edge_loss(found.edges[place], references, goal, iou[inner], self.bins)
             edges = {"loss_fgl": fgl.view(layers, -1).sum(1) / per_box}
             terms |= by_layer(edges)
             ddf = self._distillation(found, place, iou[inner], layers, matched, step_counts)
             terms |= {f"loss_ddf_{layer}": value for layer, value in enumerate(ddf)}
         return terms
-
-    def _class_loss(
-        self,
-        logits: torch.Tensor,
-        place: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-        classes: torch.Tensor,
-        iou: torch.Tensor,
-    ) -> torch.Tensor:
-        """Sum of each layer, [P]."""
-        called, quality = torch.zeros_like(logits), torch.zeros_like(logits)
-        called[(*place, classes)] = 1.0
-        quality[(*place, classes)] = iou
-        return self.quality(logits, called, quality).sum((1, 2, 3))
 
     def _distillation(
         self,
