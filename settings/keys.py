@@ -184,9 +184,8 @@ class ModelConfig:
     out_features: list[str] | None = None
     """Backbone stages the head reads, e.g. [stage3, stage4]; default: the last ones, as the head needs"""
     neck: Literal["none", "pyramid", "fpn", "cnn_branch"] | None = None
-    """Layers that make maps of several strides: pyramid (of one map of a vision transformer), cnn_branch (likewise,
-    with detail from the pixels), fpn (of the maps of a backbone with several), none; default: pyramid where
-    the head needs several strides and the backbone has one, else none"""
+    """Makes maps of several strides: pyramid or cnn_branch of the one of a vision transformer, fpn of several, or
+    none; default: pyramid where the head needs several strides and the backbone has one"""
     neck_channels: int = 256
     """Channels of each map of a neck"""
     head: (
