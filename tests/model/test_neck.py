@@ -149,6 +149,17 @@ def test_outputs_that_are_asked_for_change_no_map(tmp_path):
         assert torch.equal(own, other)
 
 
+@pytest.mark.parametrize("case", ALL)
+def test_loss_and_gradient_are_finite_under_autocast(tmp_path, case):
+    detector = necked(case, tmp_path)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total = losses_of(detector.trainable.train(), make_batch([1, 2])).total
+    total.backward()
+    assert total.dtype == torch.float32
+    assert torch.isfinite(total)
+    assert torch.isfinite(gradient(detector.neck_module)).all()
+
+
 @pytest.mark.parametrize("neck", ["pyramid", "cnn_branch"])
 def test_patches_of_14_px(tmp_path, neck):
     """Half a stride of 14 px and its doubles, on sides that all of them divide."""
