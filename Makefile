@@ -4,6 +4,10 @@ BIN := .venv/bin
 # One thread per process: data workers and ranks are the parallelism.
 export OMP_NUM_THREADS ?= 1
 
+# Tests run in two processes; those of a file share what it sets up.
+TEST_PROCESSES ?= 2
+SHARED := -n $(TEST_PROCESSES) --dist loadfile
+
 .PHONY: demo demo-segmentation demo-semantic test test-slow check format setup
 
 demo: .venv/.requirements
@@ -16,10 +20,10 @@ demo-semantic: .venv/.requirements
 	@sh tools/demo.sh configs/synthetic_semantic.yaml demo-semantic
 
 test: .venv/.requirements-dev
-	$(BIN)/python -m pytest -m "not slow" tests
+	$(BIN)/python -m pytest $(SHARED) -m "not slow" tests
 
 test-slow: .venv/.requirements-dev
-	$(BIN)/python -m pytest -m slow tests
+	$(BIN)/python -m pytest $(SHARED) -m slow tests
 
 check: .venv/.requirements-dev
 	$(BIN)/ruff format --check .
