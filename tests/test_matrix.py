@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from backbones import FLAT, KINDS, write_backbone
 from builders import OWN_CODE, REAL_TIME, TINY_HEAD, tiny_run
+from disk import ROOT
 from elsewhere import Elsewhere
 from errors import UserError
 from export.detector import load_detector
@@ -91,3 +92,21 @@ def every_tensor_is_in(file, exported, kind):
 def assert_equal(ours, theirs):
     assert ours.keys() == theirs.keys()
     assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
+
+
+def test_the_readme_says_which_pairs_work():
+    text = (ROOT / "README.md").read_text()
+    table = text[text.index("| `model_type` of the backbone |") :].split("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    columns = [cell.replace("`", "").split() for cell in rows[0]]
+    said = {
+        (kind, head): row[number].partition(":")[0]
+        for row in rows[2:]
+        for kind in row[0].replace("`", "").split()
+        for number in range(1, len(columns) - 1)
+        for head in columns[number]
+    }
+    true = {
+        pair: "no" if pair in REFUSED else "neck" if pair in NECKED else "yes" for pair in PAIRS
+    }
+    assert said == true
