@@ -10,6 +10,7 @@ from transformers import AutoModelForObjectDetection, ViTConfig, ViTModel
 
 from backbones import FLAT, KINDS, detector_on, write_backbone
 from builders import losses_of, make_batch, tiny_run
+from donors import start
 from errors import UserError
 from model.backbone import load_backbone, tensor_digests
 from model.heads.held_norm import HeldBatchNorm
@@ -215,3 +216,15 @@ def test_images_are_stretched_where_padding_would_have_a_say(tmp_path, kind):
     detector = detector_on(tmp_path / "b", kind)
     whole_canvas = kind in (*FLAT, "pvt_v2", "convnextv2")
     assert detector.rule.size.fit == ("stretch" if whole_canvas else "pad")
+
+
+@pytest.mark.parametrize("head", ["detr", "deimv2", "rf_detr"])
+def test_a_whole_detector_trains_from_a_stage_on(donors, head):
+    detector = start(donors(head), head, freeze="stages:1")
+    backbone = detector.backbone_module
+    stages = stages_of(backbone)
+    assert len(stages) > 1
+    assert not any(p.requires_grad for p in stages[0].parameters())
+    assert any(p.requires_grad for p in stages[1].parameters())
+    after = depths(backbone, detector.rule.multiple)
+    assert {after[id(p)] for p in stages[1].parameters()} == {len(stages) - 2}
