@@ -74,19 +74,19 @@ def stages_of(backbone: nn.Module) -> nn.ModuleList:
     )
 
 
-def depths(backbone: nn.Module, multiple: int = 1) -> dict[int, int]:
-    """How many stages come after each parameter's, by the parameter's id; for output norms as for the last
-    stage.
+def stage_numbers(backbone: nn.Module, multiple: int = 1) -> dict[int, int]:
+    """The stage of each parameter by the parameter's id, from 1; 0 for what comes before them; the last one for
+    output norms.
 
     Args:
         multiple: sides of images have to be multiples of it, px.
     """
     stages = stages_of(backbone)
-    found = {id(parameter): 0 for parameter in backbone.parameters()}
+    found = {id(parameter): len(stages) for parameter in backbone.parameters()}
     for parameter in before(backbone, 0, multiple):
-        found[id(parameter)] = len(stages)
+        found[id(parameter)] = 0
     for index, stage in enumerate(stages):
-        found |= {id(parameter): len(stages) - 1 - index for parameter in stage.parameters()}
+        found |= {id(parameter): index + 1 for parameter in stage.parameters()}
     return found
 
 

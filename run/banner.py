@@ -93,11 +93,12 @@ def parameter_counts(detector: Detector) -> tuple[int, int]:
 
 def group_rows(groups: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The table of optimizer groups."""
+    width = max(20, *(len(group["name"]) for group in groups))
     for number, group in enumerate(groups):
         size = sum(p.numel() for p in group["params"])
         yield _row(
             "" if number else "optimizer",
-            f"{group['name']:<20} lr {group['base_lr']:.1e}  weight decay {group['weight_decay']:.0e}"
+            f"{group['name']:<{width}} lr {group['base_lr']:.1e}  weight decay {group['weight_decay']:.0e}"
             f"  {len(group['params'])} tensors, {size:,} values",
         )
 

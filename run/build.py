@@ -38,7 +38,7 @@ from data.feed.transforms import Augment
 from disk import write_whole
 from errors import UserError, refusing
 from model.build import Detector, build_model
-from model.stages import depths
+from model.stages import stage_numbers
 from model.start import completed
 from run.facts import run_facts
 from run.log import DONE, RunLog
@@ -180,9 +180,11 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
         (cfg.train.epochs or 0) * len(data.train) / cfg.train.global_batch_size
     )
     backbone = detector.backbone_module
-    after = None if cfg.optim.layer_decay is None else depths(backbone, detector.rule.multiple)
+    stages = None
+    if cfg.optim.layer_decay is not None:
+        stages = stage_numbers(backbone, detector.rule.multiple)
     optimizer = build_optimizer(
-        *(detector.model, backbone, cfg.optim, detector.fresh, after), neck=detector.neck_module
+        *(detector.model, backbone, cfg.optim, detector.fresh, stages), neck=detector.neck_module
     )
     root = Path(cfg.run.output_dir)
     checkpoints = Checkpoints(

@@ -16,7 +16,7 @@ def build_optimizer(
     backbone: nn.Module,
     cfg: OptimConfig,
     fresh: Collection[str] = (),
-    stages_after: Mapping[int, int] | None = None,
+    stages: Mapping[int, int] | None = None,
     neck: nn.Module | None = None,
 ) -> torch.optim.AdamW:
     """AdamW over everything that trains, in groups.
@@ -27,8 +27,7 @@ def build_optimizer(
 
     Args:
         fresh: names of the parameters that begin at random, where others of the head do not.
-        stages_after: number of stages after each parameter of the backbone, by its id; needed with
-            optim.layer_decay.
+        stages: number of the stage of each parameter of the backbone, by its id; needed with optim.layer_decay.
 
     Raises:
         UserError: for optim.neck_lr without a neck.
@@ -64,9 +63,10 @@ def build_optimizer(
         part = "neck" if id(parameter) in in_neck else part
         lr = rates[part]
         if is_backbone and cfg.layer_decay is not None:
-            assert stages_after is not None
-            after = stages_after[id(parameter)]
-            part, lr = f"{part} -{after:02}", lr * cfg.layer_decay**after
+            assert stages is not None
+            own, last = stages[id(parameter)], max(stages.values())
+            part = f"{part} stage {own:0{len(str(last))}}" if own else f"{part} stem"
+            lr *= cfg.layer_decay ** (last - own)
         group = groups.setdefault(
             f"{part}, {'decay' if decays else 'no decay'}",
             {

@@ -14,7 +14,7 @@ from donors import start
 from errors import UserError
 from model.backbone import load_backbone, tensor_digests
 from model.heads.held_norm import HeldBatchNorm
-from model.stages import depths, stages_of
+from model.stages import stage_numbers, stages_of
 from runs import losses, train
 from settings.checks import check_config
 from settings.keys import Config, ModelConfig, OptimConfig, TrainConfig
@@ -79,15 +79,15 @@ def test_batch_norms_of_a_trained_backbone_keep_their_statistics(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_depth_counts_the_stages_that_come_after(tmp_path, kind):
+def test_every_weight_has_a_stage(tmp_path, kind):
     backbone = detector_on(tmp_path / "b", kind, freeze="none").backbone_module
-    after = depths(backbone)
-    for number, stage in enumerate(stages_of(backbone)):
-        assert {after[id(p)] for p in stage.parameters()} == {3 - number}
+    numbers = stage_numbers(backbone)
+    for index, stage in enumerate(stages_of(backbone)):
+        assert {numbers[id(p)] for p in stage.parameters()} == {index + 1}
     inside = {id(p) for p in stages_of(backbone).parameters()}
-    outside = {n: after[id(p)] for n, p in backbone.named_parameters() if id(p) not in inside}
+    outside = {n: numbers[id(p)] for n, p in backbone.named_parameters() if id(p) not in inside}
     assert set(outside.values()) <= {0, 4}
-    assert all(outside[n] == 4 for n in outside if "patch" in n or n.startswith("embedder"))
+    assert all(outside[n] == 0 for n in outside if "patch" in n or n.startswith("embedder"))
 
 
 def test_partly_frozen_run_goes_on_bit_exactly_and_keeps_what_is_frozen(
@@ -226,5 +226,5 @@ def test_a_whole_detector_trains_from_a_stage_on(donors, head):
     assert len(stages) > 1
     assert not any(p.requires_grad for p in stages[0].parameters())
     assert any(p.requires_grad for p in stages[1].parameters())
-    after = depths(backbone, detector.rule.multiple)
-    assert {after[id(p)] for p in stages[1].parameters()} == {len(stages) - 2}
+    numbers = stage_numbers(backbone, detector.rule.multiple)
+    assert {numbers[id(p)] for p in stages[1].parameters()} == {2}

@@ -6,7 +6,7 @@ import torch
 from builders import TINY_HEAD, save_backbone
 from data.taxonomy import Taxonomy
 from model.build import build_model
-from model.stages import depths
+from model.stages import stage_numbers
 from settings.keys import ModelConfig, OptimConfig
 from training.optim import build_optimizer, lr_factor, set_lr
 
@@ -52,7 +52,7 @@ def test_layers_near_the_pixels_learn_more_slowly(tmp_path):
     detector = make(tmp_path, "none")
     backbone = detector.backbone_module
     cfg = OptimConfig(lr=1e-3, backbone_lr=1e-4, layer_decay=0.5)
-    optimizer = build_optimizer(detector.model, backbone, cfg, stages_after=depths(backbone))
+    optimizer = build_optimizer(detector.model, backbone, cfg, stages=stage_numbers(backbone))
     rates = {id(p): g["base_lr"] for g in optimizer.param_groups for p in g["params"]}
     names = {n: rates[id(p)] for n, p in backbone.named_parameters()}
     for number, rate in enumerate((0.25e-4, 0.5e-4, 1e-4)):
@@ -61,6 +61,8 @@ def test_layers_near_the_pixels_learn_more_slowly(tmp_path):
         assert stage
     inside = {id(p) for p in backbone.parameters()}
     assert {rate for p, rate in rates.items() if p not in inside} == {1e-3}
+    groups = {group["name"].partition(",")[0] for group in optimizer.param_groups}
+    assert groups == {"backbone stage 1", "backbone stage 2", "backbone stage 3", "head"}
 
 
 def test_backbone_rate_is_a_tenth_by_default(tmp_path):
