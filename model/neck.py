@@ -45,7 +45,7 @@ def shown_backbone(cfg: ModelConfig, family: HeadFamily, backbone: Backbone, map
     if maps < 2:
         raise UserError(
             f"model.neck {kind}: {cfg.head} with these head_args reads one map, and a neck makes several; leave "
-            "model.neck out, or take another head (deformable_detr, rt_detr_v2, d_fine, mask2former)"
+            "model.neck out, or change model.head_args (deformable_detr: num_feature_levels)"
         )
     _refuse_backbone(kind, backbone)
     config: Any = backbone.module.config

@@ -28,8 +28,8 @@ from settings.keys import (
 MOST_WORKERS = 512
 LARGEST_LABEL = 1 << 16
 """Values of label maps lie below it"""
-WITHOUT_NECK = ("linear", "pmd")
-"""Heads that read the maps of a backbone as they are"""
+WITHOUT_NECK = ("detr", "conditional_detr", "linear", "pmd")
+"""Heads that read one map, or the maps of a backbone as they are"""
 LARGEST_LR = 1e38
 """What a float32 holds"""
 
@@ -267,7 +267,7 @@ def _check_neck(cfg: Config) -> Iterator[str]:
     elif model.neck is not None and model.head in WITHOUT_NECK:
         yield (
             f"model.neck {model.neck}: {model.head} reads the backbone's own maps; leave model.neck out, or take "
-            "another head"
+            "another head (deformable_detr, rt_detr_v2, d_fine, deimv2, maskformer, mask2former)"
         )
 
 

@@ -12,10 +12,8 @@ from torch.nn import functional as F
 from transformers import (
     AutoBackbone,
     AutoConfig,
-    ConditionalDetrForObjectDetection,
     DeformableDetrForObjectDetection,
     Deimv2ForObjectDetection,
-    DetrForObjectDetection,
     DFineForObjectDetection,
     Mask2FormerForUniversalSegmentation,
     MaskFormerForInstanceSegmentation,
@@ -280,8 +278,6 @@ def with_neck(plain, auto_class):
 NECKED = {
     plain: with_neck(plain, auto_class)
     for plain, auto_class in (
-        (DetrForObjectDetection, "AutoModelForObjectDetection"),
-        (ConditionalDetrForObjectDetection, "AutoModelForObjectDetection"),
         (DeformableDetrForObjectDetection, "AutoModelForObjectDetection"),
         (RTDetrV2ForObjectDetection, "AutoModelForObjectDetection"),
         (DFineForObjectDetection, "AutoModelForObjectDetection"),
@@ -290,7 +286,7 @@ NECKED = {
         (Mask2FormerForUniversalSegmentation, "AutoModelForImageSegmentation"),
     )
 }
-"""Every class that can have a neck, and the one that is saved with it"""
+"""Every class that reads several maps and can have a neck, and the one that is saved with it"""
 for necked in NECKED.values():  # by these names transformers looks for them in this file
     globals()[necked.__name__] = necked
     globals()[necked.config_class.__name__] = necked.config_class

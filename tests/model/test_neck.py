@@ -10,12 +10,13 @@ from builders import FOUR_IMAGES, losses_of, make_batch, part_of, save_backbone,
 from errors import UserError
 from model.backbone import load_backbone, tensor_digests
 from model.build import build_model
-from necked import CASES, CHANNELS, FAST, TAXONOMY, config, necked, save_vit
+from necked import ARGS, CASES, CHANNELS, FAST, TAXONOMY, config, necked, save_vit
 from settings.checks import check_config
 from settings.keys import Config, ImageSizeConfig, OptimConfig, TrainConfig
 from training.optim import build_optimizer
 from training.state import trainable_tensors
 
+LITE = {**ARGS["deimv2"], "encoder_type": "lite"}
 STRIDES = {3: (8, 16, 32), 4: (4, 8, 16, 32)}
 ALL = some(CASES, FAST)
 
@@ -225,7 +226,8 @@ def test_fpn_on_named_stages_adds_coarser_maps(tmp_path):
         ("rt_detr_v2-fpn", {"backbone": "vit"}, "joins maps of several strides.*pyramid or cnn_br"),
         ("rt_detr_v2-pyramid", {"backbone": "convnext"}, "has them already.*take model.neck fpn"),
         ("rt_detr_v2-cnn_branch", {"backbone": "convnext"}, "take model.neck fpn, or none"),
-        ("detr-pyramid", {}, "reads one map.*leave model.neck out"),
+        ("detr-pyramid", {}, "reads the backbone's own maps; leave model.neck out"),
+        ("deimv2-fpn", {"head_args": LITE}, "reads one map.*leave model.neck out"),
         ("linear-pyramid", {"task": "semantic_segmentation"}, "reads the backbone's own maps"),
         ("pmd-cnn_branch", {}, "reads the backbone's own maps"),
     ],
