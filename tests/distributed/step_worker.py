@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from backbones import PARTLY_FROZEN, detector_on
 from builders import four_images, part_of, tiny_detector
+from model.trainable import Trainable
 from training.counts import agree
 from training.meter import StepMeter
 
@@ -22,27 +23,34 @@ from training.meter import StepMeter
 def main(folder: str, micro: str, *cases: str) -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
+    built: dict[tuple[str, str], tuple[Trainable, torch.nn.Module]] = {}
     for case in cases:
         head, dtype, boxes = case.split("-")
-        step(accelerator, Path(folder), case, head, getattr(torch, dtype), boxes, int(micro))
+        if (head, dtype) not in built:
+            trainable = build(accelerator, Path(folder), head).to(getattr(torch, dtype)).train()
+            built[head, dtype] = trainable, accelerator.prepare(trainable)
+        file = Path(folder) / f"{case}.safetensors"
+        step(accelerator, *built[head, dtype], boxes, int(micro), file)
     accelerator.state.destroy_process_group()
+
+
+def build(accelerator: Accelerator, folder: Path, head: str) -> Trainable:
+    with accelerator.main_process_first():  # it writes the backbone
+        if head in PARTLY_FROZEN:
+            return detector_on(folder / head, PARTLY_FROZEN[head]).trainable
+        return tiny_detector(folder / "backbone", head).trainable
 
 
 def step(
     accelerator: Accelerator,
-    folder: Path,
-    case: str,
-    head: str,
-    dtype: torch.dtype,
+    trainable: Trainable,
+    model: torch.nn.Module,
     boxes: str,
     micro: int,
+    file: Path,
 ) -> None:
-    with accelerator.main_process_first():  # it writes the backbone
-        if head in PARTLY_FROZEN:
-            detector = detector_on(folder / head, PARTLY_FROZEN[head])
-        else:
-            detector = tiny_detector(folder / "backbone", head)
-    trainable = detector.trainable.to(dtype).train()
+    """A step with all gradients, which are not applied; `model` is the trainable as DDP wraps it."""
+    trainable.zero_grad()
     images = four_images(boxes)
     world = accelerator.num_processes
     batches = []
@@ -50,7 +58,6 @@ def step(
         start = (turn * world + accelerator.process_index) * micro
         batches.append(part_of(images, slice(start, start + micro)))
     assert world * len(batches) * micro == 4
-    model = accelerator.prepare(trainable)
     agreed = agree(accelerator, [trainable.counts(batch) for batch in batches])
     meter = StepMeter(accelerator, 4)
     for turn, batch in enumerate(batches):
@@ -62,10 +69,10 @@ def step(
     names = sorted(meter.losses)
     terms = accelerator.reduce(torch.stack([meter.losses[n] for n in names]), reduction="sum")
     if accelerator.is_main_process:
-        gradient = [p.grad.flatten() for p in detector.model.parameters() if p.grad is not None]
+        gradient = [p.grad.flatten() for p in trainable.model.parameters() if p.grad is not None]
         values = {f"term/{n}": t for n, t in zip(names, terms, strict=True)}
         values |= {"gradient": torch.cat(gradient), "world": torch.tensor([world])}
-        save_file(values, folder / f"{case}.safetensors")
+        save_file(values, file)
 
 
 if __name__ == "__main__":
