@@ -30,7 +30,9 @@ def test_export_finds_elsewhere_what_was_evaluated(tmp_path, capsys):
     assert {"AP", "AP50", "box_AP"} <= set(metrics)
     assert not any(name.startswith("flat_") for name in metrics)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    names = {f"train/loss_{n}" for n in ("ce", "bbox", "giou", "mask", "dice", "mask_enc", "dice_0")}
+    names = {
+        f"train/loss_{n}" for n in ("ce", "bbox", "giou", "mask", "dice", "mask_enc", "dice_0")
+    }
     assert names <= set(rows[0])
 
     export = str(run / "export")
@@ -113,5 +115,9 @@ def test_random_weights_learn_the_masks_of_eight_images(tmp_path):
     )
     assert again["AP"] == pytest.approx(metrics["AP"], abs=1e-4)
     before, after = (load_file(tmp_path / n / "model.safetensors") for n in ("donor", "run/export"))
-    moved = [n for n in after if after[n].shape == before[n].shape and not torch.equal(after[n], before[n])]
+    moved = [
+        n
+        for n in after
+        if after[n].shape == before[n].shape and not torch.equal(after[n], before[n])
+    ]
     assert any("segmentation_head" in name for name in moved)
