@@ -88,6 +88,7 @@ def test_resumed_run_is_bit_equal_to_one_that_was_not_stopped(tmp_path):
 
 @pytest.mark.slow
 def test_random_weights_learn_the_masks_of_eight_images(tmp_path):
+    """There is no head of it to begin with nothing: donor and backbone are random, and all of it trains."""
     windows = {"hidden_size": 32, "num_attention_heads": 4, "mlp_ratio": 2}
     sizes = {"d_model": 64, "decoder_ffn_dim": 128, "num_queries": 12, "decoder_n_points": 4}
     write_donor(tmp_path / "donor", HEAD, windows=windows, noise=0.0, **sizes)
