@@ -101,7 +101,7 @@ def predict_split(
     missing = np.sort(covered[covered[:, 1] > 0, 0])
     objects = _gather_objects(accelerator, Objects.concat(tables))
     objects = _in_order(objects, missing)
-    if objects.masks is None:
+    if objects.masks is None or trainable.finder.find_flat is None:
         return Predictions(objects, missing)
     flat_objects = _gather_objects(accelerator, Objects.concat(flat))
     return Predictions(objects, missing, _in_order(flat_objects, missing))

@@ -38,7 +38,7 @@ def model_card(cfg: Config, metrics: dict[str, Any], facts: dict[str, Any], step
     shown = shown_metrics(metrics)
     necked = facts.get("neck", "none") != "none"
     own_code = OWN_CODE if necked or cfg.model.head in OWN_CODE_HEADS else ""
-    use = USE[cfg.model.task].format(
+    use = HEAD_USE.get(cfg.model.head or "", PIPELINE + USE[cfg.model.task]).format(
         threshold=cfg.eval.score_threshold,
         panoptic_threshold=cfg.eval.panoptic_threshold,
         own_code=own_code,
@@ -60,8 +60,6 @@ the checkpoint, sha256 `{facts["backbone_sha256"]}`), {step} optimizer steps of
 ## Use
 
 ```python
-from transformers import pipeline
-
 {use}
 ```
 {WHY_CODE.format(neck=facts["neck"]) if necked else ""}
@@ -94,6 +92,9 @@ Image processing: {facts["image_processor"]} (Pillow resizing).
 """
 
 
+PIPELINE = """from transformers import pipeline
+
+"""
 USE = {
     "detection": """detector = pipeline("object-detection", model="path/or/repo_id"{own_code})
 for box in detector("image.jpg", threshold={threshold}):
@@ -108,6 +109,24 @@ for part in segmenter("image.jpg", subtask="semantic"):
 for part in segmenter("image.jpg", subtask="panoptic", threshold={panoptic_threshold}):
     print(part["label"], round(part["score"], 2), part["mask"].getbbox())""",
 }
+HEAD_USE = {
+    "rf_detr_seg": """import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForInstanceSegmentation
+
+processor = AutoImageProcessor.from_pretrained("path/or/repo_id", backend="pil")
+model = AutoModelForInstanceSegmentation.from_pretrained("path/or/repo_id")
+image = Image.open("image.jpg").convert("RGB")
+with torch.no_grad():
+    outputs = model(**processor(image, return_tensors="pt"))
+size = (image.height, image.width)
+masks = torch.nn.functional.interpolate(outputs.pred_masks, size=size, mode="bilinear")[0] > 0
+scores, classes = outputs.logits[0].sigmoid().max(-1)
+for query in (scores > {threshold}).nonzero()[:, 0].tolist():
+    label = model.config.id2label[classes[query].item()]
+    print(label, round(scores[query].item(), 2), masks[query].sum().item(), "px")""",
+}
+"""Of heads whose outputs the pipeline of transformers reads only with torchvision"""
 OWN_CODE_HEADS = ("linear", "pmd")
 """Heads that transformers has no class for: the export carries one"""
 OWN_CODE = ", trust_remote_code=True"

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    AutoModelForInstanceSegmentation,
     AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
     AutoModelForUniversalSegmentation,
@@ -17,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING,
     MODEL_FOR_OBJECT_DETECTION_MAPPING,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
@@ -165,6 +167,9 @@ def _auto_class(config: PretrainedConfig, name: str) -> Any:
     Raises:
         UserError: if it is the config of neither a detector nor a segmenter.
     """
+    of_masks: Any = MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING.get(type(config), None)
+    if of_masks is not None and of_masks.__name__ in (config.architectures or ()):
+        return AutoModelForInstanceSegmentation  # RF-DETR's config is that of its detector too
     if type(config) in MODEL_FOR_OBJECT_DETECTION_MAPPING:
         return AutoModelForObjectDetection
     if type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:

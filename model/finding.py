@@ -82,22 +82,58 @@ def find_masks(
         inside = (masks > 0).flatten(1).float()
         quality = (masks.sigmoid().flatten(1) * inside).sum(1) / inside.sum(1).clamp(min=1)
         classes = outputs.class_queries_logits[image].float().softmax(-1)[:, :-1]
-        scores, order = (classes * quality[:, None]).flatten().sort(descending=True, stable=True)
-        order = order[(scores > threshold) & (scores > 0)][:most]
-        queries, kinds = order // classes.shape[1], order % classes.shape[1]
-        wanted, place = queries.unique(return_inverse=True)
-        whole = _rles(masks[wanted], (height, width))
-        table = Objects(
-            image=np.full(len(order), image),
-            boxes=np.zeros((len(order), 4)),
-            scores=scores[: len(order)].cpu().numpy().astype(np.float64),
-            classes=kinds.cpu().numpy(),
-            masks=mask_column([whole[i][0] for i in place.tolist()]),
-        )
-        boxes = np.array([whole[i][1] for i in place.tolist()]).reshape(-1, 4)
-        filled = (boxes[:, 2:] > 0).all(axis=1)
-        tables.append(Objects(**{**table.columns(), "boxes": boxes}).take(filled))
+        scores = classes * quality[:, None]
+        tables.append(_of_scores(image, scores, masks, (height, width), most, max(threshold, 0.0)))
     return Objects.concat(tables)
+
+
+def find_sigmoid_masks(
+    outputs: Any, processor: Any, sizes: torch.Tensor, most: int | None, threshold: float
+) -> Objects:
+    """Whole masks as RF-DETR's image processor has them (`return_binary_maps`), with boxes around them;
+    arguments as of `find_boxes`.
+
+    The score of a query's mask for a class is the class's probability alone, and of all of an image as many
+    are looked at as there are queries.
+    """
+    tables = []
+    for image, size in enumerate(sizes.tolist()):
+        scores = outputs.logits[image].float().sigmoid()
+        num = len(scores) if most is None else min(most, len(scores))
+        masks = outputs.pred_masks[image].float()
+        tables.append(_of_scores(image, scores, masks, size, num, threshold))
+    return Objects.concat(tables)
+
+
+def _of_scores(
+    image: int,
+    scores: torch.Tensor,
+    masks: torch.Tensor,
+    size: Sequence[int],
+    most: int | None,
+    threshold: float,
+) -> Objects:
+    """The masks of an image that are not empty, by falling score.
+
+    Args:
+        scores: [Q, C] of calling a query's mask each class. masks: logits [Q, h, w].
+        size: (height, width) of the decoded image.
+    """
+    falling, order = scores.flatten().sort(descending=True, stable=True)
+    order = order[falling > threshold][:most]
+    queries, kinds = order // scores.shape[1], order % scores.shape[1]
+    wanted, place = queries.unique(return_inverse=True)
+    whole = _rles(masks[wanted], size)
+    table = Objects(
+        image=np.full(len(order), image),
+        boxes=np.zeros((len(order), 4)),
+        scores=falling[: len(order)].cpu().numpy().astype(np.float64),
+        classes=kinds.cpu().numpy(),
+        masks=mask_column([whole[i][0] for i in place.tolist()]),
+    )
+    boxes = np.array([whole[i][1] for i in place.tolist()]).reshape(-1, 4)
+    filled = (boxes[:, 2:] > 0).all(axis=1)
+    return Objects(**{**table.columns(), "boxes": boxes}).take(filled)
 
 
 def find_flat_masks(outputs: Any, processor: Any, sizes: torch.Tensor, threshold: float) -> Objects:
@@ -264,6 +300,7 @@ def _rles(masks: torch.Tensor, size: Sequence[int]) -> list[tuple[Rle, list[floa
 
 BOXES = Finder(find_boxes)
 MASKS = Finder(find_masks, find_flat_masks)
+SIGMOID_MASKS = Finder(find_sigmoid_masks)
 SEGMENTS = Finder(find_segments, thresholded=True)
 
 

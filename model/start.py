@@ -65,7 +65,8 @@ def completed(cfg: Config) -> Config:
     folder = local_folder(name, cfg.model.init_from_revision, KEY)
     model, data = cfg.model, cfg.data
     own = head_of(folder, name)
-    if model.backbone is None and model.head not in (None, own):
+    kinds = [get_family(head).config_class for head in (model.head or own, own)]
+    if model.backbone is None and kinds[0] is not kinds[1]:
         raise UserError(
             f"model.head {model.head}: {KEY} {name} has the head {own}; leave model.head out, or name a "
             "model.backbone for a new head"
@@ -90,9 +91,12 @@ def head_of(folder: Path, name: str) -> str:
     """
     with refusing(f"{KEY} {name}"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    for head in HEADS:
-        if get_family(head).config_class is type(plain_config(config)):
-            return head
+    kind = type(plain_config(config))
+    fitting = [head for head in HEADS if get_family(head).config_class is kind]
+    named = config.architectures or ()
+    own = [head for head in fitting if get_family(head).model_class.__name__ in named]
+    if fitting:
+        return (own or fitting)[0]
     backbone = type(config) in MODEL_FOR_BACKBONE_MAPPING
     hint = "; it is a backbone, which belongs into model.backbone" if backbone else ""
     raise UserError(

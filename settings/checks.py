@@ -208,18 +208,22 @@ def _check_task(cfg: Config) -> Iterator[str]:
         yield "data.background: is empty; name the class, or say null"
 
 
-WHOLE_HEADS = {"rf_detr": "a windowed DINOv2"}
-"""Heads that are trained only with the backbone that is theirs, and what that is"""
+WHOLE_HEADS = {
+    "rf_detr": ("a windowed DINOv2", "deimv2 or deformable_detr"),
+    "rf_detr_seg": ("a windowed DINOv2", "maskformer or mask2former"),
+}
+"""Heads that are trained only with the backbone that is theirs, what that is, and heads for another one"""
 
 
 def whole_head_problem(model: ModelConfig) -> str | None:
     """What is wrong if the head cannot be put on the configured backbone."""
     if model.head not in WHOLE_HEADS or model.backbone is None:
         return None
+    own, others = WHOLE_HEADS[model.head]
     return (
-        f"model.head {model.head} with model.backbone {model.backbone}: it has {WHOLE_HEADS[model.head]} of its "
-        "own; set model.backbone null and model.init_from to a pretrained detector of this kind, or take "
-        "model.head deimv2 or deformable_detr for this backbone"
+        f"model.head {model.head} with model.backbone {model.backbone}: it has {own} of its own; set "
+        "model.backbone null and model.init_from to a pretrained detector of this kind, or take "
+        f"model.head {others} for this backbone"
     )
 
 

@@ -200,6 +200,7 @@ class ModelConfig:
             "d_fine",
             "deimv2",
             "rf_detr",
+            "rf_detr_seg",
             "maskformer",
             "mask2former",
             "linear",
@@ -207,10 +208,9 @@ class ModelConfig:
         ]
         | None
     ) = "deformable_detr"
-    """Head: detr, conditional_detr, deformable_detr, rt_detr_v2, d_fine, deimv2 and rf_detr (only whole, by
-    model.init_from) find boxes; maskformer and
-    mask2former masks of objects or regions of classes, pmd likewise on a plain vision transformer; linear
-    the class of every pixel, by a batch norm and one linear layer; null: that of model.init_from"""
+    """Head: detr, conditional_detr, deformable_detr, rt_detr_v2, d_fine, deimv2 and rf_detr find boxes, rf_detr_seg
+    masks of objects (the last two only whole, by model.init_from); maskformer, mask2former and, on a plain vision
+    transformer, pmd these or regions of classes; linear the class of every pixel; null: that of model.init_from"""
     head_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the head's transformers config, e.g. {num_queries: 50, decoder_layers: 3}"""
     init_from: str | None = harmless(None)

@@ -166,11 +166,10 @@ BOX_VARIANTS = {
 SET_VARIANTS = {name: value for name, value in BOX_VARIANTS.items() if name not in REAL_TIME}
 """Heads with the losses of DETR"""
 REGION_VARIANTS = {"linear": ("linear", {}), **{f"{h}_semantic": (h, {}) for h in MASK_HEADS}}
-BOX_VARIANTS["rf_detr"] = (
-    "rf_detr",
-    {},
-)  # it has a backbone of its own: the arguments are its donor's
-VARIANTS = {**BOX_VARIANTS, **{head: (head, {}) for head in MASK_HEADS}, "linear": ("linear", {})}
+WHOLE_HEADS = ["rf_detr", "rf_detr_seg"]
+"""Heads with a backbone of their own: the arguments are those of their donors"""
+BOX_VARIANTS["rf_detr"] = ("rf_detr", {})
+VARIANTS = {**BOX_VARIANTS, **{head: (head, {}) for head in [*MASK_HEADS, "rf_detr_seg", "linear"]}}
 """(head, further head_args) by name"""
 
 FOUR_IMAGES = {
@@ -186,7 +185,7 @@ def task_of(variant: str) -> str:
     """The model.task of a variant."""
     if variant in REGION_VARIANTS:
         return "semantic_segmentation"
-    return "instance_segmentation" if variant in MASK_HEADS else "detection"
+    return "instance_segmentation" if variant in [*MASK_HEADS, "rf_detr_seg"] else "detection"
 
 
 def tiny_detector(folder: Path, variant: str):
@@ -196,8 +195,9 @@ def tiny_detector(folder: Path, variant: str):
     from settings.keys import ModelConfig
 
     head, arguments = {**VARIANTS, **REGION_VARIANTS}[variant]
-    if head == "rf_detr":
-        cfg = ModelConfig(backbone=None, head=head, init_from=str(own_donor(folder)))
+    if head in WHOLE_HEADS:
+        own = str(own_donor(folder, head))
+        cfg = ModelConfig(task_of(variant), backbone=None, head=head, init_from=own)
     else:
         if not folder.exists():
             save_backbone(folder)
@@ -207,12 +207,12 @@ def tiny_detector(folder: Path, variant: str):
     return build_model(cfg, Taxonomy(("a", "b", "c"), (0, 1, 2)))
 
 
-def own_donor(backbone: Path) -> Path:
+def own_donor(backbone: Path, head: str) -> Path:
     """A whole detector beside the folder of a backbone, for a head that has one of its own."""
     from donors import write_donor
 
-    folder = backbone.with_name("rf_detr donor")
-    return folder if folder.exists() else write_donor(folder, "rf_detr")
+    folder = backbone.with_name(f"{head} donor")
+    return folder if folder.exists() else write_donor(folder, head)
 
 
 def make_batch(numbers: Sequence[int], seed: int = 1, num_classes: int = 3):
@@ -306,8 +306,8 @@ def tiny_run(tmp_path: Path, variant: str = "deformable_detr", **keys: object) -
         "train__steps": 3,
         "train__global_batch_size": 4,
     }
-    if head == "rf_detr":
-        values |= {"model__backbone": "null", "model__init_from": own_donor(backbone)}
+    if head in WHOLE_HEADS:
+        values |= {"model__backbone": "null", "model__init_from": own_donor(backbone, head)}
     values.update(keys)
     empty = tmp_path / "empty.yaml"
     empty.write_text("{}\n")

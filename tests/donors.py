@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForObjectDetection, RfDetrConfig, RfDetrForObjectDetection
+from transformers import AutoModelForObjectDetection, RfDetrConfig
 
-from builders import REAL_TIME, TINY_HEAD, save_backbone, some
+from builders import REAL_TIME, TINY_HEAD, WHOLE_HEADS, save_backbone, some
 from data.canvas import CanvasRule
 from data.taxonomy import Taxonomy
 from model.build import build_model, build_processor
@@ -34,7 +34,7 @@ TINY_RF_DETR = {
         "group_detr": 3,
     },
     **{"decoder_self_attention_heads": 4, "decoder_cross_attention_heads": 4, "dropout": 0.0},
-    **{"c2f_num_blocks": 1, "decoder_n_points": 2},
+    **{"c2f_num_blocks": 1, "decoder_n_points": 2, "intermediate_size": 32},
 }
 TINY_WINDOWS = {
     **{"model_type": "rf_detr_dinov2", "hidden_size": 16, "num_hidden_layers": 3},
@@ -48,8 +48,8 @@ SIDE_PX = 128
 
 def write_donor(folder: Path, head: str, **head_args: object) -> Path:
     """A detector with its image processor, whose batch norms have seen something."""
-    if head == "rf_detr":
-        return write_rf_detr(folder, **head_args)
+    if head in WHOLE_HEADS:
+        return write_rf_detr(folder, head, **head_args)
     backbone = save_backbone(folder.parent / f"backbone of {folder.name}")
     arguments = {**TINY_HEAD[head], **head_args}
     cfg = ModelConfig(backbone=str(backbone), head=head, head_args=arguments)
@@ -67,9 +67,9 @@ def write_donor(folder: Path, head: str, **head_args: object) -> Path:
 
 
 def write_rf_detr(
-    folder: Path, windows: dict | None = None, noise: float = 0.1, **head_args: object
+    folder: Path, head: str, windows: dict | None = None, noise: float = 0.1, **head_args: object
 ) -> Path:
-    """A whole RF-DETR with random weights, none of which are zero; without noise as it is drawn."""
+    """A whole RF-DETR, of boxes or of masks, with random weights, none of which are zero; without noise as it is drawn."""
     names = dict(enumerate(DONOR_CLASSES))
     classes = {"id2label": names, "label2id": {name: n for n, name in names.items()}}
     config = RfDetrConfig(
@@ -77,13 +77,13 @@ def write_rf_detr(
         **{**TINY_RF_DETR, **classes, **head_args},
     )
     torch.manual_seed(0)
-    model = RfDetrForObjectDetection(config)
+    model = get_family(head).model_class(config)
     for parameter in model.parameters():
         parameter.data += noise * torch.randn_like(parameter)
     model.save_pretrained(folder)
     rule = CanvasRule.fitted(ImageSizeConfig(SIDE_PX), 1, "stretch")
     normalization = Normalization((0.5,) * 3, (0.25,) * 3)
-    build_processor(get_family("rf_detr"), rule, normalization).save_pretrained(folder)
+    build_processor(get_family(head), rule, normalization).save_pretrained(folder)
     return folder
 
 

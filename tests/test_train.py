@@ -252,7 +252,8 @@ def test_pipeline_gives_the_flat_map_that_was_evaluated(tmp_path, monkeypatch, h
         theirs.sort(key=lambda part: -part["score"])
         assert len(ours) == len(theirs)
         for mask, score, part in zip(ours.masks, ours.scores, theirs, strict=True):
-            assert part["score"] == pytest.approx(score, abs=1e-5)
+            # The mean over a mask; one pixel of its edge moves it by some 1e-5.
+            assert part["score"] == pytest.approx(score, abs=1e-4)
             assert part["mask"].size == (image["width"], image["height"])
             plane = np.zeros((image["height"], image["width"]), bool)
             plane[pixels_of(mask, plane.shape)] = True

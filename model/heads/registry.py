@@ -12,6 +12,7 @@ HEADS = {
     "d_fine": "model.heads.d_fine",
     "deimv2": "model.heads.deimv2",
     "rf_detr": "model.heads.rf_detr",
+    "rf_detr_seg": "model.heads.rf_detr_seg",
     "maskformer": "model.heads.maskformer",
     "mask2former": "model.heads.mask2former",
     "linear": "model.heads.linear",

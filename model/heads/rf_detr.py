@@ -34,8 +34,12 @@ def initialise_classes(model: Any) -> None:
 def outputs(
     model: Any, pixel_values: torch.Tensor, batch: Batch, step_counts: Mapping[str, float]
 ) -> SetOutputs:
-    """Classes and boxes of every decoder layer and of the chosen proposals, for the queries of all groups,
-    group by group."""
+    """Classes and boxes of every decoder layer and of the chosen proposals."""
+    return boxes_of(model, pixel_values, batch)[0]
+
+
+def boxes_of(model: Any, pixel_values: torch.Tensor, batch: Batch) -> tuple[SetOutputs, Any]:
+    """Classes and boxes for the queries of all groups, group by group, and what the model's inner part gave."""
     with _every_group(model):
         base = model.model(pixel_values, pixel_mask=batch.pixel_mask)
         proposed = model.predict_encoder_class_logits(base.enc_outputs_class)
@@ -44,7 +48,8 @@ def outputs(
     )  # [L, B, G Q, ...]; the reference of all layers is the same
     first = 0 if model.config.auxiliary_loss else len(logits) - 1
     # What transformers calls logits of coordinates are boxes.
-    return SetOutputs(logits[first:], boxes[first:], (proposed, base.enc_outputs_coord_logits))
+    proposals = (proposed, base.enc_outputs_coord_logits)
+    return SetOutputs(logits[first:], boxes[first:], proposals), base
 
 
 @contextlib.contextmanager

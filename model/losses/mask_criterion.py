@@ -7,7 +7,7 @@ padded or ignored take no part, in proportion to their ignored pixels.
 Sources: MaskFormer (https://arxiv.org/abs/2107.06278), dice loss (https://arxiv.org/abs/1606.04797).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +17,11 @@ from torch.utils.checkpoint import checkpoint
 from data.batch import Batch
 from data.masks import CELL_PIXELS, CELL_PX
 from model.losses.focal import GAMMA, sigmoid_focal_loss
-from model.losses.matching import match
+from model.losses.matching import match, per_image
 from model.losses.terms import (
     Counts,
     Losses,
+    MasksOf,
     by_layer,
     class_cross_entropy,
     fp32,
@@ -39,9 +40,7 @@ class MaskOutputs:
 
     logits: torch.Tensor
     """[L, B, Q, C + 1]"""
-    masks: Callable[[int, int, torch.Tensor | slice], torch.Tensor]
-    """(layer, image, queries) -> logits of these queries' masks [k, h, w]; so that those of all queries
-    and layers need not be kept at once"""
+    masks: MasksOf
 
 
 @dataclass(frozen=True)
@@ -110,14 +109,23 @@ class MaskCriterion:
         known: torch.Tensor,
         batch: Batch,
     ) -> torch.Tensor:
-        """Matching cost [L, B, Q, T] of every query and object; T is the most objects of an image.
+        """Matching cost [L, B, Q, T] of every query and object; T is the most objects of an image."""
+        classes = per_image(batch.objects.classes, batch.num_objects, 0)
+        where = classes[None, :, None].expand(*logits.shape[:3], -1)
+        scores = logits.softmax(-1).gather(-1, where)
+        return self.cost_of_masks(outputs, goals, known, batch) - self.weights.classes * scores
+
+    @torch.no_grad()
+    def cost_of_masks(
+        self, outputs: MaskOutputs, goals: torch.Tensor, known: torch.Tensor, batch: Batch
+    ) -> torch.Tensor:
+        """The part of the masks in the matching cost, [L, B, Q, T].
 
         One image and layer at a time: memory holds the masks of one image's queries.
         """
-        layers, images, queries, _ = logits.shape
-        cost = logits.new_zeros(layers, images, queries, max(batch.num_objects))
+        layers, images, queries, _ = outputs.logits.shape
+        cost = goals.new_zeros(layers, images, queries, max(batch.num_objects))
         own_goals = goals.split(list(batch.num_objects))
-        own_classes = batch.objects.classes.split(list(batch.num_objects))
         for image, number in enumerate(batch.num_objects):
             if not number:
                 continue
@@ -126,10 +134,9 @@ class MaskCriterion:
                 shape = masks.shape[-2:]
                 goal = _in_shape(own_goals[image], shape).flatten(1)
                 weight = _in_shape(known[image][None], shape).flatten()
-                scores = logits[layer, image].softmax(-1)[:, own_classes[image]]
                 own = self.weights.mask * self._mask_cost(masks.flatten(1), goal, weight)
                 own += self.weights.dice * _dice_cost(masks.flatten(1), goal, weight)
-                cost[layer, image, :, :number] = own - self.weights.classes * scores
+                cost[layer, image, :, :number] = own
         return cost
 
     def mask_losses(
@@ -167,7 +174,7 @@ class MaskCriterion:
 
     def _sums(
         self,
-        masks_of: Callable[[int, int, torch.Tensor | slice], torch.Tensor],
+        masks_of: MasksOf,
         layer: int,
         image: int,
         queries: torch.Tensor,

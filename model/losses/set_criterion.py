@@ -21,6 +21,7 @@ from model.losses.matching import CostWeights, box_cost, match
 from model.losses.terms import (
     Counts,
     Losses,
+    MasksOf,
     by_layer,
     class_cross_entropy,
     fp32,
@@ -38,6 +39,8 @@ class SetOutputs:
     """[L, B, Q, 4] cxcywh in [0, 1]"""
     proposals: tuple[torch.Tensor, torch.Tensor] | None = None
     """Logits [B, S, C] and boxes [B, S, 4] proposed before the decoder, if they are to be trained"""
+    masks: MasksOf | None = None
+    """Of a head that finds masks as well; layer L is that of the proposals"""
 
 
 class SetCriterion:

@@ -1,6 +1,6 @@
 """What every criterion takes and gives."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -8,6 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from data.batch import Batch
+
+MasksOf = Callable[[int, int, torch.Tensor | slice], torch.Tensor]
+"""(layer, image, queries) -> logits of these queries' masks [k, h, w]; so that those of all queries
+and layers need not be kept at once"""
 
 
 @dataclass(frozen=True)

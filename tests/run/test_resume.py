@@ -119,7 +119,7 @@ def test_key_that_makes_other_labels_is_named_with_both_values_and_what_to_do(tm
     assert len(lines) == 3  # augmentation changes no dataset
 
 
-@pytest.mark.parametrize("variant", some(["linear", *MASK_HEADS], ["linear"]))
+@pytest.mark.parametrize("variant", some(["linear", *MASK_HEADS, "rf_detr_seg"], ["linear"]))
 def test_masks_and_regions_go_on_bit_exactly_and_in_another_world(tmp_path, variant):
     keys = {
         "optim__schedule": "constant",
