@@ -34,7 +34,7 @@ def make(folder, kind, config, head="detr", **arguments):
     cfg = ModelConfig(
         backbone=str(folder), head=head, head_args={**TINY_HEAD[head], "d_model": 32, **arguments}
     )
-    return build_model(cfg, Taxonomy(("a",), (0,)), ImageSizeConfig(100))
+    return build_model(cfg, Taxonomy(("a",), (0,)), ImageSizeConfig(100, fit="pad"))
 
 
 @pytest.mark.parametrize(
