@@ -24,6 +24,16 @@ CHANNELS = 16
 SIDE_PX = 128
 """Smaller images would leave one position of a map of stride 64, which group norm refuses"""
 CASES = [f"{head}-{neck}" for head in HEADS for neck in BACKBONE]
+RUN = [
+    *(
+        "deformable_detr-pyramid",
+        "deformable_detr-cnn_branch",
+        "d_fine-cnn_branch",
+        "rt_detr_v2-fpn",
+    ),
+    *("mask2former-fpn", "maskformer-cnn_branch"),
+]
+"""Those of which whole runs are made; test_matrix.py makes one of every head with a pyramid"""
 FAST = ["deformable_detr-cnn_branch", "rt_detr_v2-pyramid", "mask2former-fpn"]
 
 

@@ -12,7 +12,7 @@ from builders import launch, some
 from errors import UserError
 from export.detector import load_detector
 from model.build import build_model
-from necked import CASES, FAST, HEADS, TAXONOMY, config, necked_run
+from necked import FAST, HEADS, RUN, TAXONOMY, config, necked_run
 from runs import losses, norms, train
 from settings.keys import ImageSizeConfig
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 WEIGHTS = "checkpoints/step-000004/model/trainable.safetensors"
 
 
-@pytest.mark.parametrize("case", some(CASES, ["deformable_detr-cnn_branch"]))
+@pytest.mark.parametrize("case", some(RUN, ["deformable_detr-cnn_branch"]))
 def test_run_goes_on_bit_exactly(tmp_path, case):
     keys = {
         "optim__schedule": "constant",
@@ -71,7 +71,7 @@ def test_export_is_loaded_without_running_what_lies_in_it(tmp_path, case):
         load_detector(str(run / "export"))
 
 
-@pytest.mark.parametrize("case", some(CASES, FAST[:1]))
+@pytest.mark.parametrize("case", some(RUN, ["deformable_detr-cnn_branch"]))
 def test_training_goes_on_from_an_export(tmp_path, case):
     """Whole, with its neck; or its head and neck on a backbone that is named."""
     head, neck = case.split("-")
