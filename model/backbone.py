@@ -39,8 +39,6 @@ LOCAL = {
 }
 """Kinds in which a place of a map depends on what lies near it alone; in all others (attention over the whole
 image, ConvNeXt V2's norm over all places) on the whole canvas, the padded part included"""
-
-
 OUTPUT_NORMS = "hidden_states_norms."
 """Part of the names of norms that the classes of some backbones add to the stages that are read"""
 

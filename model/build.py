@@ -118,8 +118,14 @@ def build_model(
         backbone, module=module
     )  # the copy that was loaded first is not needed any more
     return Detector(
-        *(trainable, family, backbone, rule),
-        *(begun.strides, begun.taken, begun.fresh, tuple(unused)),
+        trainable=trainable,
+        family=family,
+        backbone=backbone,
+        rule=rule,
+        strides=begun.strides,
+        taken=begun.taken,
+        fresh=begun.fresh,
+        unused=tuple(unused),
     )
 
 

@@ -184,7 +184,12 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
     if cfg.optim.layer_decay is not None:
         stages = stage_numbers(backbone, detector.rule.multiple)
     optimizer = build_optimizer(
-        *(detector.model, backbone, cfg.optim, detector.fresh, stages), neck=detector.neck_module
+        detector.model,
+        backbone,
+        cfg.optim,
+        fresh=detector.fresh,
+        stages=stages,
+        neck=detector.neck_module,
     )
     root = Path(cfg.run.output_dir)
     checkpoints = Checkpoints(

@@ -324,7 +324,7 @@ def _check_optim(cfg: Config) -> Iterator[str]:
         if cfg.model.freeze == "all" and value is not None:
             yield (
                 f"optim.{key} {value}: has no effect with model.freeze all; "
-                "drop it or set model.freeze none"
+                f"drop it or set model.freeze none or {FROZEN_STAGES}2"
             )
     if cfg.optim.layer_decay is not None and not 0 < cfg.optim.layer_decay <= 1:
         yield f"optim.layer_decay {cfg.optim.layer_decay}: must lie in (0, 1]"

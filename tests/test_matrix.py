@@ -60,6 +60,7 @@ def test_from_a_checkpoint_to_an_export_that_others_load(tmp_path, elsewhere, ki
     whole = shutil.copytree(run, tmp_path / "whole", symlinks=True)
     shutil.rmtree(run / "checkpoints/step-000002")  # as if killed before it
     train([*arguments, "--run.resume", "auto"])
+    assert "resumed at step 1" in (run / "train.log").read_text()
     assert losses(run) == losses(whole)
     assert_equal(load_file(run / "export/model.safetensors"), exported)
 

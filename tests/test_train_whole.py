@@ -16,7 +16,7 @@ from builders import REAL_TIME, launch, some, tiny_run
 from data.images.decode import decode
 from donors import HEADS, SIDE_PX, write_donor
 from export.detector import load_detector
-from runs import ids, losses, norms, train
+from runs import ids, losses, norms, stopped_and_resumed, train
 from tools.predict import detect
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -100,23 +100,7 @@ def test_evaluating_the_export_repeats_the_logged_metric(tmp_path):
 @pytest.mark.parametrize("head", some(HEADS, ["deimv2"]))
 def test_resumed_run_is_bit_equal_to_one_that_was_not_stopped(tmp_path, head):
     """Although its configuration leaves head and image size to the donor in both lives."""
-    keys = {
-        "optim__schedule": "constant",
-        "train__checkpoint_every": 2,
-        "train__ema_decay": 0.9,
-        "train__steps": 4,
-        "data__augment": '[{"HorizontalFlip": {"p": 0.5}}]',
-    }
-    one, never = tmp_path / "run", tmp_path / "never stopped"
-    train(whole_run(tmp_path, head, run__output_dir=never, **keys))
-    shutil.copytree(never, one, symlinks=True)
-    shutil.rmtree(one / "checkpoints/step-000004")  # as if stopped before it
-    train(whole_run(tmp_path, head, run__resume="auto", **keys))
-    assert "resumed at step 2" in (one / "train.log").read_text()
-    assert losses(one) == losses(never)
-    assert norms(one) == norms(never)
-    for file in ("checkpoints/step-000004/model/trainable.safetensors", "export/model.safetensors"):
-        assert (one / file).read_bytes() == (never / file).read_bytes()
+    stopped_and_resumed(tmp_path, lambda **keys: whole_run(tmp_path, head, **keys))
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Whole runs of rf_detr_seg through the command line."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from builders import tiny_run
 from data.images.decode import decode
 from donors import write_donor
 from export.detector import load_detector
-from runs import losses, norms, train
+from runs import stopped_and_resumed, train
 from tools.predict import detect
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -67,23 +66,7 @@ def test_export_finds_elsewhere_what_was_evaluated(tmp_path, capsys):
 
 
 def test_resumed_run_is_bit_equal_to_one_that_was_not_stopped(tmp_path):
-    keys = {
-        "optim__schedule": "constant",
-        "train__checkpoint_every": 2,
-        "train__ema_decay": 0.9,
-        "train__steps": 4,
-        "data__augment": '[{"HorizontalFlip": {"p": 0.5}}]',
-    }
-    one, never = tmp_path / "run", tmp_path / "never stopped"
-    train(tiny_run(tmp_path, HEAD, run__output_dir=never, **keys))
-    shutil.copytree(never, one, symlinks=True)
-    shutil.rmtree(one / "checkpoints/step-000004")  # as if stopped before it
-    train(tiny_run(tmp_path, HEAD, run__resume="auto", **keys))
-    assert "resumed at step 2" in (one / "train.log").read_text()
-    assert losses(one) == losses(never)
-    assert norms(one) == norms(never)
-    for file in ("checkpoints/step-000004/model/trainable.safetensors", "export/model.safetensors"):
-        assert (one / file).read_bytes() == (never / file).read_bytes()
+    stopped_and_resumed(tmp_path, lambda **keys: tiny_run(tmp_path, HEAD, **keys))
 
 
 @pytest.mark.slow

@@ -59,8 +59,10 @@ def build_optimizer(
             and id(parameter) not in embeddings
             and "embed" not in name.rpartition(".")[2]
         )
-        part = "backbone" if is_backbone else "new" if name in new else "head"
-        part = "neck" if id(parameter) in in_neck else part
+        if id(parameter) in in_neck:
+            part = "neck"
+        else:
+            part = "backbone" if is_backbone else "new" if name in new else "head"
         lr = rates[part]
         if is_backbone and cfg.layer_decay is not None:
             assert stages is not None

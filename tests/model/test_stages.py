@@ -102,6 +102,7 @@ def test_partly_frozen_run_goes_on_bit_exactly_and_keeps_what_is_frozen(
     shutil.copytree(tmp_path / "whole", tmp_path / "run", symlinks=True)
     shutil.rmtree(tmp_path / "run/checkpoints/step-000003")  # as if killed before it
     train(tiny_run(tmp_path, train__steps=3, run__resume="auto", **keys))
+    assert "resumed at step 2" in (tmp_path / "run/train.log").read_text()
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     ours, theirs = (
         load_file(tmp_path / name / "export/model.safetensors") for name in ("run", "whole")

@@ -1,12 +1,11 @@
 """The losses of rf_detr_seg against those of transformers, whose random points are made the centres of all
 squares."""
 
-import dataclasses
-
 import pytest
 import torch
 import transformers.loss.loss_rf_detr as theirs_file
 
+from batches import binary
 from benchmarks.default_criterion import labels_of
 from builders import FOUR_IMAGES, four_images, losses_of, make_batch, tiny_detector
 from donors import TINY_RF_DETR
@@ -24,17 +23,6 @@ def make(tmp_path, **config):
         setattr(detector.model.config, name, value)
     detector.trainable.criterion = detector.family.criterion(detector.model.config)
     return detector
-
-
-def binary(batch):
-    """The batch with squares that are covered or not, nothing ignored and nothing padded."""
-    masks = (batch.objects.masks > 8).byte() * 16
-    return dataclasses.replace(
-        batch,
-        objects=dataclasses.replace(batch.objects, masks=masks),
-        pixel_mask=torch.ones_like(batch.pixel_mask),
-        ignored=None,
-    )
 
 
 def pixels(detector, batch):

@@ -1,23 +1,11 @@
 """The criterion of mask heads against transformers' own, and what it must not depend on."""
 
-import dataclasses
-
 import pytest
 import torch
 
+from batches import binary
 from builders import FOUR_IMAGES, MASK_HEADS, losses_of, make_batch, tiny_detector
 from model.losses.mask_criterion import MaskCriterion, MaskOutputs, MaskWeights
-
-
-def binary(batch):
-    """The batch with cells that are covered or not, nothing ignored and nothing padded."""
-    masks = (batch.objects.masks > 8).byte() * 16
-    return dataclasses.replace(
-        batch,
-        objects=dataclasses.replace(batch.objects, masks=masks),
-        pixel_mask=torch.ones_like(batch.pixel_mask),
-        ignored=None,
-    )
 
 
 def outputs_of(detector, batch):
