@@ -19,6 +19,7 @@ from builders import (
     BOX_VARIANTS,
     MASK_HEADS,
     OWN_CODE,
+    REAL_TIME,
     REGION_VARIANTS,
     TINY_HEAD,
     launch,
@@ -101,12 +102,15 @@ def test_evaluating_the_export_repeats_the_logged_metric(tmp_path, head):
 
 
 @pytest.mark.parametrize(
-    "head", some(["detr", "deformable_detr", "mask2former", "linear"], ["deformable_detr"])
+    "head", some([head for head in TINY_HEAD if head not in REAL_TIME], ["deformable_detr"])
 )
 def test_one_and_two_processes_train_on_the_same_images_with_the_same_loss(tmp_path, head):
-    one = tiny_run(tmp_path, head, run__output_dir=tmp_path / "one")
-    two = tiny_run(tmp_path, head, run__output_dir=tmp_path / "two", data__num_workers=1)
-    split = tiny_run(tmp_path, head, run__output_dir=tmp_path / "split", train__micro_batch_size=1)
+    # Gradients of maskformer have norms of 2,000, and larger steps make much of rounding.
+    keys = {"optim__lr": 1e-5} if head == "maskformer" else {}
+    one = tiny_run(tmp_path, head, run__output_dir=tmp_path / "one", **keys)
+    two = tiny_run(tmp_path, head, run__output_dir=tmp_path / "two", data__num_workers=1, **keys)
+    keys |= {"train__micro_batch_size": 1}
+    split = tiny_run(tmp_path, head, run__output_dir=tmp_path / "split", **keys)
     train(one)
     train(split)
     result = launch(two, processes=2)
@@ -230,7 +234,10 @@ def test_every_format_and_any_category_ids_give_the_same_ap(tmp_path):
 @pytest.mark.parametrize("head", MASK_HEADS)
 def test_pipeline_gives_the_flat_map_that_was_evaluated(tmp_path, monkeypatch, head):
     """On images of several sizes and shapes: same labels, scores and sizes, and the same pixels."""
-    arguments = tiny_run(tmp_path, head, train__steps=60, optim__lr=0.01, eval__score_threshold=0.2)
+    keys = {"train__steps": 60, "optim__lr": 0.01, "eval__score_threshold": 0.2}
+    # Like the pipeline one image at a time: rounding that depends on how many there are can move a pixel in or out
+    # of a mask, and with it the mean that is its score.
+    arguments = tiny_run(tmp_path, head, eval__batch_size=1, **keys)
     flat = []
     gather = evaluation.predictions._in_order
     monkeypatch.setattr(
@@ -251,14 +258,12 @@ def test_pipeline_gives_the_flat_map_that_was_evaluated(tmp_path, monkeypatch, h
         theirs.sort(key=lambda part: -part["score"])
         assert len(ours) == len(theirs)
         for mask, score, part in zip(ours.masks, ours.scores, theirs, strict=True):
+            assert part["score"] == pytest.approx(score, abs=1e-5)
             assert part["mask"].size == (image["width"], image["height"])
             plane = np.zeros((image["height"], image["width"]), bool)
             plane[pixels_of(mask, plane.shape)] = True
             other = np.asarray(part["mask"]) > 0
             assert (plane & other).sum() >= 0.999 * (plane | other).sum()
-            # A score is a mean over the mask: pixels that only one has move it by their share at most.
-            share = (plane ^ other).sum() / plane.sum()
-            assert part["score"] == pytest.approx(score, abs=1e-5 + share)
             compared += 1
     assert compared >= 3
 
