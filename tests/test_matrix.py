@@ -55,7 +55,7 @@ def test_from_a_checkpoint_to_an_export_that_others_load(tmp_path, elsewhere, ki
     metrics = json.loads((run / "eval/step-000002/metrics.json").read_text())
     assert metrics["mIoU" if head == "linear" else "AP"] >= 0
     exported = load_file(run / "export/model.safetensors")
-    every_tensor_is_in(load_file(backbone / "model.safetensors"), exported, kind)
+    every_tensor_is_in(load_file(backbone / "model.safetensors"), exported)
 
     whole = shutil.copytree(run, tmp_path / "whole", symlinks=True)
     shutil.rmtree(run / "checkpoints/step-000002")  # as if killed before it
@@ -82,7 +82,7 @@ def test_from_a_checkpoint_to_an_export_that_others_load(tmp_path, elsewhere, ki
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, msg=name)
 
 
-def every_tensor_is_in(file, exported, kind):
+def every_tensor_is_in(file, exported):
     """All that the backbone's checkpoint holds, but what no backbone has a use for, is in the export."""
     contents = {tuple(value.flatten().tolist()) for value in exported.values()}
     lost = [name for name, value in file.items() if tuple(value.flatten().tolist()) not in contents]
