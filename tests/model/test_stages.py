@@ -30,6 +30,9 @@ def test_what_comes_before_the_stage_stays_and_all_after_it_learns(tmp_path, kin
     early = [m for stage in list(stages)[:3] for m in stage.modules()]
     assert not any(m.training for m in early)
     assert not any(p.requires_grad for stage in list(stages)[:3] for p in stage.parameters())
+    for module in backbone.modules():  # of the stem too
+        own = [parameter.requires_grad for parameter in module.parameters(recurse=False)]
+        assert any(own) or not own or not module.training
     learning = {n: p for n, p in backbone.named_parameters() if p.requires_grad}
     last = {
         n for n, p in backbone.named_parameters() if any(p is q for q in stages[3].parameters())
