@@ -3,9 +3,17 @@
 Read `train` below from top to bottom to see what a step is; everything it calls says how.
 """
 
+import sys
+
+from errors import UserError, ending_with_one_line
+from settings.load import load_config
+
+if __name__ == "__main__":  # before imports that take seconds: --help and mistakes are told at once
+    with ending_with_one_line():
+        CONFIG = load_config(sys.argv[1:])
+
 import contextlib
 import math
-import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -17,7 +25,6 @@ from transformers.utils import logging as transformers_logging
 from data.batch import Batch
 from data.feed.loader import batches_of
 from disk import write_whole
-from errors import UserError, ending_with_one_line
 from export.hub import resolve_repo_id
 from model.memory import MemoryWatch
 from report.drawing import draw_batch
@@ -35,7 +42,6 @@ from run.trouble import (
     report_skipped,
 )
 from settings.keys import Config, TrainConfig
-from settings.load import load_config
 from training.checkpoint import Checkpoints
 from training.counts import agree
 from training.meter import StepMeter, memory_mb, take
@@ -198,6 +204,11 @@ def draw_first_batches(run: Run, batches: Sequence[Batch]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
+    """Collective: called on every rank. The run of a command line; see `whole_run`."""
+    return whole_run(load_config(argv))
+
+
+def whole_run(cfg: Config) -> int:
     """Collective: called on every rank. A whole run: train, evaluate, export, push.
 
     Returns: the exit status: 0, or 75 if the run was asked to stop and can go on.
@@ -205,9 +216,8 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: for whatever the user can mend.
     """
-    cfg = load_config(argv)
     try:
-        return whole_run(cfg)
+        return _whole_run(cfg)
     except UserError:
         raise
     except Exception as error:
@@ -217,8 +227,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(told) from error
 
 
-def whole_run(cfg: Config) -> int:
-    """Collective: called on every rank. The run of a configuration; the exit status."""
+def _whole_run(cfg: Config) -> int:
     with leaving_at_signals():  # there is nothing to be saved yet
         accelerator = start_processes(cfg)
         lock = on_main(accelerator, lambda: claim_run_folder(cfg.run))  # noqa: F841 (held until the end)
@@ -262,4 +271,4 @@ def whole_run(cfg: Config) -> int:
 
 if __name__ == "__main__":
     with ending_with_one_line():
-        sys.exit(main(sys.argv[1:]))
+        sys.exit(whole_run(CONFIG))

@@ -7,53 +7,21 @@ dataset cannot be read at all.
 """
 
 import argparse
-import dataclasses
-import json
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-from tqdm import tqdm
-
-from data.build import Data, read_data
-from data.check.classes import check_classes
-from data.check.doctor import check_images, readable_places, splits_of
-from data.check.forms import form_of, keys_of_copy
-from data.check.masks import check_masks
-from data.check.parts import parts_of, pixel_statistics
-from data.check.repair import refuse_full, write_repaired
-from data.check.statistics import split_statistics
-from data.findings import Finding, Findings
-from data.objects import Objects
 from errors import UserError, ending_with_one_line
-from model.start import completed
-from report.dataset_picture import PICTURE_TITLE
-from report.dataset_text import (
-    Statistics,
-    exit_status,
-    finding_lines,
-    statistics_lines,
-    verdict,
-)
-from settings.keys import EVERY_PIXEL, LABELS, DataConfig
+from settings.keys import EVERY_PIXEL, LABELS, Config, DataConfig
 from settings.load import load_config
 
-EXAMPLES = 5
-OF_THE_ORIGINAL = (
-    *("revision", "val_split", "train_annotations", "val_annotations", "label_map_column"),
-    *("label_values", "reduce_labels", "labels", "box_format", "streaming", "val_on_train"),
-)
-"""Keys of `data` that say where the original's labels are or what they mean; the copy says so itself"""
 
-
-def main(argv: Sequence[str]) -> int:
-    """Check and print; the exit status.
+def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
+    """What a command line asks for.
 
     Raises:
-        UserError: if the dataset cannot be read, or a file cannot be written.
+        UserError: for what cannot be.
     """
     parser = argparse.ArgumentParser(
         prog="python -m tools.check_data",
@@ -70,13 +38,68 @@ def main(argv: Sequence[str]) -> int:
     args, rest = parser.parse_known_args(argv)
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: must be 1 or more")
+    return args, load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":  # before imports that take seconds
+    with ending_with_one_line():
+        GIVEN = arguments(sys.argv[1:])
+
+import dataclasses
+import json
+import shlex
+
+from PIL import Image
+from tqdm import tqdm
+
+from data.build import Data, read_data
+from data.check.classes import check_classes
+from data.check.doctor import check_images, readable_places, splits_of
+from data.check.forms import form_of, keys_of_copy
+from data.check.masks import check_masks
+from data.check.parts import parts_of, pixel_statistics
+from data.check.repair import refuse_full, write_repaired
+from data.check.statistics import split_statistics
+from data.findings import Finding, Findings
+from data.objects import Objects
+from model.start import completed
+from report.dataset_picture import PICTURE_TITLE
+from report.dataset_text import (
+    Statistics,
+    exit_status,
+    finding_lines,
+    statistics_lines,
+    verdict,
+)
+
+EXAMPLES = 5
+OF_THE_ORIGINAL = (
+    *("revision", "val_split", "train_annotations", "val_annotations", "label_map_column"),
+    *("label_values", "reduce_labels", "labels", "box_format", "streaming", "val_on_train"),
+)
+"""Keys of `data` that say where the original's labels are or what they mean; the copy says so itself"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check what a command line asks for; see `check`."""
+    return check(*arguments(argv))
+
+
+def check(args: argparse.Namespace, cfg: Config) -> int:
+    """Check and print; the exit status.
+
+    Raises:
+        UserError: if the dataset cannot be read, or a file cannot be written.
+    """
     if args.repair:
         refuse_full(args.repair)  # before the work
     for option, file in (("--json", args.json), ("--picture", args.picture)):
         refuse_lost(option, file)
-    cfg = completed(
-        load_config(rest, prog=parser.prog, world=1)
-    )  # nothing is trained on this world
+    cfg = completed(cfg)
     most = None if args.all else EXAMPLES
     noted = Findings()
     try:
@@ -195,10 +218,6 @@ def refuse_lost(option: str, file: Path | None) -> None:
         )
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 if __name__ == "__main__":
     with ending_with_one_line():
-        sys.exit(main(sys.argv[1:]))
+        sys.exit(check(*GIVEN))

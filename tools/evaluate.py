@@ -4,12 +4,31 @@
 """
 
 import argparse
-import json
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+
+from errors import UserError, ending_with_one_line
+from settings.keys import Config
+from settings.load import load_config
+
+
+def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
+    """What a command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m tools.evaluate", description=__doc__)
+    parser.add_argument("--model", required=True, help="exported folder or Hub id")
+    parser.add_argument("--out", type=Path, help="folder for metrics.json, tables and drawings")
+    args, rest = parser.parse_known_args(argv)
+    return args, load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
+
+
+if __name__ == "__main__":  # before imports that take seconds
+    with ending_with_one_line():
+        GIVEN = arguments(sys.argv[1:])
+
+import json
+import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,26 +36,24 @@ from accelerate import Accelerator
 
 from data.build import build_data
 from data.feed.loader import eval_loader
-from errors import UserError, ending_with_one_line
 from evaluation.metrics import measure
 from evaluation.predictions import flat_threshold, predict_split
 from export.detector import load_detector
 from model.memory import MemoryWatch
 from report.evaluation import metric_lines, refuse_foreign, write_report
-from settings.load import load_config
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Evaluate what a command line asks for; see `evaluate`."""
+    return evaluate(*arguments(argv))
+
+
+def evaluate(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
     """Evaluate and print; the metrics.
 
     Raises:
         UserError: if model and dataset do not have the same classes.
     """
-    parser = argparse.ArgumentParser(prog="python -m tools.evaluate", description=__doc__)
-    parser.add_argument("--model", required=True, help="exported folder or Hub id")
-    parser.add_argument("--out", type=Path, help="folder for metrics.json, tables and drawings")
-    args, rest = parser.parse_known_args(argv)
-    cfg = load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
     if args.out:
         refuse_foreign(args.out)  # before the work
     wanted = None if cfg.model.task == "detection" else cfg.model.task
@@ -84,4 +101,4 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     with ending_with_one_line():
-        main(sys.argv[1:])
+        evaluate(*GIVEN)

@@ -4,44 +4,20 @@
 """
 
 import argparse
-import json
 import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-
-from data.batch import Sample
-from data.feed.collate import collate
-from data.feed.transforms import resize
-from data.images.decode import decode
-from data.objects import Objects
-from data.regions import label_map
-from disk import write_whole
 from errors import UserError, ending_with_one_line, printable
-from export.detector import LoadedDetector, load_detector
-from report.drawing import draw_objects, legend_of, with_legend
 from settings.keys import EVERY_PIXEL, Task
-from tools.prediction_files import (
-    IMAGE_SUFFIXES,
-    LABEL_MAPS,
-    NAMES,
-    RESULTS,
-    drawing_names,
-    image_files,
-    refuse_lost_names,
-)
 
 
-def main(argv: Sequence[str]) -> list[dict[str, Any]]:
-    """Predict for all images; what predictions.json holds.
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """What a command line asks for.
 
     Raises:
-        UserError: for a missing image or folder; an image that cannot be read is named and skipped.
+        UserError: for what cannot be.
     """
     parser = argparse.ArgumentParser(prog="python -m tools.predict", description=__doc__)
     parser.add_argument("--model", required=True, help="exported folder or Hub id")
@@ -56,6 +32,51 @@ def main(argv: Sequence[str]) -> list[dict[str, Any]]:
     args = parser.parse_args(argv)
     if not 0 <= args.threshold <= 1:
         raise UserError(f"--threshold {args.threshold}: must lie between 0 and 1")
+    return args
+
+
+if __name__ == "__main__":  # before imports that take seconds
+    with ending_with_one_line():
+        GIVEN = arguments(sys.argv[1:])
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data.batch import Sample
+from data.feed.collate import collate
+from data.feed.transforms import resize
+from data.images.decode import decode
+from data.objects import Objects
+from data.regions import label_map
+from disk import write_whole
+from export.detector import LoadedDetector, load_detector
+from report.drawing import draw_objects, legend_of, with_legend
+from tools.prediction_files import (
+    IMAGE_SUFFIXES,
+    LABEL_MAPS,
+    NAMES,
+    RESULTS,
+    drawing_names,
+    image_files,
+    refuse_lost_names,
+)
+
+
+def main(argv: Sequence[str]) -> list[dict[str, Any]]:
+    """Predict what a command line asks for; see `predict`."""
+    return predict(arguments(argv))
+
+
+def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Predict for all images; what predictions.json holds.
+
+    Raises:
+        UserError: for a missing image or folder; an image that cannot be read is named and skipped.
+    """
     files = list(image_files(args.images))
     if not files:
         raise UserError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {args.images}")
@@ -149,4 +170,4 @@ def detect(
 
 if __name__ == "__main__":
     with ending_with_one_line():
-        main(sys.argv[1:])
+        predict(GIVEN)

@@ -4,31 +4,47 @@
 """
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from errors import UserError, ending_with_one_line, refusing
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """What a command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m tools.random_backbone", description=__doc__)
+    parser.add_argument("--backbone", required=True, help="folder or Hub id")
+    parser.add_argument("--out", type=Path, required=True, help="new folder")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":  # before imports that take seconds
+    with ending_with_one_line():
+        GIVEN = arguments(sys.argv[1:])
+
+import shutil
 from typing import Any
 
 import torch
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
-from errors import UserError, ending_with_one_line, refusing
 from model.source import local_folder
 
 
 def main(argv: Sequence[str]) -> None:
+    """Write what a command line asks for; see `write`."""
+    write(arguments(argv))
+
+
+def write(args: argparse.Namespace) -> None:
     """Write `--out` with the configs of `--backbone` and fresh weights of `--seed`.
 
     Raises:
         UserError: if `--out` exists, or there is no such backbone.
     """
-    parser = argparse.ArgumentParser(prog="python -m tools.random_backbone", description=__doc__)
-    parser.add_argument("--backbone", required=True, help="folder or Hub id")
-    parser.add_argument("--out", type=Path, required=True, help="new folder")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
     if args.out.exists():
         raise UserError(f"--out {args.out}: exists already")
     folder = local_folder(args.backbone, None, "--backbone")
@@ -49,4 +65,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     with ending_with_one_line():
-        main(sys.argv[1:])
+        write(GIVEN)
