@@ -242,6 +242,8 @@ def _whole_run(cfg: Config) -> int:
             cfg, run.detector, run.data, run.optimizer, run.num_steps, world, device
         ):
             run.log.say(line)
+        if run.features is not None:
+            run.log.say(f"features    {run.features}")
         if run.state.step:
             run.log.say(f"resumed at step {run.state.step}")
         model, run.optimizer = accelerator.prepare(run.detector.trainable, run.optimizer)

@@ -10,6 +10,11 @@ import torch
 from data.masks import Planes
 from data.objects import Objects
 
+LARGE = ("pixel_values", "pixel_mask", "masks", "ignored")
+"""What of a batch goes from a worker as tensors, beside the maps"""
+MAP = "map"
+"""Begins the names of maps on that way"""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -34,6 +39,8 @@ class Sample:
     """Seed of whatever a head draws at random for this image"""
     planes: Planes | None = None
     """The objects' masks on `image`, where masks are learned"""
+    maps: tuple[torch.Tensor, ...] = ()
+    """[C, h, w], what the backbone makes of the image, where that was stored; `image` is then blank"""
 
 
 @dataclass
@@ -62,6 +69,8 @@ class Batch:
     """Seed of whatever a head draws at random for each image"""
     ignored: torch.Tensor | None = None
     """uint8 [B, H/4, W/4] beside masks: how many of the 16 pixels of each square nobody knows"""
+    maps: tuple[torch.Tensor, ...] = ()
+    """[B, C, h, w] each, what the backbone makes of the images, where that was stored; pixels are then blank"""
     through_pipe: bool = False
     """On the way from a worker: no shared memory, where there is too little of it"""
 
@@ -69,18 +78,20 @@ class Batch:
         """For the way from a worker: small tensors as arrays, since each tensor costs a handshake."""
         large: dict[str, Any] = {"masks": self.objects.masks, "ignored": self.ignored}
         large |= {"pixel_values": self.pixel_values, "pixel_mask": self.pixel_mask}
+        large |= {f"{MAP}{n}": stored for n, stored in enumerate(self.maps)}
         if self.through_pipe:
             large = {n: None if t is None else t.numpy() for n, t in large.items()}
         small = replace(self.objects, masks=None).each(torch.Tensor.numpy)
-        return {**self.__dict__, **large, "objects": small}
+        return {**self.__dict__, **large, "objects": small, "maps": len(self.maps)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        large = {n: state[n] for n in ("pixel_values", "pixel_mask", "masks", "ignored")}
+        names = [f"{MAP}{n}" for n in range(state["maps"])]
+        large = {n: state.pop(n) for n in (*names, *LARGE)}
         if state["through_pipe"]:
             large = {n: None if a is None else torch.from_numpy(a) for n, a in large.items()}
         masks = large.pop("masks")
-        self.__dict__.update({**state, **large})
-        del self.__dict__["masks"]
+        maps = tuple(large.pop(name) for name in names)
+        self.__dict__.update({**state, **large, "maps": maps})
         self.objects = replace(self.objects.each(torch.from_numpy), masks=masks)
 
     def pin_memory(self) -> "Batch":
@@ -95,4 +106,7 @@ class Batch:
         pixels, mask = change(self.pixel_values), change(self.pixel_mask)
         objects = self.objects.each(change)
         ignored = None if self.ignored is None else change(self.ignored)
-        return replace(self, pixel_values=pixels, pixel_mask=mask, objects=objects, ignored=ignored)
+        maps = tuple(change(stored) for stored in self.maps)
+        return replace(
+            self, pixel_values=pixels, pixel_mask=mask, objects=objects, ignored=ignored, maps=maps
+        )

@@ -8,7 +8,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from errors import markdown_text, printable
 from evaluation.metrics import TOTALS
-from settings.keys import FROZEN_STAGES, Config, config_to_dict
+from settings.keys import FROZEN_STAGES, Config
+from settings.walk import config_to_dict
 
 PIPELINES = {
     "detection": "object-detection",

@@ -1,6 +1,7 @@
 """The module that is trained: an untouched transformers model with its losses and predictions."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from torch import nn
 from data.batch import Batch
 from data.objects import Objects
 from model.finding import BOXES, fused
+from model.given_maps import giving
 from model.heads.family import HeadFamily, call_with_mask
 from model.losses.terms import Counts, Losses
+from model.neck import inner_backbone
 from model.normalization import Normalization
 from settings.keys import Task
 
@@ -62,7 +65,8 @@ class Trainable(nn.Module):
         """
         assert self.family is not None
         assert self.criterion is not None
-        outputs = self.family.outputs(self.model, self._pixels(batch), batch, step_counts)
+        with self._given(batch):
+            outputs = self.family.outputs(self.model, self._pixels(batch), batch, step_counts)
         return self.criterion(outputs, batch, step_counts)
 
     @torch.no_grad()
@@ -112,7 +116,8 @@ class Trainable(nn.Module):
     def _raw(self, batch: Batch) -> tuple[Any, torch.Tensor]:
         """The model's own outputs, and (height, width) of the decoded images, int64 [B, 2]."""
         call = call_with_mask if self.family is None else self.family.call
-        outputs = call(self.model, self._pixels(batch), batch.pixel_mask)
+        with self._given(batch):
+            outputs = call(self.model, self._pixels(batch), batch.pixel_mask)
         return outputs, torch.tensor(batch.orig_sizes, device=batch.pixel_mask.device)
 
     def prepare(self, batches: Iterable[Batch]) -> None:
@@ -129,5 +134,17 @@ class Trainable(nn.Module):
         if self.family is not None and self.family.anneal is not None:
             self.family.anneal(self.model, part)
 
+    def _given(self, batch: Batch) -> AbstractContextManager[None]:
+        """Inside of it the backbone gives the batch's own maps, if it has some."""
+        if not batch.maps:
+            return nullcontext()
+        assert self.family is not None
+        backbone = inner_backbone(self.family.backbone_of(self.model))
+        return giving(backbone, [stored.to(self.model.dtype) for stored in batch.maps])
+
     def _pixels(self, batch: Batch) -> torch.Tensor:
+        if batch.maps:  # nothing looks at them
+            return torch.zeros(1, dtype=self.model.dtype, device=batch.pixel_mask.device).expand(
+                batch.pixel_values.shape
+            )
         return self.normalization(batch.pixel_values, batch.pixel_mask).to(self.model.dtype)

@@ -31,22 +31,24 @@ from data.feed.loader import (
     eval_loader,
     resized_sizes,
     train_loader,
-    workers_short,
 )
 from data.feed.sampler import StepSampler
 from data.feed.transforms import Augment
+from data.feed.worker_memory import workers_short
 from disk import write_whole
 from errors import UserError, refusing
 from model.build import Detector, build_model
 from model.stages import stage_numbers
 from model.start import completed
 from run.facts import run_facts
+from run.feature_cache import Features, prepare_features
 from run.log import DONE, RunLog
 from run.resume import resume
 from run.startup import check_launch, check_same, preflight, raise_descriptor_limit, rank_facts
 from run.trouble import report_failed_save
 from settings.checks import micro_batch_size
-from settings.keys import LABELS, Config, config_to_dict
+from settings.keys import LABELS, Config
+from settings.walk import config_to_dict
 from training.checkpoint import Checkpoints
 from training.counts import any_rank
 from training.ema import Ema
@@ -76,6 +78,8 @@ class Run:
     facts: dict[str, Any]
     """What run.json records"""
     num_steps: int
+    features: Features | None = None
+    """What the backbone makes of the images, where that is stored"""
 
     @property
     def folder(self) -> Path:
@@ -95,17 +99,22 @@ class Run:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
             multiple=self.detector.rule.multiple,
+            one_canvas=self.features is not None,
+            shown_steps=cfg.run.draw_batches,
         )
         dataset = TrainDataset(
             *(self.data.train, data_cfg, cfg.run.seed),
             *(self.data.labels, self.data.taxonomy),
+            features=None if self.features is None else self.features.train,
+            views=cfg.data.cache_features or None,
         )
         pin = accelerator.device.type == "cuda"
         most = 0
         if self.data.labels != "boxes":
             most = max(len(record.objects) for record in self.data.train.records) + 1
         short = workers_short(
-            self.detector.rule.full, sampler.micro_batch_size, cfg.data.num_workers, most
+            *(self.detector.rule.full, sampler.micro_batch_size, cfg.data.num_workers, most),
+            features=dataset.features,
         )
         if short is not None:
             self.log.say(f"note: {short}")
@@ -121,6 +130,7 @@ class Run:
             self.accelerator.device.type == "cuda",
             self.accelerator.process_index,
             self.accelerator.num_processes,
+            None if self.features is None else self.features.val,
         )
 
     def save(self) -> None:
@@ -160,11 +170,11 @@ def start_processes(cfg: Config) -> Accelerator:
     return accelerator
 
 
-def build_run(cfg: Config, accelerator: Accelerator) -> Run:
-    """Collective: called on every rank. Everything before the first step.
+def build_parts(cfg: Config, accelerator: Accelerator) -> tuple[Config, Data, Detector]:
+    """Collective: called on every rank. The completed configuration, its data and its detector.
 
     Raises:
-        UserError: for anything wrong with data, backbone, head or checkpoint.
+        UserError: for anything wrong with data, backbone or head.
     """
     set_seed(cfg.run.seed)
     with accelerator.main_process_first():
@@ -176,6 +186,16 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
             seen = check_images(data, max(1, cfg.data.num_workers))
             check_findings(seen, strict=True, max_bad_images=None)
         detector = build_model(cfg.model, data.taxonomy, cfg.data.image_size)
+    return cfg, data, detector
+
+
+def build_run(cfg: Config, accelerator: Accelerator) -> Run:
+    """Collective: called on every rank. Everything before the first step.
+
+    Raises:
+        UserError: for anything wrong with data, backbone, head or checkpoint.
+    """
+    cfg, data, detector = build_parts(cfg, accelerator)
     num_steps = cfg.train.steps or math.ceil(
         (cfg.train.epochs or 0) * len(data.train) / cfg.train.global_batch_size
     )
@@ -211,6 +231,7 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
             f"{num_steps}; raise them, or resume from an earlier checkpoint in another folder"
         )
     state.tracker_run = cfg.run.name or state.tracker_run or root.resolve().name
+    features = prepare_features(cfg, accelerator, data, detector)
     log = RunLog(accelerator, cfg, num_steps, state)
     if accelerator.is_main_process:
         (root / DONE).unlink(missing_ok=True)
@@ -232,6 +253,7 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
         log=log,
         facts=facts,
         num_steps=num_steps,
+        features=features,
     )
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from settings.keys import Config, config_to_dict, harmless_keys, leaf_keys
+from settings.keys import Config
+from settings.walk import config_to_dict, harmless_keys, leaf_keys
 
 KEYS = {name for name, _ in leaf_keys()}
 

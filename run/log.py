@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from disk import write_whole
 from errors import UserError, printable_lines
-from settings.keys import Config, RunConfig, config_to_dict
+from settings.keys import Config, RunConfig
+from settings.walk import config_to_dict
 from training.state import TrainState
 
 LOCK = ".lock"

@@ -17,7 +17,8 @@ from accelerate import Accelerator
 
 from disk import ROOT
 from errors import UserError
-from settings.keys import Config, config_to_dict
+from settings.keys import Config
+from settings.walk import config_to_dict
 
 PREFLIGHT_TIMEOUT_S = 30.0
 ENOUGH_DESCRIPTORS = 65_536

@@ -21,9 +21,8 @@ from settings.keys import (
     DataConfig,
     ModelConfig,
     TrainConfig,
-    config_to_dict,
-    leaf_keys,
 )
+from settings.walk import config_to_dict, leaf_keys
 
 MOST_WORKERS = 512
 LARGEST_LABEL = 1 << 16
@@ -168,6 +167,8 @@ def _check_data(data: DataConfig) -> Iterator[str]:
         yield "data.streaming: reads whole splits; drop it, or the [...] of the split"
     for key in ("limit", "synthetic_train", "synthetic_val"):
         yield from _positive(f"data.{key}", getattr(data, key))
+    if data.cache_features < 0:
+        yield f"data.cache_features {data.cache_features}: must be 0 or more"
     yield from _positive("data.image_size.longest", data.image_size.longest)
     shortest = data.image_size.shortest
     yield from _positive("data.image_size.shortest", shortest)
@@ -236,6 +237,8 @@ def _check_start(cfg: Config) -> Iterator[str]:
             f"model.freeze {model.freeze}: must be all, none, or {FROZEN_STAGES} and the number of the first stages "
             f"that stay as they are ({FROZEN_STAGES}2)"
         )
+    if cfg.data.cache_features and model.freeze != "all":
+        yield f"data.cache_features {cfg.data.cache_features}: with model.freeze {model.freeze} features change; set it 0"
     if model.init_from is None:
         silent = {
             "model.backbone": model.backbone,

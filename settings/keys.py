@@ -3,9 +3,6 @@
 The text below a key is its `--help`.
 """
 
-import dataclasses
-import typing
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
@@ -168,6 +165,12 @@ class DataConfig:
     """albumentations transforms with their arguments, applied in turn to training images"""
     num_workers: int = harmless(2)
     """Worker processes per rank that decode and augment; 0: in the main process"""
+    cache_features: int = 0
+    """Views of each training image whose backbone features are stored; epoch e sees view e mod N; 0: none are"""
+    cache_precision: Literal["fp16", "fp32"] = "fp16"
+    """Of stored features"""
+    cache_folder: str | None = harmless(None)
+    """Where features are stored; default: the user's cache"""
 
 
 @dataclass(frozen=True)
@@ -322,29 +325,3 @@ class Config:
     """The validation"""
     hub: HubConfig = field(default_factory=HubConfig)
     """The upload"""
-
-
-def config_to_dict(cfg: Config) -> dict[str, Any]:
-    """Plain nested dictionary of a configuration, for YAML, JSON and trackers."""
-    plain = dataclasses.asdict(cfg)
-    plain["optim"]["betas"] = list(cfg.optim.betas)
-    return plain
-
-
-def leaf_keys(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, type) of every key of the configuration."""
-    for name, kind in typing.get_type_hints(cls).items():
-        if dataclasses.is_dataclass(kind):
-            yield from leaf_keys(cast(type, kind), f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", kind
-
-
-def harmless_keys(cls: type = Config, prefix: str = "") -> Iterator[str]:
-    """Dotted names of the keys that may change at a resume."""
-    kinds = typing.get_type_hints(cls)
-    for key in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(kinds[key.name]):
-            yield from harmless_keys(cast(type, kinds[key.name]), f"{prefix}{key.name}.")
-        elif key.metadata.get("harmless"):
-            yield f"{prefix}{key.name}"

@@ -20,7 +20,8 @@ import yaml
 from safetensors.torch import save_file
 
 from disk import flush, flush_all, remove_whole, whole_folder
-from settings.keys import Config, config_to_dict
+from settings.keys import Config
+from settings.walk import config_to_dict
 from training.manifest import write_manifest
 from training.shelf import BEST, Best, Shelf, point, step_name
 from training.state import AVERAGE, CONFIG, OPTIMIZER, STATE, WEIGHTS, Snapshot, TrainState

@@ -8,8 +8,9 @@ from typing import Any
 
 from disk import link, recover, unfinished
 from errors import UserError
-from settings.keys import Config, config_to_dict
+from settings.keys import Config
 from settings.plain_yaml import load_plain
+from settings.walk import config_to_dict
 from training.manifest import find_defect
 from training.state import CONFIG, STATE, load_state
 from training.validity import check_best, check_sections

@@ -42,6 +42,7 @@ def collate(samples: Sequence[Sample], through_pipe: bool = False) -> Batch:
         missing=[sample.missing for sample in samples],
         noise_keys=[sample.noise_key for sample in samples],
         bad=[text for sample in samples for text in sample.bad],
+        maps=tuple(map(torch.stack, zip(*(sample.maps for sample in samples), strict=True))),
         through_pipe=through_pipe,
     )
 

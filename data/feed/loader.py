@@ -1,15 +1,11 @@
 """Datasets and DataLoaders: decode, resize, augment, collate, in worker processes."""
 
 import itertools
-import os
-import resource
-import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,10 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 from data.batch import Batch, Sample
 from data.canvas import CanvasRule, resized_size
 from data.feed.collate import collate
+from data.feed.features import FeatureStore
 from data.feed.sampler import SampleRef, StepSampler, evaluation_batches
 from data.feed.transforms import MIN_VISIBILITY, Augment, resize
+from data.feed.worker_memory import PREFETCHED, workers_are_out, workers_short
 from data.images.decode import decode
-from data.masks import CELL_PIXELS, Planes
+from data.masks import Planes
 from data.objects import Objects
 from data.regions import partition
 from data.schema import Split
@@ -36,17 +34,6 @@ def resized_sizes(split: Split, cfg: ImageSizeConfig) -> np.ndarray:
     return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
 
-SHARED_MEMORY = Path("/dev/shm")
-PREFETCHED = 4
-"""Batches that each worker prepares ahead"""
-LEAST_BYTES = 2_000_000
-"""What workers need for their locks alone"""
-FEW_DESCRIPTORS = 256
-"""Files that a process has open beside its batches, with room to spare; each batch takes up to four"""
-LEAST_DESCRIPTORS = 64
-"""What a process and its workers need without any batch"""
-BYTES_PER_PX = 4
-"""Three of pixels, one of the mask"""
 NOISE = 1
 """Tells the seed of a head's noise from that of the augmentation"""
 TO_STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -69,12 +56,18 @@ class TrainDataset(Dataset):
         seed: int,
         labels: Labels = "boxes",
         taxonomy: Taxonomy | None = None,
+        features: FeatureStore | None = None,
+        views: int | None = None,
     ):
         """
         Args:
             taxonomy: where every pixel has a class.
+            features: stored maps, in the place of pixels.
+            views: epoch e has the augmentation of epoch e mod this; default: each epoch its own.
         """
         self.split = split
+        self.features = features
+        self.views = views
         self.cfg = cfg
         self.seed = seed
         self.labels = labels
@@ -100,7 +93,25 @@ class TrainDataset(Dataset):
         raise UserError("too many images in a row cannot be used: " + "; ".join(bad))
 
     def _sample(self, index: int, ref: SampleRef) -> Sample:
-        sample = load_sample(self.split, index, self.cfg.image_size, draft=True)
+        view = ref.epoch if self.views is None else ref.epoch % self.views
+        if self.features is None:
+            return self.view(index, view, ref)
+        if reason := self.features.failure(index, view):
+            raise UserError(reason)
+        sample = self.view(index, view, ref, blank=not ref.shown)
+        return replace(sample, maps=self.features.maps(index, view))
+
+    def view(self, index: int, view: int, ref: SampleRef, blank: bool = False) -> Sample:
+        """One image with the augmentation of epoch `view`, as the step of `ref` needs it.
+
+        Args:
+            blank: without its pixels; all else is as it would be with them.
+
+        Raises:
+            UserError: if it cannot be decoded.
+        """
+        load = blank_sample if blank else partial(load_sample, draft=True)
+        sample = load(self.split, index, self.cfg.image_size)
         planned = sample.canvas
         objects = sample.objects
         planes = None
@@ -113,7 +124,7 @@ class TrainDataset(Dataset):
             crowds = sample.objects.take(sample.objects.iscrowd)
             planes = Planes.drawn(objects, planned).ignoring(crowds)
             objects = replace(objects, masks=None)
-        seed = (self.seed, ref.epoch, index)
+        seed = (self.seed, view, index)
         image, objects, planes = self.augment(sample.image, objects, seed, planned, planes)
         # A transform that crops or rotates by 90 degrees, or another image than the step was cut for
         room = (min(planned[0], ref.canvas[0]), min(planned[1], ref.canvas[1]))
@@ -122,7 +133,8 @@ class TrainDataset(Dataset):
             image, objects, planes = fit_into(image, objects, room, planes, stretch)
         if planes is not None and self.every_pixel:
             planes = planes.unlabelled_ignored()
-        key = int(np.random.SeedSequence([*seed, NOISE]).generate_state(1, np.uint64)[0] >> 1)
+        noise = np.random.SeedSequence([self.seed, ref.epoch, index, NOISE])
+        key = int(noise.generate_state(1, np.uint64)[0] >> 1)
         sample = replace(sample, image=image, objects=objects, planes=planes)
         return replace(sample, canvas=ref.canvas, noise_key=key)
 
@@ -133,25 +145,42 @@ class EvalDataset(Dataset):
     An image whose pixels cannot be had is blank, and says so.
     """
 
-    def __init__(self, split: Split, rule: CanvasRule):
+    def __init__(self, split: Split, rule: CanvasRule, features: FeatureStore | None = None):
+        """
+        Args:
+            features: stored maps, in the place of pixels.
+        """
         self.split = split
         self.rule = rule
+        self.features = features
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: int) -> Sample:
         canvas = self.rule.full
+        maps: tuple[torch.Tensor, ...] = (
+            () if self.features is None else self.features.maps(index, 0)
+        )
         try:
-            sample = load_sample(self.split, index, self.rule.size)
+            if self.features is None:
+                sample = load_sample(self.split, index, self.rule.size)
+            elif reason := self.features.failure(index, 0):
+                raise UserError(reason)
+            else:
+                sample = blank_sample(self.split, index, self.rule.size)
         except UserError:
             record = self.split.records[index]
             size = (record.height, record.width)
             blank = np.zeros((*self.rule.resized(*size), 3), np.uint8)
-            return Sample(blank, Objects.none(), record.image_id, index, size, canvas, missing=True)
+            return Sample(
+                *(blank, Objects.none(), record.image_id, index, size, canvas),
+                missing=True,
+                maps=maps,
+            )
         objects = replace(sample.objects, masks=None)  # of no use to `predict`
         image = resize(sample.image, sample.canvas)
-        return replace(sample, image=image, objects=objects, canvas=canvas)
+        return replace(sample, image=image, objects=objects, canvas=canvas, maps=maps)
 
 
 def load_sample(split: Split, index: int, size: ImageSizeConfig, draft: bool = False) -> Sample:
@@ -170,6 +199,16 @@ def load_sample(split: Split, index: int, size: ImageSizeConfig, draft: bool = F
     own_size = (record.height, record.width)
     image = decode(split.images[index], record.where, planned, draft, own_size)
     objects = record.objects.scaled(planned[1] / record.width, planned[0] / record.height)
+    return Sample(image, objects, record.image_id, index, own_size, planned)
+
+
+def blank_sample(split: Split, index: int, size: ImageSizeConfig) -> Sample:
+    """As `load_sample`, black, without decoding anything; already resized."""
+    record = split.records[index]
+    planned = resized_size(record.height, record.width, size)
+    objects = record.objects.scaled(planned[1] / record.width, planned[0] / record.height)
+    image = np.zeros((*planned, 3), np.uint8)
+    own_size = (record.height, record.width)
     return Sample(image, objects, record.image_id, index, own_size, planned)
 
 
@@ -209,63 +248,18 @@ def eval_loader(
     pin: bool,
     rank: int = 0,
     world: int = 1,
+    features: FeatureStore | None = None,
 ) -> DataLoader[Batch]:
     """Every world-th batch of the validation split, beginning with batch `rank`."""
     batches = evaluation_batches(len(split), batch_size)[rank::world]
-    short = workers_short(rule.full, batch_size, num_workers) is not None
-    return _loader(EvalDataset(split, rule), batches, num_workers, pin, short)
-
-
-def workers_short(
-    canvas: tuple[int, int], batch_size: int, num_workers: int, masks: int = 0
-) -> str | None:
-    """What workers lack to pass batches on in shared memory, and what is done instead; None if nothing.
-
-    A worker that runs out of shared memory or of file descriptors dies or waits for ever.
-
-    Args:
-        canvas: (height, width) of the largest batch, px. masks: most of an image, if masks are learnt.
-    """
-    if not num_workers:
-        return None
-    per_px = BYTES_PER_PX + ((masks + 1) / CELL_PIXELS if masks else 0)
-    batch_bytes = batch_size * canvas[0] * canvas[1] * per_px
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    needed = batch_bytes * (PREFETCHED * num_workers + 2) * ranks
-    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
-    descriptors, wanted = _descriptors(), FEW_DESCRIPTORS + 4 * PREFETCHED * num_workers
-    if needed <= free and wanted <= descriptors:
-        return None
-    instead = "the main process makes them" if _workers_are_out() else "they come through pipes"
-    if needed > free:
-        lack = (
-            f"{SHARED_MEMORY} has {free / 1e6:.1f} MB free, and batches on their way from {num_workers} "
-            f"worker(s) may need {needed / 1e6:.0f} MB"
-        )
-        remedy = "give the container more by --shm-size"
-    else:
-        lack = (
-            f"a process may open {descriptors} files, and batches on their way from {num_workers} "
-            f"worker(s) may need {wanted}"
-        )
-        remedy = "raise `ulimit -n`"
-    return f"{lack}: {instead}, which is slower ({remedy}, or lower data.num_workers)"
-
-
-def _workers_are_out() -> bool:
-    """Whether there is too little for any worker at all."""
-    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else LEAST_BYTES + 1
-    return free <= LEAST_BYTES or _descriptors() < LEAST_DESCRIPTORS
-
-
-def _descriptors() -> int:
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    short = workers_short(rule.full, batch_size, num_workers, features=features) is not None
+    return _loader(EvalDataset(split, rule, features), batches, num_workers, pin, short)
 
 
 def _loader(
     dataset: Dataset, batches: object, num_workers: int, pin: bool, through_pipe: bool
 ) -> DataLoader[Batch]:
-    if through_pipe and _workers_are_out():
+    if through_pipe and workers_are_out():
         num_workers = 0
     return DataLoader(
         dataset,

@@ -31,6 +31,8 @@ class SampleRef:
     """(height, width), px, that all images of the step are padded to"""
     spares: tuple[int, ...] = ()
     """Images at the same place of the next steps, to stand in for one that cannot be decoded"""
+    shown: bool = False
+    """Its pixels are looked at by people"""
 
 
 def epoch_order(sizes: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
@@ -75,11 +77,15 @@ class StepSampler:
         rank: int = 0,
         world: int = 1,
         multiple: int = COMMON_MULTIPLE_PX,
+        one_canvas: bool = False,
+        shown_steps: int = 0,
     ):
         """
         Args:
             sizes: int64 [N, 2], (height, width) of every training image after resizing.
             multiple: of which the sides of a canvas are multiples, px.
+            one_canvas: for all steps, as large as the largest needs it.
+            shown_steps: first steps whose pixels are looked at.
         """
         assert global_batch_size % (micro_batch_size * world) == 0
         self.sizes = sizes
@@ -90,6 +96,8 @@ class StepSampler:
         self.rank = rank
         self.world = world
         self.multiple = multiple
+        self.canvas = step_canvas(sizes, multiple) if one_canvas else None
+        self.shown_steps = shown_steps
         self._orders: dict[int, np.ndarray] = {}
 
     @property
@@ -109,13 +117,14 @@ class StepSampler:
         size = self.global_batch_size
         first = step * size
         picks = [self._image(i) for i in range(first, first + size * (1 + SPARES))]
-        canvas = step_canvas(self.sizes[picks[:size]], self.multiple)
+        canvas = self.canvas or step_canvas(self.sizes[picks[:size]], self.multiple)
         return [
             SampleRef(
                 picks[place],
                 (first + place) // len(self.sizes),
                 canvas,
                 tuple(picks[place + size :: size]),
+                step < self.shown_steps,
             )
             for place in range(size)
         ]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as reference
 
-from data.feed import loader
+from data.feed import worker_memory
 from data.feed.transforms import Augment
 from data.masks import (
     Planes,
@@ -233,11 +233,11 @@ def test_arguments_that_would_mix_up_objects_are_refused(argument):
 def test_masks_count_in_what_workers_need(monkeypatch, tmp_path):
     """A hundred objects an image make a batch more than twice as large."""
     room = shutil.disk_usage(tmp_path)._replace(free=100_000_000)
-    monkeypatch.setattr(loader.shutil, "disk_usage", lambda _: room)
-    monkeypatch.setattr(loader, "_descriptors", lambda: 10_000)
-    assert loader.workers_short((512, 512), 4, 4) is None
-    assert loader.workers_short((512, 512), 4, 4, masks=1) is None
-    assert "they come through pipes" in loader.workers_short((512, 512), 4, 4, masks=100)
+    monkeypatch.setattr(worker_memory.shutil, "disk_usage", lambda _: room)
+    monkeypatch.setattr(worker_memory, "_descriptors", lambda: 10_000)
+    assert worker_memory.workers_short((512, 512), 4, 4) is None
+    assert worker_memory.workers_short((512, 512), 4, 4, masks=1) is None
+    assert "they come through pipes" in worker_memory.workers_short((512, 512), 4, 4, masks=100)
 
 
 def test_objects_without_a_pixel_leave_the_numbering():

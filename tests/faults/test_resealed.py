@@ -14,7 +14,8 @@ from builders import save_backbone
 from checkpoints import RNG, SMALL, make, state_of, take_step
 from errors import UserError
 from run.changes import check_changes, flat
-from settings.keys import Config, config_to_dict, harmless_keys
+from settings.keys import Config
+from settings.walk import config_to_dict, harmless_keys
 from training.checkpoint import Checkpoints
 from training.manifest import MANIFEST, find_defect, write_manifest
 from training.shelf import find_flaw, read_config

@@ -7,17 +7,9 @@ import yaml
 
 from errors import UserError
 from settings.checks import check_config
-from settings.keys import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-    config_to_dict,
-    harmless_keys,
-    leaf_keys,
-)
+from settings.keys import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from settings.load import load_config
+from settings.walk import config_to_dict, harmless_keys, leaf_keys
 
 
 def write(tmp_path, text):

@@ -1,0 +1,261 @@
+"""The feature cache: what a frozen backbone makes of every view of every image, made once.
+
+Files are pure functions of (images, view, transforms, seed, canvas, backbone, precision), which name their folder or
+stand in them: what is stale is made anew, whoever made it, and a killed build goes on where it was.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from data.build import Data
+from data.canvas import step_canvas
+from data.feed.collate import collate
+from data.feed.features import SHARD_IMAGES, FeatureStore
+from data.feed.loader import EvalDataset, TrainDataset, resized_sizes
+from data.schema import Split
+from disk import cache_root
+from errors import UserError
+from model.build import Detector
+from model.given_maps import giving
+from model.neck import inner_backbone
+from run.feature_files import (
+    DTYPES,
+    Part,
+    Place,
+    build,
+    is_missing,
+    maps_of,
+    places,
+)
+from run.together import on_main
+from settings.keys import Config
+
+FORMAT = 1
+"""Raise it when files made before would be wrong"""
+LARGE_BYTES = 20e9
+"""From here on somebody has to agree first"""
+ROOM = 0.95
+"""Part of the free space that may be filled"""
+COMPARED = 4
+"""Stored images of each split that are compared with the backbone at every start"""
+TOLERANCE = {"fp16": 5e-3, "fp32": 1e-3}
+"""Largest difference, relative to the largest value of a map: rounding, and another device's arithmetic"""
+MADE_BY = ("torch", "transformers", "albumentations", "opencv-python-headless", "pillow")
+
+
+@dataclass(frozen=True)
+class Features:
+    """The stored maps of a run's images."""
+
+    train: FeatureStore
+    val: FeatureStore
+
+    def __str__(self) -> str:
+        return f"{self.train.views} view(s) of each training image, stored in {self.train.folder.parent}"
+
+
+def prepare_features(
+    cfg: Config,
+    accelerator: Accelerator,
+    data: Data,
+    detector: Detector,
+    agreed: bool = False,
+) -> Features | None:
+    """Collective: called on every rank. Make what is missing of the cache, and compare some of it.
+
+    Args:
+        agreed: however large it gets.
+
+    Returns: None if data.cache_features is 0.
+
+    Raises:
+        UserError: if there is no room for it, or a head looks at more than the backbone's maps, or what is
+            stored is not what the backbone gives.
+    """
+    if not cfg.data.cache_features:
+        return None
+    device, trainable = accelerator.device, detector.trainable.to(accelerator.device)
+    was_training = trainable.training
+    trainable.eval()
+    with torch.random.fork_rng(devices=[]):  # a run goes on as if all had been there
+        refuse_lookers(detector, device)
+        parts = plan(cfg, data, detector)
+        on_main(accelerator, lambda: _announce(cfg, detector, parts, device, agreed))
+        # Dealt out to all ranks, and then, where these do not share the folder, to those of a machine.
+        local = accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        for rank, world in ((accelerator.process_index, accelerator.num_processes), local):
+            own = [place for part in parts for place in places(part)][rank::world]
+            build(cfg, accelerator, detector, [place for place in own if is_missing(*place)])
+            accelerator.wait_for_everyone()
+        on_main(accelerator, lambda: _compare(cfg, detector, parts, device))
+    trainable.train(was_training)
+    return Features(*(part.store for part in parts))
+
+
+def plan(cfg: Config, data: Data, detector: Detector) -> tuple[Part, Part]:
+    """What is stored of the training and the validation images, and where."""
+    root = Path(cfg.data.cache_folder) if cfg.data.cache_folder else cache_root() / "features"
+    train_cfg = dataclasses.replace(cfg.data, image_size=detector.rule.size)
+    sizes = resized_sizes(data.train, train_cfg.image_size)
+    canvas = step_canvas(sizes, detector.rule.multiple)
+    arguments = (data.train, train_cfg, cfg.run.seed, data.labels, data.taxonomy)
+    train_key = {"augment": cfg.data.augment, "seed": cfg.run.seed, "labels": data.labels}
+    return (
+        Part(
+            FeatureStore(
+                root / _name(cfg, data.train, detector, canvas, train_key),
+                len(data.train),
+                cfg.data.cache_features,
+            ),
+            data.train,
+            canvas,
+            TrainDataset(*arguments),
+            TrainDataset(*arguments),
+        ),
+        Part(
+            FeatureStore(
+                root / _name(cfg, data.val, detector, detector.rule.full, {"augment": None}),
+                len(data.val),
+                1,
+            ),
+            data.val,
+            detector.rule.full,
+            EvalDataset(data.val, detector.rule),
+            None,
+        ),
+    )
+
+
+def _name(
+    cfg: Config,
+    split: Split,
+    detector: Detector,
+    canvas: tuple[int, int],
+    more: dict[str, Any],
+) -> str:
+    """Of a folder; all that its files are made from but the images, which they tell themselves."""
+    config: Any = detector.backbone_module.config
+    known = {
+        "format": FORMAT,
+        "made by": {package: version(package) for package in MADE_BY},
+        "backbone": detector.backbone.fingerprint,
+        "maps": list(config.out_features),
+        "images": hashlib.sha256("\n".join(r.where for r in split.records).encode()).hexdigest(),
+        "size": dataclasses.asdict(detector.rule.size),
+        "canvas": canvas,
+        "stored": cfg.data.cache_precision,
+        # In evaluation the model runs in float32, whatever it is trained in.
+        "computed": cfg.train.precision if "seed" in more else "no",
+        **more,
+    }
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def refuse_lookers(detector: Detector, device: torch.device) -> None:
+    """
+    Raises:
+        UserError: if the head's outputs depend on pixels beside the backbone's maps.
+    """
+    trainable = detector.trainable
+    side = detector.rule.multiple * 4
+    blank = torch.zeros(1, 3, side, side, device=device, dtype=trainable.model.dtype)
+    mask = torch.ones(1, side, side, dtype=torch.bool, device=device)
+    module = inner_backbone(detector.family.backbone_of(trainable.model))
+    with torch.no_grad():
+        maps = module(blank).feature_maps
+        with giving(module, maps):
+            one, other = (
+                detector.family.call(trainable.model, pixels, mask)
+                for pixels in (blank, torch.ones_like(blank))
+            )
+    for name, value in one.items():
+        if isinstance(value, torch.Tensor) and not torch.equal(value, other[name]):
+            raise UserError(
+                "data.cache_features: this head or neck looks at the pixels too, beside the backbone's maps; set it 0"
+            )
+
+
+def bytes_of(cfg: Config, detector: Detector, files: Sequence[Place], device: torch.device) -> int:
+    """What files will take."""
+    values = {}
+    for canvas in {part.canvas for part, _, _ in files}:
+        with torch.no_grad():
+            maps = detector.backbone_module(torch.zeros(1, 3, *canvas, device=device)).feature_maps
+        values[canvas] = sum(found.numel() for found in maps)
+    num = sum(len(part.store.images_of(shard)) * values[part.canvas] for part, _, shard in files)
+    return num * DTYPES[cfg.data.cache_precision].itemsize
+
+
+def _announce(
+    cfg: Config,
+    detector: Detector,
+    parts: Sequence[Part],
+    device: torch.device,
+    agreed: bool,
+) -> None:
+    """Say what is made. On the main rank alone.
+
+    Raises:
+        UserError: if there is no room for it, or somebody has to agree.
+    """
+    train, val = (part.store for part in parts)
+    missing = [place for part in parts for place in places(part) if is_missing(*place)]
+    size, where = bytes_of(cfg, detector, missing, device), train.folder.parent
+    images = f"{train.views} view(s) of {train.num_images:,} images and {val.num_images:,} for validation"
+    if not missing:
+        return
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(where).free
+    except OSError as error:
+        raise UserError(f"data.cache_folder {where}: {error.strerror}") from error
+    if size > ROOM * free:
+        raise UserError(
+            f"data.cache_features {train.views}: takes {size / 1e9:.1f} GB in {where}, which has {free / 1e9:.1f} GB "
+            "free; take fewer views, smaller images, fewer model.out_features, or another data.cache_folder"
+        )
+    if size > LARGE_BYTES and not agreed:
+        raise UserError(
+            f"data.cache_features {train.views}: takes {size / 1e9:.0f} GB in {where}; if that is what you want, make it "
+            "first with python -m tools.cache_features --yes and the same arguments"
+        )
+    print(
+        f"features    storing {images}: {size / 1e9:.2f} GB in {where}; pays from epoch {train.views + 1} on, "
+        "and in every later run with the same images, transforms, seed and backbone",
+        flush=True,
+    )
+
+
+def _compare(cfg: Config, detector: Detector, parts: Sequence[Part], device: torch.device) -> None:
+    """
+    Raises:
+        UserError: if what is stored of some images is not what the backbone makes of them.
+    """
+    draw = np.random.default_rng(cfg.run.seed)
+    for part in [part for part in parts for _ in range(COMPARED)]:
+        store = part.store
+        image, view = int(draw.integers(store.num_images)), int(draw.integers(store.views))
+        sample = part.sample(image, view)
+        if isinstance(sample, str) or store.failure(image, view):
+            continue
+        found = maps_of(cfg, detector, collate([sample]), device, part.blank is not None)
+        for ours, kept in zip(found, store.maps(image, view), strict=True):
+            scale = float(ours.float().abs().max()) or 1.0
+            difference = float((ours[0].float() - kept.float()).abs().max()) / scale
+            if not difference < TOLERANCE[cfg.data.cache_precision]:
+                raise UserError(
+                    f"{store.file(view, image // SHARD_IMAGES)}: what is stored of {part.split.records[image].where} is not "
+                    f"what the backbone makes of it (difference {difference:.2g} of the largest value); remove {store.folder}"
+                )

@@ -1,0 +1,193 @@
+"""The files of the feature cache: which there are, and how one is made."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from data.batch import Batch, Sample
+from data.feed.collate import collate
+from data.feed.features import FeatureStore, content_of
+from data.feed.loader import EvalDataset, TrainDataset, start_worker
+from data.feed.sampler import SampleRef
+from data.schema import Split
+from errors import UserError
+from model.build import Detector
+from settings.keys import Config
+
+AT_ONCE = 8
+"""Images of a forward pass; always the same, since rounding depends on it"""
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is stored of one split."""
+
+    store: FeatureStore
+    split: Split
+    canvas: tuple[int, int]
+    dataset: TrainDataset | EvalDataset
+    blank: TrainDataset | None
+    """The same without pixels, to see that labels do not depend on them"""
+
+    def sample(self, image: int, view: int) -> Sample | str:
+        """An image as it is given to the backbone, or why it cannot be."""
+        try:
+            if isinstance(self.dataset, EvalDataset):
+                sample = self.dataset[image]
+                return "it cannot be decoded" if sample.missing else sample
+            ref = SampleRef(image, view, self.canvas)
+            sample = self.dataset.view(image, view, ref)
+        except UserError as error:
+            return str(error)
+        assert self.blank is not None
+        without = self.blank.view(image, view, ref, blank=True)
+        if not _same_labels(sample, without):
+            raise UserError(
+                f"data.cache_features: what data.augment does to the labels of {self.split.records[image].where} "
+                "depends on its pixels; set it 0"
+            )
+        return sample
+
+
+Place = tuple[Part, int, int]
+"""A file: of which split, view, shard"""
+
+
+def _same_labels(one: Sample, other: Sample) -> bool:
+    return (
+        one.image.shape == other.image.shape
+        and np.array_equal(one.objects.boxes, other.objects.boxes)
+        and np.array_equal(one.objects.classes, other.objects.classes)
+    )
+
+
+def places(part: Part) -> list[Place]:
+    """All files of a split."""
+    store = part.store
+    return [(part, view, shard) for view in range(store.views) for shard in range(store.num_shards)]
+
+
+def is_missing(part: Part, view: int, shard: int) -> bool:
+    """Whether a file is not there, or not of these images."""
+    return not part.store.is_current(view, shard, part.split)
+
+
+class Images(Dataset):
+    """Images of files that are to be made, in order; one that cannot be had is the text why."""
+
+    def __init__(self, missing: Sequence[Place]):
+        self.missing = missing
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Sample | str, list[Any]]:
+        part, view, _ = self.missing[place[0]]
+        content = content_of(part.split.images[place[1]])  # before it is read for good
+        return part.sample(place[1], view), content
+
+
+def _together(
+    items: Sequence[tuple[Sample | str, list[Any]]],
+) -> tuple[Batch | None, list[str], list[list[Any]]]:
+    samples = [sample for sample, _ in items if isinstance(sample, Sample)]
+    failures = [sample if isinstance(sample, str) else "" for sample, _ in items]
+    return collate(samples) if samples else None, failures, [content for _, content in items]
+
+
+def build(
+    cfg: Config,
+    accelerator: Accelerator,
+    detector: Detector,
+    missing: Sequence[Place],
+) -> None:
+    """Make these files, on this rank."""
+    if not missing:
+        return
+    batches = [
+        [(number, image) for image in images[start : start + AT_ONCE]]
+        for number, (part, _, shard) in enumerate(missing)
+        for images in [part.store.images_of(shard)]
+        for start in range(0, len(images), AT_ONCE)
+    ]
+    loader = DataLoader(
+        Images(missing),
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=cfg.data.num_workers,
+        collate_fn=_together,
+        worker_init_fn=start_worker,
+    )
+    results = iter(loader)
+    total = sum(map(len, batches))
+    hidden = not accelerator.is_main_process or None
+    with tqdm(total=total, unit=" images", desc="features", disable=hidden) as bar:
+        for part, view, shard in missing:
+            _write(cfg, detector, part, view, shard, results, accelerator.device, bar)
+
+
+def _write(
+    cfg: Config,
+    detector: Detector,
+    part: Part,
+    view: int,
+    shard: int,
+    results: Iterator[tuple[Batch | None, list[str], list[list[Any]]]],
+    device: torch.device,
+    bar: Any,
+) -> None:
+    images = part.store.images_of(shard)
+    columns: list[torch.Tensor] = []
+    contents: list[list[Any]] = []
+    failures: list[str] = []
+    while len(failures) < len(images):
+        batch, failed, known = next(results)
+        rows = [len(failures) + row for row, text in enumerate(failed) if not text]
+        if batch is not None:
+            maps = maps_of(cfg, detector, batch, device, part.blank is not None)
+            for number, found in enumerate(maps):
+                if number == len(columns):
+                    columns.append(torch.zeros(len(images), *found.shape[1:], dtype=found.dtype))
+                columns[number][rows] = found
+        contents += known
+        failures += failed
+        bar.update(len(failed))
+    if not columns:  # not one image of them can be read
+        columns = [torch.zeros(len(images), 1, 1, 1)]
+    try:
+        part.store.write(view, shard, columns, contents, failures)
+    except OSError as error:
+        raise UserError(
+            f"data.cache_features: {part.store.folder} cannot be written: {error.strerror}; make room, or set "
+            "data.cache_folder"
+        ) from error
+
+
+@torch.no_grad()
+def maps_of(
+    cfg: Config, detector: Detector, batch: Batch, device: torch.device, training: bool
+) -> list[torch.Tensor]:
+    """What the backbone makes of a batch, as it is stored.
+
+    Args:
+        training: in the precision of training.
+
+    Raises:
+        UserError: for values that the stored precision does not hold.
+    """
+    batch = batch.to(device)
+    trainable = detector.trainable
+    dtype = DTYPES[cfg.data.cache_precision]
+    mixed = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(cfg.train.precision)
+    with torch.autocast(device.type, mixed, enabled=training and mixed is not None):
+        pixels = trainable.normalization(batch.pixel_values, batch.pixel_mask)
+        maps = detector.backbone_module(pixels.to(trainable.model.dtype)).feature_maps
+    stored = [found.to(dtype).cpu() for found in maps]
+    if not all(bool(torch.isfinite(found).all()) for found in stored):
+        raise UserError(
+            f"data.cache_precision {cfg.data.cache_precision}: does not hold all values of this backbone's maps; set fp32"
+        )
+    return stored
