@@ -4,7 +4,7 @@ on it, or a whole pretrained detector whose class layers are made anew."""
 import dataclasses
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ def head_config(
     Raises:
         UserError: naming the argument that does not exist or is refused.
     """
-    args = {**family.defaults, **cfg.head_args}
+    args = _with_floats(family, {**family.defaults, **cfg.head_args})
     shared = {"backbone_config": backbone.module.config, **_classes(taxonomy)}
     kind: Any = family.config_class
     with refusing("model.head_args"), quiet_transformers():  # which backbones it knows is no news
@@ -154,6 +154,13 @@ def head_config(
             return family.make_config(args, shared, backbone)
         refuse_unknown(args, {field.name for field in dataclasses.fields(kind)}, kind.__name__)
         return kind(**shared, **args)
+
+
+def _with_floats(family: HeadFamily, args: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with 4.0 for 4 where transformers takes nothing but a float."""
+    fields: Any = dataclasses.fields(family.config_class)  # type: ignore[arg-type]
+    reals = {field.name for field in fields if field.type in (float, "float")}
+    return {n: float(v) if n in reals and type(v) is int else v for n, v in args.items()}
 
 
 def _classes(taxonomy: Taxonomy) -> dict[str, Any]:
@@ -183,7 +190,8 @@ def _whole(cfg: ModelConfig, family: HeadFamily, taxonomy: Taxonomy) -> Start:
         known = {field.name for field in dataclasses.fields(family.config_class)}  # type: ignore[arg-type]
         known -= {"backbone_config", *family.whole_args, *family.whole_refused}
         refuse_unknown(cfg.head_args, known, type(config).__name__)
-        changed = {**family.whole_args, **cfg.head_args, **_classes(taxonomy)}
+        given = _with_floats(family, cfg.head_args)
+        changed = {**family.whole_args, **given, **_classes(taxonomy)}
         config = type(config).from_dict({**config.to_dict(), **changed})
     model, fresh = _from_detector(family, cfg.init_from, folder, config, whole=True)
     shown = family.backbone_of(model)

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForObjectDetection
 
 from builders import REAL_TIME, TINY_HEAD, losses_of, make_batch, save_backbone, tiny_detector
+from data.taxonomy import Taxonomy
 from donors import (
     DONOR_CLASSES,
     FIRST_PATCHES,
@@ -247,6 +248,20 @@ def test_matching_weights_of_a_donor_can_be_changed(donors):
     detector = start(donors("rt_detr_v2"), "rt_detr_v2", head_args=args)
     assert detector.trainable.criterion.config.matcher_class_cost == 3.5
     assert detector.trainable.criterion.weights["loss_giou"] == 7.0
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_whole_number_is_a_float_where_one_is_needed(donors, tmp_path, whole):
+    args = {**TINY_HEAD["deimv2"], "matcher_class_cost": 4, "weight_loss_mal": 4}
+    if whole:
+        args = {"matcher_class_cost": 4, "weight_loss_mal": 4}
+        detector = start(donors("deimv2"), "deimv2", head_args=args)
+    else:
+        backbone = save_backbone(tmp_path / "backbone")
+        cfg = ModelConfig(backbone=str(backbone), head="deimv2", head_args=args)
+        detector = build_model(cfg, Taxonomy(("plate",), (0,)), ImageSizeConfig(64))
+    config = detector.model.config
+    assert (config.matcher_class_cost, config.weight_loss_mal) == (4.0, 4.0)
 
 
 def test_image_size_given_for_evaluation_is_not_kept(donors, tmp_path):
