@@ -7,6 +7,7 @@ group, a model or a download exists.
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import os
 import typing
@@ -60,6 +61,7 @@ def load_config(
     return cfg
 
 
+@functools.cache
 def build_parser(prog: str) -> ArgumentParser:
     """The command line, made from the dataclasses above."""
     parser = ArgumentParser(

@@ -4,6 +4,7 @@ Importing torch and transformers takes far longer than a tiny run. So one parent
 and forks each life's ranks; what they do, and how they die, is real.
 """
 
+import gc
 import json
 import os
 import signal
@@ -126,9 +127,13 @@ def main() -> None:
     import torch
 
     import train_accelerate  # noqa: F401
+    from settings.load import build_parser
 
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may have been started by nohup
     torch.set_num_threads(1)
+    build_parser("train_accelerate.py")  # kept, and shared by all lives
+    gc.collect()
+    gc.freeze()
     print("ready", flush=True)
     for line in sys.stdin:
         print(json.dumps(live(json.loads(line))), flush=True)
