@@ -1,5 +1,6 @@
 """The files of the feature cache: which there are, and how one is made."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,10 @@ from tqdm import tqdm
 
 from data.batch import Batch, Sample
 from data.feed.collate import collate
-from data.feed.features import FeatureStore, content_of
-from data.feed.loader import EvalDataset, TrainDataset, start_worker
+from data.feed.features import FeatureStore
+from data.feed.loader import EvalDataset, TrainDataset, batches_of, start_worker
 from data.feed.sampler import SampleRef
+from data.feed.worker_memory import workers_short
 from data.schema import Split
 from errors import UserError
 from model.build import Detector
@@ -79,6 +81,10 @@ def is_missing(part: Part, view: int, shard: int) -> bool:
     return not part.store.is_current(view, shard, part.split)
 
 
+Made = tuple[Batch | None, list[str], list[list[Any]]]
+"""Those images that can be had, why others cannot, and what all are known by"""
+
+
 class Images(Dataset):
     """Images of files that are to be made, in order; one that cannot be had is the text why."""
 
@@ -87,13 +93,13 @@ class Images(Dataset):
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Sample | str, list[Any]]:
         part, view, _ = self.missing[place[0]]
-        content = content_of(part.split.images[place[1]])  # before it is read for good
+        content = part.store.content(part.split, place[1])  # before it is read for good
         return part.sample(place[1], view), content
 
 
 def _together(
     items: Sequence[tuple[Sample | str, list[Any]]],
-) -> tuple[Batch | None, list[str], list[list[Any]]]:
+) -> Made:
     samples = [sample for sample, _ in items if isinstance(sample, Sample)]
     failures = [sample if isinstance(sample, str) else "" for sample, _ in items]
     return collate(samples) if samples else None, failures, [content for _, content in items]
@@ -108,23 +114,26 @@ def build(
     """Make these files, on this rank."""
     if not missing:
         return
+    largest = max((part.canvas for part, _, _ in missing), key=math.prod)
+    short = workers_short(largest, AT_ONCE, cfg.data.num_workers)
+    num_workers = 0 if short else cfg.data.num_workers
     batches = [
         [(number, image) for image in images[start : start + AT_ONCE]]
         for number, (part, _, shard) in enumerate(missing)
         for images in [part.store.images_of(shard)]
         for start in range(0, len(images), AT_ONCE)
     ]
-    loader = DataLoader(
+    loader: DataLoader[Made] = DataLoader(
         Images(missing),
         batch_sampler=batches,  # type: ignore[arg-type]
-        num_workers=cfg.data.num_workers,
+        num_workers=num_workers,
         collate_fn=_together,
         worker_init_fn=start_worker,
     )
-    results = iter(loader)
     total = sum(map(len, batches))
     hidden = not accelerator.is_main_process or None
-    with tqdm(total=total, unit=" images", desc="features", disable=hidden) as bar:
+    bar = tqdm(total=total, unit=" images", desc="features", disable=hidden)
+    with bar, batches_of(loader) as results:
         for part, view, shard in missing:
             _write(cfg, detector, part, view, shard, results, accelerator.device, bar)
 
@@ -135,7 +144,7 @@ def _write(
     part: Part,
     view: int,
     shard: int,
-    results: Iterator[tuple[Batch | None, list[str], list[list[Any]]]],
+    results: Iterator[Made],
     device: torch.device,
     bar: Any,
 ) -> None:
@@ -156,7 +165,11 @@ def _write(
         failures += failed
         bar.update(len(failed))
     if not columns:  # not one image of them can be read
-        columns = [torch.zeros(len(images), 1, 1, 1)]
+        with torch.no_grad():
+            blank = torch.zeros(1, 3, *part.canvas, device=device)
+            maps = detector.backbone_module(blank).feature_maps
+        dtype = DTYPES[cfg.data.cache_precision]
+        columns = [torch.zeros(len(images), *found.shape[1:], dtype=dtype) for found in maps]
     try:
         part.store.write(view, shard, columns, contents, failures)
     except OSError as error:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from data.schema import Split
+from data.schema import Record, Split
 from disk import write_whole
 
 SHARD_IMAGES = 64
@@ -34,6 +35,8 @@ class FeatureStore:
     folder: Path
     num_images: int
     views: int
+    by_labels: bool = False
+    """Views depend on the objects too: no transform may lose all of them, and some crop around them"""
 
     @property
     def num_shards(self) -> int:
@@ -70,7 +73,7 @@ class FeatureStore:
         """Write one file, whole or not at all.
 
         Args:
-            maps: [n, C, h, w] for the n images. contents: of `content_of`, when they were read.
+            maps: [n, C, h, w] for the n images. contents: of `content`, when they were read.
             failures: why an image has no maps, or "".
 
         Raises:
@@ -94,8 +97,25 @@ class FeatureStore:
         if not names or set(rows) != {len(images)} or len(contents) != len(images):
             return False
         return all(
-            is_content(known, split.images[i]) for known, i in zip(contents, images, strict=True)
+            isinstance(known, list)
+            and known[:1] == [self._labels(split.records[i])]
+            and is_content(known[1:], split.images[i])
+            for known, i in zip(contents, images, strict=True)
         )
+
+    def content(self, split: Split, image: int) -> list[Any]:
+        """What an image of a split is known by."""
+        return [self._labels(split.records[image]), *content_of(split.images[image])]
+
+    def _labels(self, record: Record) -> str:
+        if not self.by_labels:
+            return ""
+        objects, seen = record.objects, hashlib.sha256()
+        for column in (objects.boxes, objects.classes, objects.iscrowd):
+            seen.update(b"-" if column is None else np.ascontiguousarray(column).tobytes())
+        for mask in () if objects.masks is None else objects.masks:
+            seen.update(mask.key())
+        return seen.hexdigest()
 
 
 @functools.lru_cache(OPEN_FILES)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ def resized_sizes(split: Split, cfg: ImageSizeConfig) -> np.ndarray:
     return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
 
+T = TypeVar("T")
 NOISE = 1
 """Tells the seed of a head's noise from that of the augmentation"""
 TO_STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -273,7 +275,7 @@ def _loader(
 
 
 @contextmanager
-def batches_of(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
+def batches_of(loader: DataLoader[T]) -> Iterator[Iterator[T]]:
     """The batches of a loader, and the end of its workers at the end of the block.
 
     Left to garbage collection they would outlive an error, whose traceback holds the iterator; and
@@ -293,7 +295,7 @@ def batches_of(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
             batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
-def _alive(batches: Iterator[Batch]) -> Iterator[Batch]:
+def _alive(batches: Iterator[T]) -> Iterator[T]:
     """The same; where the queue breaks before torch sees that its worker is gone, the error says so too."""
     try:
         yield from batches

@@ -38,7 +38,7 @@ AUGMENT = json.dumps(
         {"RandomSizedBBoxSafeCrop": {"height": 64, "width": 64, "p": 0.5}},
     ]
 )
-HEADS = ["deformable_detr", "deimv2", "detr", "maskformer"]
+HEADS = ["deformable_detr", "deimv2", "maskformer", "linear"]
 
 
 def cached_run(tmp_path, head="deformable_detr", **keys):
@@ -187,6 +187,18 @@ def test_a_changed_image_is_made_anew(tmp_path):
     assert len(changed) == (2 if split == "train" else 1)
 
 
+def test_a_changed_box_is_made_anew(tmp_path):
+    """What is cut out of an image may depend on it."""
+    train(cached_run(tmp_path, run__output_dir=tmp_path / "one"))
+    before = {file: file.read_bytes() for file in files(tmp_path)}
+    annotations = tmp_path / "data/annotations/train.json"
+    content = json.loads(annotations.read_text())
+    content["annotations"][0]["bbox"][2] -= 3
+    annotations.write_text(json.dumps(content))
+    train(cached_run(tmp_path, run__output_dir=tmp_path / "two"))
+    assert sum(file.read_bytes() != content for file, content in before.items()) == 2
+
+
 def test_touched_only_is_not_made_anew(tmp_path):
     file = tmp_path / "image"
     file.write_bytes(b"pixels")
@@ -262,6 +274,23 @@ def test_an_unreadable_image_is_stood_in_for_as_without_cache(tmp_path):
     train(cached_run(tmp_path, run__output_dir=tmp_path / "live", data__cache_features=0))
     told = [(tmp_path / name / "train.log").read_text() for name in ("one", "live")]
     assert all(image.name in text for text in told)
+
+
+def test_unreadable_images_alone_in_a_file(tmp_path, monkeypatch):
+    """They are missed in evaluation, as without cache."""
+    monkeypatch.setattr(features, "SHARD_IMAGES", 2)  # five validation images: the last is alone
+    cached_run(tmp_path)
+    image = tmp_path / "data/val/004.jpg"
+    image.write_bytes(image.read_bytes()[:700])
+    for name, views in (("stored", 2), ("live", 0)):
+        train(cached_run(tmp_path, run__output_dir=tmp_path / name, data__cache_features=views))
+    assert len(files(tmp_path)) == 2 * 4 + 3
+    found = [
+        json.loads((tmp_path / n / "eval/step-000006/predictions.json").read_text())
+        for n in ("stored", "live")
+    ]
+    assert {row["image_id"] for row in found[0]} == {row["image_id"] for row in found[1]}
+    assert len({row["image_id"] for row in found[0]}) == 4
 
 
 def test_heads_that_look_at_pixels_are_refused(tmp_path):
