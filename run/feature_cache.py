@@ -106,7 +106,8 @@ def prepare_features(
 
 def plan(cfg: Config, data: Data, detector: Detector) -> tuple[Part, Part]:
     """What is stored of the training and the validation images, and where."""
-    root = Path(cfg.data.cache_folder) if cfg.data.cache_folder else cache_root() / "features"
+    given = cfg.data.cache_folder
+    root = Path(given).expanduser() if given else cache_root() / "features"
     train_cfg = dataclasses.replace(cfg.data, image_size=detector.rule.size)
     sizes = resized_sizes(data.train, train_cfg.image_size)
     canvas = step_canvas(sizes, detector.rule.multiple)
