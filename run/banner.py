@@ -11,7 +11,7 @@ from data.findings import KINDS
 from errors import printable
 from model.build import Detector
 from settings.checks import micro_batch_size
-from settings.keys import Config
+from settings.keys import EVERY_PIXEL, Config
 
 LABEL_VALUES = "; data.label_values says what is what in label maps, e.g. [0, 255]"
 
@@ -136,6 +136,7 @@ def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) 
             f"{crowded} images have more {data.labels} than the head's {queries} queries can find; raise "
             "model.head_args.num_queries",
         )
+    yield from small_objects(detector, data)
     if absent := classes_without_example(data):
         yield _row(
             "WARNING",
@@ -152,6 +153,23 @@ def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) 
         )
     if cfg.data.val_on_train:
         yield _row("WARNING", "validation on the training images: the metrics measure memory")
+
+
+def small_objects(detector: Detector, data: Data) -> Iterator[str]:
+    """If half of the objects are smaller than the distance between two places of the finest map that is read."""
+    sides = [np.zeros(0)]
+    for record in data.train.records:
+        height, width = detector.rule.resized(record.height, record.width)
+        scale = (height / record.height) * (width / record.width)
+        sides.append(np.sqrt(record.objects.boxes[:, 2:].prod(axis=1) * scale))
+    all_sides, finest = np.concatenate(sides), min(detector.strides)
+    if data.labels not in EVERY_PIXEL and len(all_sides) and np.median(all_sides) < finest:
+        yield _row(
+            "WARNING",
+            f"half of the objects are smaller than {np.median(all_sides):.0f} px as the model gets them, and the finest map "
+            f"that the head reads has a place every {finest} px: read a finer stage (model.out_features, model.neck), or enlarge "
+            "images (data.image_size); docs/choosing.md, Small objects",
+        )
 
 
 def classes_without_example(data: Data) -> list[str]:
