@@ -1,5 +1,6 @@
 """Scaling and normalisation of pixels, on the device."""
 
+import functools
 import json
 import math
 from dataclasses import dataclass
@@ -59,10 +60,16 @@ class Normalization:
 
     def __call__(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
         """float32 [B, 3, H, W] of uint8 pixels; zero where the bool mask [B, H, W] is false."""
-        mean = torch.tensor(self.mean, device=pixel_values.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=pixel_values.device).view(1, 3, 1, 1)
+        mean = _per_channel(self.mean, pixel_values.device)
+        std = _per_channel(self.std, pixel_values.device)
         values = (pixel_values.float() * self.scale - mean) / std
         return values.masked_fill_(~pixel_mask[:, None], 0.0)
+
+
+@functools.cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """float32 [1, 3, 1, 1], copied to the device once."""
+    return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
 def _three_numbers(values: Any) -> bool:

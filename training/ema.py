@@ -21,12 +21,15 @@ class Ema:
         self.model = model
         self.decay = decay
         self.tensors: dict[str, torch.Tensor] = {}
+        self._own: dict[str, torch.Tensor] = {}
 
     def start(self) -> None:
         """Begin at the weights as they are (unless an average was loaded)."""
-        if self.decay is not None and not self.tensors:
-            own = trainable_tensors(self.model)
-            self.tensors = {name: tensor.detach().clone() for name, tensor in own.items()}
+        if self.decay is None:
+            return
+        self._own = {n: tensor.detach() for n, tensor in trainable_tensors(self.model).items()}
+        if not self.tensors:
+            self.tensors = {name: tensor.clone() for name, tensor in self._own.items()}
         device = next(self.model.parameters()).device
         self.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
 
@@ -36,11 +39,12 @@ class Ema:
         if self.decay is None:
             return
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, tensor in trainable_tensors(self.model).items():
-            if tensor.is_floating_point():
-                self.tensors[name].lerp_(tensor.detach(), 1.0 - decay)
-            else:
-                self.tensors[name].copy_(tensor)
+        real = [name for name, tensor in self._own.items() if tensor.is_floating_point()]
+        for name in self._own.keys() - set(real):
+            self.tensors[name].copy_(self._own[name])
+        if real:
+            averages = [self.tensors[name] for name in real]
+            torch._foreach_lerp_(averages, [self._own[name] for name in real], 1.0 - decay)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -55,7 +59,7 @@ class Ema:
     def _swap(self) -> None:
         if self.decay is None:
             return
-        for name, tensor in trainable_tensors(self.model).items():
-            kept = tensor.detach().clone()
+        for name, tensor in self._own.items():
+            kept = tensor.clone()
             tensor.copy_(self.tensors[name])
             self.tensors[name].copy_(kept)

@@ -28,7 +28,7 @@ def box_giou(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """
     a, b = corners(first), corners(second)
     intersection, union = _overlap(first, second)
-    hull = (torch.max(a[..., 2:], b[..., 2:]) - torch.min(a[..., :2], b[..., :2])).prod(-1)
+    hull = _area(torch.max(a[..., 2:], b[..., 2:]) - torch.min(a[..., :2], b[..., :2]))
     return intersection / union - (hull - union) / hull
 
 
@@ -36,5 +36,10 @@ def _overlap(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, t
     """Areas of intersection and union."""
     a, b = corners(first), corners(second)
     common = (torch.min(a[..., 2:], b[..., 2:]) - torch.max(a[..., :2], b[..., :2])).clamp(min=0)
-    intersection = common.prod(-1)
-    return intersection, first[..., 2:].prod(-1) + second[..., 2:].prod(-1) - intersection
+    intersection = _area(common)
+    return intersection, _area(first[..., 2:]) + _area(second[..., 2:]) - intersection
+
+
+def _area(sides: torch.Tensor) -> torch.Tensor:
+    """Of (width, height), [..., 2]. The gradient of `prod` would look for zeros, for which a GPU is waited for."""
+    return sides[..., 0] * sides[..., 1]
