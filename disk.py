@@ -38,7 +38,8 @@ def write_whole(file: Path, content: str | bytes) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    temporary = file.with_name(f"{WRITING}{file.name}-{os.getpid()}")
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}"  # containers share process ids
+    temporary = file.with_name(f"{WRITING}{file.name}-{unique}")
     try:
         temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
         temporary.replace(file)

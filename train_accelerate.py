@@ -193,7 +193,8 @@ def log_step(
 
 def draw_first_batches(run: Run, batches: Sequence[Batch]) -> None:
     """Draw what the model gets in the first steps into samples/."""
-    if run.accelerator.is_main_process and run.state.step < run.cfg.run.draw_batches:
+    turned = run.state.samples_seen // run.cfg.train.global_batch_size  # skipped steps too
+    if run.accelerator.is_main_process and turned < run.cfg.run.draw_batches:
         for turn, batch in enumerate(batches):
             name = f"step-{run.state.step + 1:06d}-{turn}.png"
             file = run.folder / "samples" / name

@@ -22,10 +22,9 @@ from accelerate import Accelerator
 from data.build import Data
 from data.canvas import step_canvas
 from data.feed.collate import collate
-from data.feed.features import SHARD_IMAGES, FeatureStore
+from data.feed.features import SHARD_IMAGES, Contents, FeatureStore, shard_digests
 from data.feed.loader import EvalDataset, TrainDataset, resized_sizes
-from data.schema import Split
-from disk import cache_root
+from disk import ROOT, cache_root
 from errors import UserError
 from model.build import Detector
 from model.given_maps import giving
@@ -39,7 +38,7 @@ from run.feature_files import (
     maps_of,
     places,
 )
-from run.together import on_main
+from run.together import ending_together, on_main, told_by_main
 from settings.keys import Config
 
 FORMAT = 1
@@ -52,7 +51,16 @@ COMPARED = 4
 """Stored images of each split that are compared with the backbone at every start"""
 TOLERANCE = 0.03
 """Largest difference, relative to the largest value of a map: rounding, and another device's arithmetic"""
-MADE_BY = ("torch", "transformers", "albumentations", "opencv-python-headless", "pillow")
+MADE_BY = (
+    *("torch", "transformers", "albumentations", "albucore", "opencv-python-headless", "pillow"),
+    *("numpy", "scipy", "faster-coco-eval"),
+)
+"""Packages that decide what a view is"""
+MADE_FROM = (
+    *("data/feed/transforms.py", "data/feed/loader.py", "data/images/decode.py", "data/canvas.py"),
+    *("data/masks.py", "data/regions.py", "model/normalization.py"),
+)
+"""Code of ours that does"""
 
 
 @dataclass(frozen=True)
@@ -91,27 +99,41 @@ def prepare_features(
     trainable.eval()
     with torch.random.fork_rng(devices=[]):  # a run goes on as if all had been there
         refuse_lookers(detector, device)
-        parts = plan(cfg, data, detector)
+        parts = plan(cfg, accelerator, data, detector)
         on_main(accelerator, lambda: _announce(cfg, detector, parts, device, agreed))
         # Dealt out to all ranks, and then, where these do not share the folder, to those of a machine.
         local = accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         for rank, world in ((accelerator.process_index, accelerator.num_processes), local):
             own = [place for part in parts for place in places(part)][rank::world]
-            build(cfg, accelerator, detector, [place for place in own if is_missing(*place)])
-            accelerator.wait_for_everyone()
+            with ending_together(accelerator):
+                missing = [place for place in own if is_missing(*place)]
+                build(cfg, accelerator, detector, missing)
         on_main(accelerator, lambda: _compare(cfg, detector, parts, device))
     trainable.train(was_training)
     return Features(*(part.store for part in parts))
 
 
-def plan(cfg: Config, data: Data, detector: Detector) -> tuple[Part, Part]:
-    """What is stored of the training and the validation images, and where."""
+def plan(
+    cfg: Config, accelerator: Accelerator, data: Data, detector: Detector
+) -> tuple[Part, Part]:
+    """Collective: called on every rank. What is stored of the training and the validation images, and where."""
     given = cfg.data.cache_folder
     root = Path(given).expanduser() if given else cache_root() / "features"
     train_cfg = dataclasses.replace(cfg.data, image_size=detector.rule.size)
     sizes = resized_sizes(data.train, train_cfg.image_size)
     canvas = step_canvas(sizes, detector.rule.multiple)
     arguments = (data.train, train_cfg, cfg.run.seed, data.labels, data.taxonomy)
+    contents = Contents(root / "contents.json")
+
+    def read_all() -> tuple[tuple[str, ...], tuple[str, ...]]:
+        digests = (
+            shard_digests(data.train, contents, by_labels=True),
+            shard_digests(data.val, contents, by_labels=False),
+        )
+        contents.save()
+        return digests
+
+    of_train, of_val = told_by_main(accelerator, read_all)
     train_key = {
         "augment": cfg.data.augment,
         "seed": cfg.run.seed,
@@ -120,10 +142,10 @@ def plan(cfg: Config, data: Data, detector: Detector) -> tuple[Part, Part]:
     return (
         Part(
             FeatureStore(
-                root / _name(cfg, data.train, detector, canvas, train_key),
+                root / _name(cfg, detector, canvas, train_key),
                 len(data.train),
                 cfg.data.cache_features,
-                by_labels=True,
+                of_train,
             ),
             data.train,
             canvas,
@@ -132,9 +154,10 @@ def plan(cfg: Config, data: Data, detector: Detector) -> tuple[Part, Part]:
         ),
         Part(
             FeatureStore(
-                root / _name(cfg, data.val, detector, detector.rule.full, {"augment": None}),
+                root / _name(cfg, detector, detector.rule.full, {"augment": None}),
                 len(data.val),
                 1,
+                of_val,
             ),
             data.val,
             detector.rule.full,
@@ -146,7 +169,6 @@ def plan(cfg: Config, data: Data, detector: Detector) -> tuple[Part, Part]:
 
 def _name(
     cfg: Config,
-    split: Split,
     detector: Detector,
     canvas: tuple[int, int],
     more: dict[str, Any],
@@ -156,9 +178,9 @@ def _name(
     known = {
         "format": FORMAT,
         "made by": {package: version(package) for package in MADE_BY},
+        "made from": [hashlib.sha256((ROOT / file).read_bytes()).hexdigest() for file in MADE_FROM],
         "backbone": detector.backbone.fingerprint,
         "maps": list(config.out_features),
-        "images": hashlib.sha256("\n".join(r.where for r in split.records).encode()).hexdigest(),
         "size": dataclasses.asdict(detector.rule.size),
         "canvas": canvas,
         "stored": cfg.data.cache_precision,

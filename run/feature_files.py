@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,22 +67,29 @@ def _same_labels(one: Sample, other: Sample) -> bool:
         one.image.shape == other.image.shape
         and np.array_equal(one.objects.boxes, other.objects.boxes)
         and np.array_equal(one.objects.classes, other.objects.classes)
+        and (
+            one.planes is None
+            or other.planes is None
+            or np.array_equal(one.planes.ids, other.planes.ids)
+        )
     )
 
 
 def places(part: Part) -> list[Place]:
     """All files of a split."""
     store = part.store
-    return [(part, view, shard) for view in range(store.views) for shard in range(store.num_shards)]
+    shards = range(len(store.digests))
+    return [(part, view, shard) for view in range(store.views) for shard in shards]
 
 
 def is_missing(part: Part, view: int, shard: int) -> bool:
-    """Whether a file is not there, or not of these images."""
-    return not part.store.is_current(view, shard, part.split)
+    """Whether a file is not there, or not whole, or lacks an image that can be read now."""
+    failed = part.store.failed_images(view, shard)
+    return failed is None or any(isinstance(part.sample(image, view), Sample) for image in failed)
 
 
-Made = tuple[Batch | None, list[str], list[list[Any]]]
-"""Those images that can be had, why others cannot, and what all are known by"""
+Made = tuple[Batch | None, list[str]]
+"""Those images that can be had, and why others cannot"""
 
 
 class Images(Dataset):
@@ -91,18 +98,16 @@ class Images(Dataset):
     def __init__(self, missing: Sequence[Place]):
         self.missing = missing
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Sample | str, list[Any]]:
+    def __getitem__(self, place: tuple[int, int]) -> Sample | str:
         part, view, _ = self.missing[place[0]]
-        content = part.store.content(part.split, place[1])  # before it is read for good
-        return part.sample(place[1], view), content
+        sample = part.sample(place[1], view)
+        return sample if isinstance(sample, str) else replace(sample, planes=None)
 
 
-def _together(
-    items: Sequence[tuple[Sample | str, list[Any]]],
-) -> Made:
-    samples = [sample for sample, _ in items if isinstance(sample, Sample)]
-    failures = [sample if isinstance(sample, str) else "" for sample, _ in items]
-    return collate(samples) if samples else None, failures, [content for _, content in items]
+def _together(items: Sequence[Sample | str]) -> Made:
+    samples = [sample for sample in items if isinstance(sample, Sample)]
+    failures = [sample if isinstance(sample, str) else "" for sample in items]
+    return collate(samples) if samples else None, failures
 
 
 def build(
@@ -150,10 +155,9 @@ def _write(
 ) -> None:
     images = part.store.images_of(shard)
     columns: list[torch.Tensor] = []
-    contents: list[list[Any]] = []
     failures: list[str] = []
     while len(failures) < len(images):
-        batch, failed, known = next(results)
+        batch, failed = next(results)
         rows = [len(failures) + row for row, text in enumerate(failed) if not text]
         if batch is not None:
             maps = maps_of(cfg, detector, batch, device, part.blank is not None)
@@ -161,7 +165,6 @@ def _write(
                 if number == len(columns):
                     columns.append(torch.zeros(len(images), *found.shape[1:], dtype=found.dtype))
                 columns[number][rows] = found
-        contents += known
         failures += failed
         bar.update(len(failed))
     if not columns:  # not one image of them can be read
@@ -171,7 +174,8 @@ def _write(
         dtype = DTYPES[cfg.data.cache_precision]
         columns = [torch.zeros(len(images), *found.shape[1:], dtype=dtype) for found in maps]
     try:
-        part.store.write(view, shard, columns, contents, failures)
+        if is_missing(part, view, shard):  # another job may have been faster, and reads it
+            part.store.write(view, shard, columns, failures)
     except OSError as error:
         raise UserError(
             f"data.cache_features: {part.store.folder} cannot be written: {error.strerror}; make room, or set "
@@ -201,6 +205,7 @@ def maps_of(
     stored = [found.to(dtype).cpu() for found in maps]
     if not all(bool(torch.isfinite(found).all()) for found in stored):
         raise UserError(
-            f"data.cache_precision {cfg.data.cache_precision}: does not hold all values of this backbone's maps; set fp32"
+            f"data.cache_precision {cfg.data.cache_precision}, train.precision {cfg.train.precision}: do not hold all values "
+            "of this backbone's maps; set data.cache_precision fp32, and train.precision bf16 or no"
         )
     return stored

@@ -28,7 +28,10 @@ from training.state import (
 
 READ_BY = ("data.", "model.task", "run.seed")
 """What keys begin with that say which images and labels there are"""
-AFTER_READING = ("data.image_size.", "data.augment", "data.num_workers", "data.strict")
+AFTER_READING = (
+    *("data.image_size.", "data.augment", "data.num_workers", "data.strict"),
+    "data.cache_",
+)
 """What those keys of the data begin with that say nothing of it"""
 FINGERPRINTS = {
     "backbone_sha256": ("another backbone", ("model.backbone", "model.init_from")),

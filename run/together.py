@@ -1,10 +1,13 @@
 """What one process does for all, and how they end together."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+
+from training.counts import any_rank
 
 T = TypeVar("T")
 
@@ -35,3 +38,22 @@ def told_by_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
     """Collective: called on every rank. As `on_main`, with its result on all ranks."""
     (result,) = broadcast_object_list([on_main(accelerator, action)])
     return result
+
+
+@contextlib.contextmanager
+def ending_together(accelerator: Accelerator) -> Iterator[None]:
+    """Collective: called on every rank. Wait for all; where one fails, all end.
+
+    Raises:
+        Exception: its own; SystemExit where another rank has one.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:  # whatever it is, the others must not wait for what never comes
+        failure = error
+    failed = any_rank(accelerator, failure is not None)
+    if failure is not None:
+        raise failure
+    if failed:
+        raise SystemExit(2)

@@ -30,7 +30,7 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     )
     parser.add_argument("--yes", action="store_true", help="also if it takes many GB")
     args, rest = parser.parse_known_args(argv)
-    cfg = load_config(rest, prog=parser.prog)
+    cfg = load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
     if not cfg.data.cache_features:
         raise UserError("data.cache_features 0: nothing to store; give the number of views")
     return args, cfg

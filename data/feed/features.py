@@ -1,9 +1,11 @@
 """What a frozen backbone makes of images, kept in files: a table of maps by image and view.
 
 A view is an image as one epoch's augmentation left it. Files hold SHARD_IMAGES images each, so that they can be
-made and replaced one by one; rows are read from where they lie, by every process that needs them.
+made one by one; their names say what their images are, so that no file is ever replaced by another one. Rows are
+read from where they lie, by every process that needs them.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -19,13 +21,19 @@ from safetensors.torch import save
 
 from data.schema import Record, Split
 from disk import write_whole
+from errors import UserError
 
 SHARD_IMAGES = 64
 """Images of a file"""
 OPEN_FILES = 64
 """Files that a process keeps open"""
-IMAGES = "images"
-"""Entry of a file's metadata: JSON, (contents, failures) of its images"""
+FAILURES = "failures"
+"""Entry of a file's metadata: JSON, by image why there are no maps of it, or an empty text"""
+
+
+def images_of(shard: int, num_images: int) -> range:
+    """Places in the split of a file's images."""
+    return range(shard * SHARD_IMAGES, min((shard + 1) * SHARD_IMAGES, num_images))
 
 
 @dataclass(frozen=True)
@@ -35,21 +43,16 @@ class FeatureStore:
     folder: Path
     num_images: int
     views: int
-    by_labels: bool = False
-    """Views depend on the objects too: no transform may lose all of them, and some crop around them"""
-
-    @property
-    def num_shards(self) -> int:
-        """Files of one view."""
-        return -(-self.num_images // SHARD_IMAGES)
+    digests: tuple[str, ...]
+    """Of what each file is made from, `shard_digests`"""
 
     def images_of(self, shard: int) -> range:
         """Places in the split of a file's images."""
-        return range(shard * SHARD_IMAGES, min((shard + 1) * SHARD_IMAGES, self.num_images))
+        return images_of(shard, self.num_images)
 
     def file(self, view: int, shard: int) -> Path:
         """Where the maps of these images lie."""
-        return self.folder / f"view-{view:03d}" / f"{shard:06d}.safetensors"
+        return self.folder / f"view-{view:03d}" / f"{shard:06d}-{self.digests[shard]}.safetensors"
 
     def maps(self, image: int, view: int) -> tuple[torch.Tensor, ...]:
         """The maps [C, h, w] of an image, as they were stored."""
@@ -63,97 +66,111 @@ class FeatureStore:
         return _opened(*_known(self.file(view % self.views, shard)))[2][row]
 
     def write(
-        self,
-        view: int,
-        shard: int,
-        maps: Sequence[torch.Tensor],
-        contents: Sequence[Any],
-        failures: Sequence[str],
+        self, view: int, shard: int, maps: Sequence[torch.Tensor], failures: Sequence[str]
     ) -> None:
         """Write one file, whole or not at all.
 
         Args:
-            maps: [n, C, h, w] for the n images. contents: of `content`, when they were read.
-            failures: why an image has no maps, or "".
+            maps: [n, C, h, w] for the n images. failures: why an image has no maps, or "".
 
         Raises:
             OSError: if it cannot be written.
         """
         file = self.file(view, shard)
         file.parent.mkdir(parents=True, exist_ok=True)
-        told = {IMAGES: json.dumps([list(contents), list(failures)])}
+        told = {FAILURES: json.dumps(list(failures))}
         write_whole(file, save({f"map{n}": m.contiguous() for n, m in enumerate(maps)}, told))
 
-    def is_current(self, view: int, shard: int, split: Split) -> bool:
-        """Whether a file is there, whole, and of the images as they are now."""
+    def failed_images(self, view: int, shard: int) -> list[int] | None:
+        """Images of a file that it has no maps of; None if it is not there, or not whole."""
         images = self.images_of(shard)
         try:
             with safe_open(self.file(view, shard), "pt") as opened:
-                contents, _ = json.loads((opened.metadata() or {})[IMAGES])
+                failures = json.loads((opened.metadata() or {})[FAILURES])
                 names = sorted(opened.keys())
-                rows = [opened.get_slice(name).get_shape()[0] for name in names]
+                rows = {opened.get_slice(name).get_shape()[0] for name in names}
         except (OSError, SafetensorError, KeyError, ValueError):
-            return False
-        if not names or set(rows) != {len(images)} or len(contents) != len(images):
-            return False
-        return all(
-            isinstance(known, list)
-            and known[:1] == [self._labels(split.records[i])]
-            and is_content(known[1:], split.images[i])
-            for known, i in zip(contents, images, strict=True)
-        )
-
-    def content(self, split: Split, image: int) -> list[Any]:
-        """What an image of a split is known by."""
-        return [self._labels(split.records[image]), *content_of(split.images[image])]
-
-    def _labels(self, record: Record) -> str:
-        if not self.by_labels:
-            return ""
-        objects, seen = record.objects, hashlib.sha256()
-        for column in (objects.boxes, objects.classes, objects.iscrowd):
-            seen.update(b"-" if column is None else np.ascontiguousarray(column).tobytes())
-        for mask in () if objects.masks is None else objects.masks:
-            seen.update(mask.key())
-        return seen.hexdigest()
+            return None
+        if rows != {len(images)} or not isinstance(failures, list) or len(failures) != len(images):
+            return None
+        return [image for image, text in zip(images, failures, strict=True) if text]
 
 
 @functools.lru_cache(OPEN_FILES)
 def _opened(file: Path, *_: int) -> tuple[Any, list[str], list[str]]:
     opened = safe_open(file, "pt").__enter__()
-    _contents, failures = json.loads(opened.metadata()[IMAGES])
-    return opened, sorted(opened.keys()), failures
+    return opened, sorted(opened.keys()), json.loads(opened.metadata()[FAILURES])
 
 
 def _known(file: Path) -> tuple[Any, ...]:
-    """A file, and what changes if another one is put in its place."""
+    """A file, and what changes if another one is put in its place: a broken one is made anew."""
     stat = file.stat()
     return file, stat.st_ino, stat.st_mtime_ns
 
 
-def content_of(source: Path | bytes) -> list[Any]:
-    """What an encoded image is known by: sha256 of its bytes; of a file also size and times."""
-    if isinstance(source, bytes):
-        return [hashlib.sha256(source).hexdigest()]
-    try:
-        return [hashlib.sha256(source.read_bytes()).hexdigest(), *_state(source)]
-    except (OSError, ValueError):
-        return [""]
+class Contents:
+    """sha256 of encoded images, from one run to the next: a file of the same size and times is not read again."""
 
+    def __init__(self, file: Path):
+        self.file = file
+        self.known: dict[str, list[Any]] = {}
+        self.changed = False
+        with contextlib.suppress(OSError, ValueError):  # none yet, or a torn one: made anew
+            loaded = json.loads(file.read_text())
+            self.known = loaded if isinstance(loaded, dict) else {}
 
-def is_content(known: Any, source: Path | bytes) -> bool:
-    """Whether `source` is what `content_of` said; a file of the same size and times is not read again."""
-    if not isinstance(known, list) or not known:
-        return False
-    if isinstance(source, Path) and len(known) > 1:
+    def of(self, source: Path | bytes) -> str:
+        """Empty for what cannot be read."""
+        if isinstance(source, bytes):
+            return hashlib.sha256(source).hexdigest()
         try:
-            if known[1:] == _state(source):
-                return True
+            stat = source.stat()
+            state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+            entry = self.known.get(str(source))
+            if isinstance(entry, list) and len(entry) == 4 and entry[:3] == state:
+                return str(entry[3])
+            if not source.is_file():  # a pipe would be waited for
+                return ""
+            digest = hashlib.sha256(source.read_bytes()).hexdigest()
         except (OSError, ValueError):
-            return False
-    return known[0] == content_of(source)[0]
+            return ""
+        self.known[str(source)] = [*state, digest]
+        self.changed = True
+        return digest
+
+    def save(self) -> None:
+        """Write them, whole or not at all; where they cannot be written, the next run reads all images."""
+        if self.changed:
+            with contextlib.suppress(OSError):
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(self.file, json.dumps(self.known))
 
 
-def _state(file: Path) -> list[int]:
-    stat = file.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+def shard_digests(split: Split, contents: Contents, by_labels: bool) -> tuple[str, ...]:
+    """What each file of a split is made from, in short.
+
+    Args:
+        by_labels: views depend on the objects too: no transform may lose all of them, some crop around them.
+    """
+    digests = []
+    for shard in range(-(-len(split) // SHARD_IMAGES)):
+        seen = hashlib.sha256()
+        for image in images_of(shard, len(split)):
+            try:
+                content = contents.of(split.images[image])
+            except UserError:  # a row without an image
+                content = ""
+            seen.update(content.encode() + b"\n")
+            if by_labels:
+                seen.update(_labels_digest(split.records[image]))
+        digests.append(seen.hexdigest()[:20])
+    return tuple(digests)
+
+
+def _labels_digest(record: Record) -> bytes:
+    objects, seen = record.objects, hashlib.sha256()
+    for column in (objects.boxes, objects.classes, objects.iscrowd, objects.areas):
+        seen.update(b"-" if column is None else np.ascontiguousarray(column).tobytes())
+    for mask in () if objects.masks is None else objects.masks:
+        seen.update(mask.key())
+    return seen.digest()

@@ -14,7 +14,8 @@ PREFETCHED = 4
 LEAST_BYTES = 2_000_000
 """What workers need for their locks alone"""
 FEW_DESCRIPTORS = 256
-"""Files that a process has open beside its batches, with room to spare; each batch takes up to four"""
+"""Files that a process has open beside its batches, with room to spare; each batch takes up to
+four, and one for each stored map"""
 LEAST_DESCRIPTORS = 64
 """What a process and its workers need without any batch"""
 BYTES_PER_PX = 4
@@ -44,7 +45,8 @@ def workers_short(
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     needed = batch_bytes * (PREFETCHED * num_workers + 2) * ranks
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
-    descriptors, wanted = _descriptors(), FEW_DESCRIPTORS + 4 * PREFETCHED * num_workers
+    of_batch = 4 + (0 if features is None else len(features.maps(0, 0)))
+    descriptors, wanted = _descriptors(), FEW_DESCRIPTORS + of_batch * PREFETCHED * num_workers
     if needed <= free and wanted <= descriptors:
         return None
     instead = "the main process makes them" if workers_are_out() else "they come through pipes"
