@@ -1,7 +1,6 @@
 """The feature cache: what is stored is what the backbone gives, and nothing stale is used."""
 
 import json
-import os
 import re
 import shutil
 
@@ -17,7 +16,7 @@ import tools.cache_features
 from builders import launch, save_backbone, tiny_run
 from data.feed import features
 from data.feed.collate import collate
-from data.feed.features import SHARD_IMAGES, Contents, FeatureStore
+from data.feed.features import FeatureStore
 from data.feed.loader import EvalDataset, TrainDataset
 from data.feed.sampler import SampleRef
 from data.images.decode import decode
@@ -201,26 +200,6 @@ def test_a_changed_box_is_made_anew(tmp_path):
     assert len(files(tmp_path)) == len(before) + 2
 
 
-def test_an_image_is_read_again_only_if_its_size_or_times_changed(tmp_path, monkeypatch):
-    file, memory = tmp_path / "image", tmp_path / "contents.json"
-    file.write_bytes(b"pixels")
-    contents = Contents(memory)
-    known = contents.of(file)
-    contents.save()
-    with monkeypatch.context() as patch:
-        patch.setattr("pathlib.Path.read_bytes", lambda _: pytest.fail("is read"))
-        assert Contents(memory).of(file) == known
-    file.write_bytes(b"others")
-    assert Contents(memory).of(file) not in ("", known)
-    file.write_bytes(b"pixels")
-    assert Contents(memory).of(file) == known == Contents(memory).of(b"pixels")
-    os.mkfifo(tmp_path / "pipe")
-    assert Contents(memory).of(tmp_path / "pipe") == ""
-    assert Contents(memory).of(tmp_path / "absent") == ""
-    memory.write_text('{"torn": ')
-    assert Contents(memory).of(file) == known
-
-
 @pytest.mark.parametrize("damage", ["cut", "absent", "rows", "no text"])
 def test_a_broken_file_is_made_anew(tmp_path, damage):
     train(cached_run(tmp_path, run__output_dir=tmp_path / "one"))
@@ -376,21 +355,3 @@ def test_frozen_weights_stay_and_are_stored_nowhere_else(tmp_path):
     assert not [name for name in saved if ".backbone." in name]
     contents = {tuple(value.flatten().tolist()) for value in exported.values()}
     assert all(tuple(v.flatten().tolist()) in contents for v in backbone.values())
-
-
-def test_shards_hold_all_images(tmp_path):
-    store = FeatureStore(tmp_path, SHARD_IMAGES + 3, 2, ("a", "b"))
-    assert [list(store.images_of(shard)) for shard in range(2)] == [
-        list(range(SHARD_IMAGES)),
-        list(range(SHARD_IMAGES, SHARD_IMAGES + 3)),
-    ]
-    for shard in range(2):
-        images = list(store.images_of(shard))
-        maps = [torch.tensor(images, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 2, 3, 4)]
-        store.write(0, shard, maps, ["bad" if i == 65 else "" for i in images])
-    for image in (0, 63, 64, 66):
-        (found,) = store.maps(image, 2)  # view 2 of two is the first again
-        assert found.shape == (2, 3, 4)
-        assert bool((found == image).all())
-        assert not store.failure(image, 0)
-    assert store.failure(65, 0) == "bad"
