@@ -25,7 +25,6 @@ from necked import necked_run
 from run import feature_cache
 from run.build import build_parts, start_processes
 from run.feature_files import maps_of
-from run.together import ending_together
 from runs import losses, norms, stopped_and_resumed, train
 from settings.load import load_config
 
@@ -231,19 +230,6 @@ def test_an_image_that_could_not_be_read_for_a_moment_is_tried_again(tmp_path, m
     assert [file.stat().st_mtime_ns == time for file, time in before.items()].count(False) == 3
     assert "002.jpg" in (tmp_path / "one/train.log").read_text()
     assert "002.jpg" not in (tmp_path / "two/train.log").read_text()
-
-
-@pytest.mark.parametrize("own", [True, False])
-def test_a_rank_that_fails_ends_the_others_too(monkeypatch, own):
-    monkeypatch.setattr("run.together.any_rank", lambda _, flag: True)
-
-    def work():
-        with ending_together(None):
-            if own:
-                raise UserError("no room")
-
-    with pytest.raises(UserError if own else SystemExit):
-        work()
 
 
 def test_what_is_stored_is_compared_with_the_backbone(tmp_path):
