@@ -122,7 +122,6 @@ def plan(
     train_cfg = dataclasses.replace(cfg.data, image_size=detector.rule.size)
     sizes = resized_sizes(data.train, train_cfg.image_size)
     canvas = step_canvas(sizes, detector.rule.multiple)
-    arguments = (data.train, train_cfg, cfg.run.seed, data.labels, data.taxonomy)
     contents = Contents(root / "contents.json")
 
     def read_all() -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -149,8 +148,7 @@ def plan(
             ),
             data.train,
             canvas,
-            TrainDataset(*arguments),
-            TrainDataset(*arguments),
+            TrainDataset(data.train, train_cfg, cfg.run.seed, data.labels, data.taxonomy),
         ),
         Part(
             FeatureStore(
@@ -162,7 +160,6 @@ def plan(
             data.val,
             detector.rule.full,
             EvalDataset(data.val, detector.rule),
-            None,
         ),
     )
 
@@ -278,7 +275,7 @@ def _compare(cfg: Config, detector: Detector, parts: Sequence[Part], device: tor
         sample = part.sample(image, view)
         if isinstance(sample, str) or store.failure(image, view):
             continue
-        found = maps_of(cfg, detector, collate([sample]), device, part.blank is not None)
+        found = maps_of(cfg, detector, collate([sample]), device, part.training)
         for ours, kept in zip(found, store.maps(image, view), strict=True):
             scale = float(ours.float().abs().max()) or 1.0
             difference = float((ours[0].float() - kept.float()).abs().max()) / scale

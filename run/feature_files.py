@@ -35,8 +35,11 @@ class Part:
     split: Split
     canvas: tuple[int, int]
     dataset: TrainDataset | EvalDataset
-    blank: TrainDataset | None
-    """The same without pixels, to see that labels do not depend on them"""
+
+    @property
+    def training(self) -> bool:
+        """Whether its images are augmented."""
+        return isinstance(self.dataset, TrainDataset)
 
     def sample(self, image: int, view: int) -> Sample | str:
         """An image as it is given to the backbone, or why it cannot be."""
@@ -48,8 +51,7 @@ class Part:
             sample = self.dataset.view(image, view, ref)
         except UserError as error:
             return str(error)
-        assert self.blank is not None
-        without = self.blank.view(image, view, ref, blank=True)
+        without = self.dataset.view(image, view, ref, blank=True)
         if not _same_labels(sample, without):
             raise UserError(
                 f"data.cache_features: what data.augment does to the labels of {self.split.records[image].where} "
@@ -160,7 +162,7 @@ def _write(
         batch, failed = next(results)
         rows = [len(failures) + row for row, text in enumerate(failed) if not text]
         if batch is not None:
-            maps = maps_of(cfg, detector, batch, device, part.blank is not None)
+            maps = maps_of(cfg, detector, batch, device, part.training)
             for number, found in enumerate(maps):
                 if number == len(columns):
                     columns.append(torch.zeros(len(images), *found.shape[1:], dtype=found.dtype))
