@@ -22,7 +22,8 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from data.coco_format import coco_content, coco_results
 from data.objects import Objects
-from data.schema import Record, Split
+from data.record import Record
+from data.schema import Split
 from data.taxonomy import Taxonomy
 from evaluation.coco import coco_metrics
 from evaluation.predictions import Predictions

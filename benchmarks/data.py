@@ -20,9 +20,9 @@ from PIL import Image
 from transformers import DetrImageProcessor
 
 from data.build import build_data
-from data.canvas import step_canvas
+from data.canvas import resized_sizes, step_canvas
 from data.feed.collate import collate
-from data.feed.loader import TrainDataset, batches_of, resized_sizes, train_loader
+from data.feed.loader import TrainDataset, batches_of, train_loader
 from data.feed.sampler import SampleRef, StepSampler
 from data.schema import Split
 from disk import ROOT
@@ -93,7 +93,7 @@ def data_config(folder: Path, shortest: int, longest: int) -> DataConfig:
 def prepared(cfg: DataConfig) -> tuple[Split, np.ndarray, TrainDataset]:
     """Training split, sizes after resizing, and dataset."""
     split = build_data(cfg, 0).train
-    return split, resized_sizes(split, cfg.image_size), TrainDataset(split, cfg, 0)
+    return split, resized_sizes(split.table.sizes, cfg.image_size), TrainDataset(split, cfg, 0)
 
 
 def images_per_second(folder: Path, workers: int) -> float:

@@ -32,7 +32,8 @@ from data.feed.transforms import Augment
 from data.findings import Findings
 from data.masks import CELL_PIXELS, Planes, Polygons, encode_all, mask_column
 from data.objects import Objects
-from data.schema import Record, Split
+from data.record import Record
+from data.schema import Split
 from data.sources.label_pictures import LabelRules, dense_record
 from data.taxonomy import Taxonomy
 from evaluation.coco import coco_metrics

@@ -1,16 +1,17 @@
 """From `cfg.data` to two clean splits and the taxonomy."""
 
-import hashlib
 import importlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import numpy as np
 
 from data.cleaning import cleaned
+from data.dataset import Data
 from data.findings import IMAGE_KINDS, Finding, Findings, Remedy
 from data.images.header_cache import cached_headers
+from data.index import indexed
 from data.regions import MOST_PARTS
-from data.schema import Record, Split
+from data.schema import Split
 from data.splits import split_off
 from data.taxonomy import Taxonomy, build_taxonomy, with_background, with_stuff
 from errors import UserError
@@ -31,39 +32,6 @@ MAX_LISTED = 20
 """Findings that an error names"""
 
 
-@dataclass(frozen=True)
-class Data:
-    """Everything a run needs to know about its images. Categories are class indices here."""
-
-    train: Split
-    """Without images that cannot be read"""
-    val: Split
-    """With them: they count as missed"""
-    taxonomy: Taxonomy
-    findings: Findings
-    """Everything found wrong with both splits"""
-    labels: Labels = "boxes"
-    """What is learnt of the images"""
-
-    def fingerprint(self) -> str:
-        """Hash of ids, sizes and all objects of both splits, and of each image's digest."""
-        names = [self.taxonomy.names, self.taxonomy.category_ids]
-        if self.taxonomy.background is not None:
-            names.append((str(self.taxonomy.background),))
-        if self.taxonomy.stuff:
-            names.append(self.taxonomy.stuff)
-        digest = hashlib.sha256(json.dumps(names).encode())
-        for record in [*self.train.records, *self.val.records]:
-            line = f"{record.image_id}:{record.width}x{record.height}:{record.digest}"
-            digest.update(line.encode("utf-8", "surrogatepass"))
-            objects = record.objects
-            for column in (objects.boxes, objects.classes, objects.areas, objects.iscrowd):
-                digest.update(b"-" if column is None else column.tobytes())
-            for mask in [] if objects.masks is None else objects.masks:
-                digest.update(mask.key())
-        return digest.hexdigest()
-
-
 def build_data(
     cfg: DataConfig, seed: int, max_bad_images: int | None = None, labels: Labels = "boxes"
 ) -> Data:
@@ -78,11 +46,11 @@ def build_data(
     """
     findings = Findings()
     try:
-        data = read_data(cfg, seed, findings, labels)
+        data = indexed(cfg, seed, labels, lambda: read_data(cfg, seed, findings, labels))
     except UserError:
         check_findings(findings, cfg.strict, max_bad_images)  # these explain more, if there are any
         raise
-    check_findings(findings, cfg.strict, max_bad_images)
+    check_findings(data.findings, cfg.strict, max_bad_images)
     return data
 
 
@@ -119,7 +87,7 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "
     train = cleaned(train, "train", taxonomy, findings)
     val = train if cfg.val_on_train else cleaned(val, "val", taxonomy, findings)
     for name, split in (("training", train), ("validation", val)):
-        if not any(_num_single(record) for record in split.records):
+        if not _num_single(split):
             raise UserError(
                 f"the {name} split has {len(split)} images and not one {_lacking(split, cfg, labels)}; "
                 "`python -m tools.check_data --config ...` says what is wrong with each"
@@ -138,8 +106,9 @@ def refuse_many(splits: Sequence[Split], taxonomy: Taxonomy, labels: Labels) -> 
         raise UserError(
             f"{len(taxonomy.names):,} classes: at most {MOST_PARTS:,} can be told apart"
         )
-    for record in (record for split in splits for record in split.records):
-        if record.objects.masks is not None and len(record.objects) > MOST_PARTS:
+    for split in splits if labels != "boxes" else ():
+        for place in np.flatnonzero(split.table.counts > MOST_PARTS).tolist():
+            record = split.records[place]
             raise UserError(
                 f"{record.where}: has {len(record.objects):,} masks, and at most {MOST_PARTS:,} of one image can "
                 "be told apart; cut it into several images"
@@ -170,10 +139,10 @@ def _lacking(split: Split, cfg: DataConfig, labels: Labels) -> str:
     )
 
 
-def _num_single(record: Record) -> int:
+def _num_single(split: Split) -> int:
     """Objects that are no crowds, which alone are learnt."""
-    crowds = record.objects.iscrowd
-    return len(record.objects) - (0 if crowds is None else int(crowds.sum()))
+    crowds = split.objects.iscrowd
+    return int(split.table.counts.sum()) - (0 if crowds is None else int(crowds.sum()))
 
 
 def check_findings(findings: Findings, strict: bool, max_bad_images: int | None) -> None:

@@ -36,6 +36,13 @@ def resized_size(height: int, width: int, cfg: ImageSizeConfig) -> tuple[int, in
     return max(1, int(size[0])), max(1, int(size[1]))
 
 
+def resized_sizes(sizes: np.ndarray, cfg: ImageSizeConfig) -> np.ndarray:
+    """As `resized_size`, of (height, width) rows, int64 [n, 2]. Few sizes are many images'."""
+    distinct, place = np.unique(sizes, axis=0, return_inverse=True)
+    resized = [resized_size(height, width, cfg) for height, width in distinct.tolist()]
+    return np.array(resized, dtype=np.int64).reshape(-1, 2)[place.ravel()]
+
+
 def step_canvas(sizes: np.ndarray, multiple: int = COMMON_MULTIPLE_PX) -> tuple[int, int]:
     """Smallest (height, width) with such sides that holds all (height, width) rows, int64 [n, 2]."""
     height, width = sizes.max(axis=0).tolist()

@@ -9,7 +9,9 @@ from data.boxes import from_corners, to_corners
 from data.findings import Findings
 from data.masks import area_of, bounds
 from data.objects import Objects
-from data.schema import Record, Split
+from data.record import Record
+from data.schema import Split
+from data.table import RecordTable
 from data.taxonomy import Taxonomy
 
 MIN_SIDE_PX = 1e-3
@@ -84,7 +86,7 @@ def cleaned(split: Split, name: str, taxonomy: Taxonomy, findings: Findings) -> 
     """
     records = split.records
     if not records:
-        return split
+        return dataclasses.replace(split, records=split.table)
     given = split.objects
     classes = taxonomy.class_indices(given.classes)
     sizes = np.array([_limits(record) for record in records])[given.image].reshape(-1, 2)
@@ -114,14 +116,7 @@ def cleaned(split: Split, name: str, taxonomy: Taxonomy, findings: Findings) -> 
             record = records[int(known.image[place])]
             areas[place] = area_of(known.masks[place], (record.height, record.width))
     known = dataclasses.replace(known, boxes=boxes, areas=areas)
-    tables = known.by_image(len(records))
-    return dataclasses.replace(
-        split,
-        records=[
-            dataclasses.replace(record, objects=table)
-            for record, table in zip(records, tables, strict=True)
-        ],
-    )
+    return dataclasses.replace(split, records=RecordTable.of(records, known))
 
 
 def _around_masks(objects: Objects, sizes: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:

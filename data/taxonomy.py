@@ -82,8 +82,8 @@ def build_taxonomy(splits: Sequence[Split], labels: Sequence[str] | None) -> Tax
                     f"category id {category} is {names[category]!r} in one split and {name!r} in the "
                     "other; their annotation files must agree"
                 )
-    used = {int(c) for split in splits for record in split.records for c in record.objects.classes}
-    ids = sorted(names) if names else sorted(used)
+    used = np.unique(np.concatenate([split.objects.classes for split in splits])).tolist()
+    ids = sorted(names) if names else used
     if labels is not None:
         if not names and len(ids) < len(labels) and 0 not in ids and ids:
             raise UserError(

@@ -96,8 +96,10 @@ def _class_tables(truth: Objects, found: Objects, split: Split, kind: str) -> di
     if kind == "bbox":
         truth, found = replace(truth, masks=None), replace(found, masks=None)
     places, image = np.unique(np.concatenate([truth.image, found.image]), return_inverse=True)
-    records = [split.records[place] for place in places.tolist()]
-    images = [{"id": i, "width": r.width, "height": r.height} for i, r in enumerate(records)]
+    sizes = split.table.sizes[places].tolist()
+    images = [
+        {"id": i, "width": width, "height": height} for i, (height, width) in enumerate(sizes)
+    ]
     truth = replace(truth, image=image[: len(truth)], classes=np.zeros(len(truth), np.int64))
     found = replace(found, image=image[len(truth) :], classes=np.zeros(len(found), np.int64))
     content = COCO(coco_content(images, truth, Taxonomy(("",), (0,))))

@@ -7,10 +7,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from data.build import Data
 from data.check.doctor import readable_places, splits_of
 from data.check.parts import drawn_parts, part_shares, pixel_statistics
 from data.check.statistics import LARGE_PX2, SMALL_PX2, resized_boxes
+from data.dataset import Data
 from data.findings import IMAGE_KINDS, Finding
 from data.images.decode import decode
 from data.masks import nearest

@@ -9,13 +9,13 @@ from typing import Any, TextIO
 
 from PIL import Image
 
-from data.build import Data
 from data.canvas import resized_size
 from data.coco_format import coco_results
+from data.dataset import Data
 from data.images.decode import decode
 from data.objects import Objects
+from data.record import Record
 from data.regions import label_map, regions_of, segment_map, segments_of
-from data.schema import Record
 from data.taxonomy import Taxonomy
 from disk import flush_all, whole_folder
 from errors import UserError, csv_cell, printable

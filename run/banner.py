@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.build import Data
+from data.canvas import resized_sizes
+from data.dataset import Data
 from data.findings import KINDS
+from data.schema import Split
 from errors import printable
 from model.build import Detector
 from settings.checks import micro_batch_size
-from settings.keys import EVERY_PIXEL, Config
+from settings.keys import EVERY_PIXEL, Config, Labels
 
 LABEL_VALUES = "; data.label_values says what is what in label maps, e.g. [0, 255]"
 
@@ -125,11 +127,9 @@ def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) 
     if cfg.optim.warmup_steps >= num_steps:
         yield _row("WARNING", f"warm-up ({cfg.optim.warmup_steps} steps) does not end in this run")
     queries = detector.num_queries
-    records = [*data.train.records, *data.val.records]
-    if data.labels == "regions":
-        crowded = sum(len(np.unique(r.objects.classes)) > queries for r in records)
-    else:
-        crowded = sum(len(r.objects) > queries for r in records)
+    crowded = sum(
+        int((found_on(split, data.labels) > queries).sum()) for split in (data.train, data.val)
+    )
     if crowded:
         yield _row(
             "WARNING",
@@ -144,8 +144,8 @@ def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) 
             f"{', ...' if len(absent) > 5 else ''}: {len(absent)} class(es) cannot be learnt"
             f"{LABEL_VALUES if data.train.dense else ''}",
         )
-    seen = {record.digest for record in data.train.records if record.digest}
-    shared = sum(record.digest in seen for record in data.val.records)
+    seen = set(data.train.table.digests) - {b""}
+    shared = sum(digest in seen for digest in data.val.table.digests)
     if shared and not cfg.data.val_on_train:
         yield _row(
             "WARNING",
@@ -155,18 +155,27 @@ def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) 
         yield _row("WARNING", "validation on the training images: the metrics measure memory")
 
 
+def found_on(split: Split, labels: Labels) -> np.ndarray:
+    """int64 [N]: how much there is to be found on each image."""
+    if labels != "regions":
+        return split.table.counts
+    objects = split.objects
+    pairs = np.unique(np.column_stack([objects.image, objects.classes]), axis=0)
+    return np.bincount(pairs[:, 0], minlength=len(split))
+
+
 def small_objects(detector: Detector, data: Data) -> Iterator[str]:
     """If half of the objects are smaller than the distance between two places of the finest map that is read."""
-    sides = [np.zeros(0)]
-    for record in data.train.records:
-        height, width = detector.rule.resized(record.height, record.width)
-        scale = (height / record.height) * (width / record.width)
-        sides.append(np.sqrt(record.objects.boxes[:, 2:].prod(axis=1) * scale))
-    all_sides, finest = np.concatenate(sides), min(detector.strides)
-    if data.labels not in EVERY_PIXEL and len(all_sides) and np.median(all_sides) < finest:
+    if data.labels in EVERY_PIXEL:
+        return
+    table, objects = data.train.table, data.train.objects
+    scale = (resized_sizes(table.sizes, detector.rule.size) / table.sizes).prod(axis=1)
+    sides = np.sqrt(objects.boxes[:, 2:].prod(axis=1) * scale[objects.image])
+    finest = min(detector.strides)
+    if len(sides) and np.median(sides) < finest:
         yield _row(
             "WARNING",
-            f"half of the objects are smaller than {np.median(all_sides):.0f} px as the model gets them, and the finest map "
+            f"half of the objects are smaller than {np.median(sides):.0f} px as the model gets them, and the finest map "
             f"that the head reads has a place every {finest} px: read a finer stage (model.out_features, model.neck), or enlarge "
             "images (data.image_size); docs/choosing.md, Small objects",
         )
@@ -174,14 +183,14 @@ def small_objects(detector: Detector, data: Data) -> Iterator[str]:
 
 def classes_without_example(data: Data) -> list[str]:
     """Names of classes of which training sees nothing."""
-    there = {int(c) for record in data.train.records for c in record.objects.classes}
+    there = set(np.unique(data.train.objects.classes).tolist())
     if data.taxonomy.background is not None:
         there.add(data.taxonomy.background)
     return [name for c, name in enumerate(data.taxonomy.names) if c not in there]
 
 
 def _data_text(data: Data) -> str:
-    counts = [sum(len(r.objects) for r in split.records) for split in (data.train, data.val)]
+    counts = [int(split.table.counts.sum()) for split in (data.train, data.val)]
     what = "masks" if data.labels == "regions" and not data.train.dense else data.labels
     names = ", ".join(data.taxonomy.names[:5]) + (", ..." if len(data.taxonomy.names) > 5 else "")
     return (

@@ -22,14 +22,15 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 from data.batch import Batch
-from data.build import Data, build_data, check_findings
+from data.build import build_data, check_findings
+from data.canvas import resized_sizes
 from data.check.doctor import check_images
+from data.dataset import Data
 from data.feed.collate import collate
 from data.feed.loader import (
     EvalDataset,
     TrainDataset,
     eval_loader,
-    resized_sizes,
     train_loader,
 )
 from data.feed.sampler import StepSampler
@@ -91,7 +92,7 @@ class Run:
         cfg, accelerator = self.cfg, self.accelerator
         data_cfg = dataclasses.replace(cfg.data, image_size=self.detector.rule.size)
         sampler = StepSampler(
-            resized_sizes(self.data.train, data_cfg.image_size),
+            resized_sizes(self.data.train.table.sizes, data_cfg.image_size),
             cfg.train.global_batch_size,
             micro_batch_size(cfg.train, accelerator.num_processes),
             cfg.run.seed,
@@ -111,7 +112,7 @@ class Run:
         pin = accelerator.device.type == "cuda"
         most = 0
         if self.data.labels != "boxes":
-            most = max(len(record.objects) for record in self.data.train.records) + 1
+            most = int(self.data.train.table.counts.max()) + 1
         short = workers_short(
             *(self.detector.rule.full, sampler.micro_batch_size, cfg.data.num_workers, most),
             features=dataset.features,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 
-from data.build import Data
+from data.dataset import Data
 from errors import UserError
 from evaluation.metrics import measure
 from evaluation.predictions import Predictions, flat_threshold, predict_split

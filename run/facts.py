@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from data.build import Data
+from data.dataset import Data
 from disk import ROOT
 from model.build import Detector
 from run.startup import code_digest

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from data.build import Data
-from data.canvas import step_canvas
+from data.canvas import resized_sizes, step_canvas
+from data.dataset import Data
 from data.feed.collate import collate
 from data.feed.features import SHARD_IMAGES, Contents, FeatureStore, shard_digests
-from data.feed.loader import EvalDataset, TrainDataset, resized_sizes
+from data.feed.loader import EvalDataset, TrainDataset
 from disk import ROOT, cache_root
 from errors import UserError
 from model.build import Detector
@@ -120,7 +120,7 @@ def plan(
     given = cfg.data.cache_folder
     root = Path(given).expanduser() if given else cache_root() / "features"
     train_cfg = dataclasses.replace(cfg.data, image_size=detector.rule.size)
-    sizes = resized_sizes(data.train, train_cfg.image_size)
+    sizes = resized_sizes(data.train.table.sizes, train_cfg.image_size)
     canvas = step_canvas(sizes, detector.rule.multiple)
     contents = Contents(root / "contents.json")
 

@@ -56,7 +56,7 @@ import shlex
 from PIL import Image
 from tqdm import tqdm
 
-from data.build import Data, read_data
+from data.build import read_data
 from data.check.classes import check_classes
 from data.check.doctor import check_images, readable_places, splits_of
 from data.check.forms import form_of, keys_of_copy
@@ -64,6 +64,7 @@ from data.check.masks import check_masks
 from data.check.parts import parts_of, pixel_statistics
 from data.check.repair import refuse_full, write_repaired
 from data.check.statistics import split_statistics
+from data.dataset import Data
 from data.findings import Finding, Findings
 from data.objects import Objects
 from model.start import completed

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.build import Data
+from data.dataset import Data
 from data.findings import Findings
 from data.objects import Objects
 from settings.keys import DataConfig

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from data.build import Data
 from data.check.isolated import Lost, isolated
+from data.dataset import Data
 from data.findings import Findings
 from data.images.decode import decode
-from data.schema import Record, Split
+from data.record import Record
+from data.schema import Split
 from errors import UserError
 
 LONGEST_S = 60.0

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.build import Data
 from data.coco_format import coco_content
+from data.dataset import Data
 from data.objects import Objects
 from data.regions import label_map
 from data.taxonomy import Taxonomy

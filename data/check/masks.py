@@ -5,12 +5,12 @@ from collections.abc import Callable
 import numpy as np
 from faster_coco_eval.core import mask as mask_api
 
-from data.build import Data
 from data.check.doctor import readable_places, splits_of
+from data.dataset import Data
 from data.findings import Findings
 from data.masks import Polygons, to_rle
 from data.objects import Objects
-from data.schema import Record
+from data.record import Record
 
 SAME_IOU = 0.8
 """Masks of one class that share more than this are probably of one object"""

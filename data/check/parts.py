@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.build import Data
 from data.check.statistics import Quantiles, quantiles
+from data.dataset import Data
 from data.objects import Objects
+from data.record import Record
 from data.regions import label_map, partition, regions_of, segment_map, segments_of
-from data.schema import Record, Split
+from data.schema import Split
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,10 @@ def pixel_statistics(parts: Objects, split: Split, data: Data) -> PixelStatistic
         ignored_images=int((known < areas).sum()),
         part_share=quantiles(part_shares(parts, split), 6),
         parts_per_image=quantiles(per_image),
-        image_width_px=quantiles(np.array([record.width for record in split.records])),
-        image_height_px=quantiles(np.array([record.height for record in split.records])),
+        image_width_px=quantiles(split.table.sizes[:, 1]),
+        image_height_px=quantiles(split.table.sizes[:, 0]),
     )
 
 
 def _image_areas(split: Split) -> np.ndarray:
-    return np.array([record.width * record.height for record in split.records], dtype=np.float64)
+    return split.table.sizes.prod(axis=1).astype(np.float64)

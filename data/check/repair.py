@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from data.build import Data
 from data.check.doctor import readable_places, splits_of
 from data.check.forms import form_of
+from data.dataset import Data
 from data.findings import IMAGE_KINDS, KINDS, Finding
 from data.images.decode import decode
 from data.images.headers import EXTENSIONS, Header, inspect

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.canvas import resized_size
+from data.canvas import resized_sizes
 from data.schema import Split
 from data.taxonomy import Taxonomy
 from settings.keys import ImageSizeConfig
@@ -90,8 +90,8 @@ def split_statistics(split: Split, taxonomy: Taxonomy, size: ImageSizeConfig) ->
         box_shortest_px=quantiles(boxes[:, :2].min(axis=1)),
         box_aspect=quantiles(boxes[:, 2]),
         boxes_per_image=quantiles(counts),
-        image_width_px=quantiles(np.array([record.width for record in split.records])),
-        image_height_px=quantiles(np.array([record.height for record in split.records])),
+        image_width_px=quantiles(split.table.sizes[:, 1]),
+        image_height_px=quantiles(split.table.sizes[:, 0]),
     )
 
 
@@ -100,9 +100,8 @@ def resized_boxes(split: Split, size: ImageSizeConfig) -> np.ndarray:
     width to height in the stored image."""
     objects = split.objects
     objects = objects.take(~objects.iscrowd)
-    stored = np.array([(record.width, record.height) for record in split.records]).reshape(-1, 2)
-    resized = [resized_size(height, width, size)[::-1] for width, height in stored.tolist()]
-    scale = np.array(resized).reshape(-1, 2) / stored
+    stored = split.table.sizes
+    scale = (resized_sizes(stored, size) / stored)[:, ::-1]
     sides = objects.boxes[:, 2:]
     return np.column_stack([sides * scale[objects.image], sides[:, 0] / sides[:, 1]])
 

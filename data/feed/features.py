@@ -19,7 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from data.schema import Record, Split
+from data.record import Record
+from data.schema import Split
 from disk import write_whole
 from errors import UserError
 

@@ -28,13 +28,6 @@ from data.taxonomy import Taxonomy
 from errors import UserError
 from settings.keys import EVERY_PIXEL, DataConfig, ImageSizeConfig, Labels
 
-
-def resized_sizes(split: Split, cfg: ImageSizeConfig) -> np.ndarray:
-    """int64 [N, 2]: (height, width) of every image after resizing, known without decoding."""
-    sizes = [resized_size(record.height, record.width, cfg) for record in split.records]
-    return np.array(sizes, dtype=np.int64).reshape(-1, 2)
-
-
 T = TypeVar("T")
 NOISE = 1
 """Tells the seed of a head's noise from that of the augmentation"""

@@ -11,7 +11,7 @@ from data.findings import Findings
 from data.images.headers import Header, read_header
 from data.masks import Polygons, Rle, mask_column
 from data.objects import Objects
-from data.schema import Record, number_text
+from data.record import Record, number_text
 from data.sources.segmentations import mask_of_segmentation, thin_rings
 from data.sources.values import as_flag, as_float, as_floats, as_int, same_shape, short
 

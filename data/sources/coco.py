@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from data.findings import Findings
-from data.schema import Split, number_text
+from data.record import number_text
+from data.schema import Split
 from data.sources.annotations import Boxes
 from data.sources.files import ImageFiles, Inside, existing_folder, load_json, note_unlisted
 from data.sources.panoptic import is_panoptic, read_panoptic

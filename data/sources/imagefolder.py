@@ -16,7 +16,8 @@ from typing import Any
 
 from data.findings import Findings
 from data.images.headers import EXTENSIONS
-from data.schema import Record, Split
+from data.record import Record
+from data.schema import Split
 from data.sources.files import (
     ImageFiles,
     Inside,

@@ -14,8 +14,8 @@ from data.findings import Findings
 from data.images.headers import MAX_PIXELS, Header, of_the_machine, read_header, readable_formats
 from data.masks import Rle, bounds, mask_column
 from data.objects import Objects
+from data.record import Record
 from data.regions import TooManyValuesError, rles_of
-from data.schema import Record
 from data.sources.values import same_shape
 from settings.keys import DataConfig
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from data.findings import Findings
+from data.record import Record
 from data.regions import MOST_PARTS, TooManyValuesError, rles_of
-from data.schema import Record, Split
+from data.schema import Split
 from data.sources.files import ImageFiles, Inside, note_unlisted
 from data.sources.label_pictures import (
     MOST_VALUES,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.findings import Findings
-from data.schema import Record
+from data.record import Record
 from data.sources.annotations import Boxes
 from data.sources.label_pictures import LabelRules, dense_record
 from data.sources.panoptic import panoptic_record

@@ -19,7 +19,8 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from data.findings import Findings
-from data.schema import Record, Split
+from data.record import Record
+from data.schema import Split
 from data.sources import voc_masks
 from data.sources.annotations import Boxes
 from data.sources.files import (

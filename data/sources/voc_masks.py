@@ -16,8 +16,9 @@ from data.findings import Findings
 from data.images.headers import read_header
 from data.masks import bounds, encode, mask_column
 from data.objects import Objects
+from data.record import Record
 from data.regions import rles_of
-from data.schema import Record, Split
+from data.schema import Split
 from data.sources.files import ImageFiles, Inside, image_files, read_lines
 from data.sources.label_maps import refuse_ignored
 from data.sources.label_pictures import LabelRules, dense_record, read_label_map

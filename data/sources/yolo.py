@@ -17,7 +17,8 @@ import numpy as np
 
 from data.boxes import to_centres
 from data.findings import Findings
-from data.schema import Record, Split
+from data.record import Record
+from data.schema import Split
 from data.sources.annotations import Boxes
 from data.sources.files import ImageFiles, Inside, existing_folder, image_files, read_lines
 from data.sources.segmentations import box_of_polygon

@@ -8,8 +8,9 @@ from pycocotools import mask as reference
 
 from data.masks import Polygons, encode, mask_column, pixels_of
 from data.objects import Objects
+from data.record import Record
 from data.regions import _disjoint, label_map, partition, rles_of
-from data.schema import Record, Split
+from data.schema import Split
 from data.taxonomy import Taxonomy, with_background
 from evaluation.predictions import NOTHING, Predictions
 from evaluation.regions import confusion, region_metrics

@@ -7,7 +7,8 @@ import pytest
 
 from data.masks import encode, mask_column
 from data.objects import Objects
-from data.schema import Record, Split
+from data.record import Record
+from data.schema import Split
 from data.taxonomy import Taxonomy, with_background, with_stuff
 from evaluation.panoptic import panoptic_metrics
 from evaluation.predictions import NOTHING, Predictions

@@ -14,6 +14,7 @@ from data.check.isolated import Lost, isolated
 from data.check.statistics import split_statistics
 from data.findings import Findings
 from data.images.decode import decode
+from found import crowds_alone
 from planted import write_clean, write_planted
 from settings.keys import DataConfig, ImageSizeConfig
 
@@ -177,9 +178,7 @@ def test_statistics_of_an_empty_class_and_of_groups(tmp_path):
     write_coco(tmp_path, 8)
     write_coco(tmp_path, 4, "val")
     dataset = read(tmp_path)
-    for record in dataset.train.records:
-        record.objects.iscrowd[:] = True
-    figures = split_statistics(dataset.train, dataset.taxonomy, ImageSizeConfig(192))
+    figures = split_statistics(crowds_alone(dataset.train), dataset.taxonomy, ImageSizeConfig(192))
     assert (figures.boxes, figures.crowd_boxes, figures.classes[0].boxes) == (0, 8, 0)
     assert figures.box_side_px is None
     assert figures.images_without_boxes == 8

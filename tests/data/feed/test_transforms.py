@@ -8,13 +8,14 @@ import pytest
 from builders import write_coco
 from data.batch import Sample
 from data.build import build_data
-from data.canvas import CanvasRule
+from data.canvas import CanvasRule, resized_sizes
 from data.feed.collate import collate
-from data.feed.loader import TrainDataset, resized_sizes, train_loader
+from data.feed.loader import TrainDataset, train_loader
 from data.feed.sampler import SampleRef, StepSampler
 from data.feed.transforms import Augment, resize
 from data.objects import Objects
 from errors import UserError
+from found import crowds_alone
 from model.heads.detr import FAMILY
 from settings.keys import DataConfig, ImageSizeConfig
 
@@ -165,7 +166,7 @@ def first_batches(tmp_path, num_workers, world=1, steps=4):
     samples, data = dataset(tmp_path, num_workers)
     by_image = {}
     for rank in range(world):
-        sizes = resized_sizes(data.train, samples.cfg.image_size)
+        sizes = resized_sizes(data.train.table.sizes, samples.cfg.image_size)
         order = StepSampler(sizes, 4, 2, seed=0, rank=rank, world=world)
         loader = iter(train_loader(samples, order, pin=False))
         for step in range(steps):
@@ -195,7 +196,9 @@ def test_augmentation_differs_by_epoch_and_image(tmp_path):
 def test_transforms_that_change_the_size_still_fit_the_canvas(tmp_path):
     crop = {"RandomRotate90": {"p": 1.0}}
     samples, data = dataset(tmp_path, augment=[crop])
-    for index, (height, width) in enumerate(resized_sizes(data.train, samples.cfg.image_size)):
+    for index, (height, width) in enumerate(
+        resized_sizes(data.train.table.sizes, samples.cfg.image_size)
+    ):
         sample = samples[SampleRef(index, 0, (64, 64))]
         assert sample.image.shape[0] <= height
         assert sample.image.shape[1] <= width
@@ -205,7 +208,7 @@ def test_transforms_that_change_the_size_still_fit_the_canvas(tmp_path):
 def test_group_boxes_are_no_targets(tmp_path):
     samples, data = dataset(tmp_path, augment=[])
     index = next(i for i, r in enumerate(data.train.records) if len(r.objects))
-    data.train.records[index].objects.iscrowd[:] = True
+    samples.split = crowds_alone(data.train)
     assert len(samples[SampleRef(index, 0, (64, 64))].objects) == 0
 
 

@@ -16,8 +16,9 @@ from data.check.repair import write_repaired
 from data.findings import Findings
 from data.masks import encode, mask_column
 from data.objects import Objects
+from data.record import Record
 from data.regions import MOST_PARTS, TooManyValuesError, rles_of
-from data.schema import Record, Split
+from data.schema import Split
 from data.taxonomy import Taxonomy
 from errors import UserError
 from found import edit_json
