@@ -5,6 +5,7 @@ What is being written stands beside its place under another name, and is renamed
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -79,6 +80,17 @@ def whole_folder(final: Path, shared: bool = False) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Inside the block this process is the only one of its machine that has locked `file`, which is made
+    where it is missing; where no file can be locked, nothing waits."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context(file.open("a")), fcntl.LOCK_EX)
+        yield
 
 
 def _follow_umask(folder: Path) -> None:

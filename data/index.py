@@ -6,7 +6,6 @@ anything has changed a second. All processes of a machine map the same file.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -24,7 +23,7 @@ from data.schema import Split
 from data.sources.files import ImageFiles
 from data.table import RecordTable
 from data.taxonomy import Taxonomy
-from disk import ROOT, cache_root, whole_folder
+from disk import ROOT, alone, cache_root, whole_folder
 from settings.keys import DataConfig, Labels
 
 FOLDERS = ("coco", "imagefolder", "voc", "yolo", "label_maps")
@@ -47,7 +46,7 @@ def indexed(cfg: DataConfig, seed: int, labels: Labels, read: Callable[[], Data]
     if cfg.source not in FOLDERS or cfg.path is None or not os.path.isdir(cfg.path):
         return read()
     name = f"dataset-{_key(cfg, seed, labels)}"
-    with _alone(cache_root() / f"{name}.lock"):
+    with alone(cache_root() / f".{name}.lock"):
         state = State.of(roots(cfg))
         folder = cache_root() / f"{name}-{state.digest[:16]}"
         data = load(folder)
@@ -249,14 +248,3 @@ def _key(cfg: DataConfig, seed: int, labels: Labels) -> str:
     for file in sorted((ROOT / "data").rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """One process of a machine after the other; where no file can be locked, all at once."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            stream = stack.enter_context(file.open("a"))
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

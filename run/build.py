@@ -46,6 +46,7 @@ from run.feature_cache import Features, prepare_features
 from run.log import DONE, RunLog
 from run.resume import resume
 from run.startup import check_launch, check_same, preflight, raise_descriptor_limit, rank_facts
+from run.together import ending_together
 from run.trouble import report_failed_save
 from settings.checks import micro_batch_size
 from settings.keys import LABELS, Config
@@ -178,7 +179,9 @@ def build_parts(cfg: Config, accelerator: Accelerator) -> tuple[Config, Data, De
         UserError: for anything wrong with data, backbone or head.
     """
     set_seed(cfg.run.seed)
-    with accelerator.main_process_first():
+    with ending_together(
+        accelerator
+    ):  # what one process makes the others wait for by locks of files
         cfg = completed(cfg)
         Augment(cfg.data.augment)  # refuses what it cannot do, before anything is written
         labels = LABELS[cfg.model.task]

@@ -5,9 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-
-from training.counts import any_rank
+from accelerate.utils import broadcast_object_list, gather_object
 
 T = TypeVar("T")
 
@@ -45,15 +43,16 @@ def ending_together(accelerator: Accelerator) -> Iterator[None]:
     """Collective: called on every rank. Wait for all; where one fails, all end.
 
     Raises:
-        Exception: its own; SystemExit where another rank has one.
+        Exception: its own; SystemExit where another rank has one, or one before it has the same.
     """
     failure: Exception | None = None
     try:
         yield
     except Exception as error:  # whatever it is, the others must not wait for what never comes
         failure = error
-    failed = any_rank(accelerator, failure is not None)
-    if failure is not None:
+    told: list[str | None] = gather_object([failure and f"{type(failure).__name__} {failure}"])
+    rank = accelerator.process_index
+    if failure is not None and told[rank] not in told[:rank]:
         raise failure
-    if failed:
+    if any(told):
         raise SystemExit(2)

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "data": {*BASE, "settings"},
     "data.images": DATA,
     "data.sources": {*DATA, "data.images", "street.scenes", "street.paint"},
-    "data.build": {*DATA, "data.sources", "data.images"},
+    "data.build": {*DATA, "data.sources", "data.images", "data.index"},
     "data.index": {*DATA, "data.sources"},
     "data.feed": {*DATA, "data.images"},
     "data.check": {*DATA, "data.images", "data.build", "data.sources"},

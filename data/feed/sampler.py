@@ -107,35 +107,51 @@ class StepSampler:
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
         for step in count(self.start_step):
-            batch = self.global_batch(step)
+            picks = self._picks(step)
             for turn in range(self.accumulation):
                 start = (turn * self.world + self.rank) * self.micro_batch_size
-                yield batch[start : start + self.micro_batch_size]
+                yield self._samples(step, picks, range(start, start + self.micro_batch_size))
 
     def global_batch(self, step: int) -> list[SampleRef]:
         """The whole step's samples; the same on every rank."""
-        size = self.global_batch_size
-        first = step * size
-        picks = [self._image(i) for i in range(first, first + size * (1 + SPARES))]
-        canvas = self.canvas or step_canvas(self.sizes[picks[:size]], self.multiple)
+        return self._samples(step, self._picks(step), range(self.global_batch_size))
+
+    def _samples(self, step: int, picks: np.ndarray, places: range) -> list[SampleRef]:
+        """Those at some places of a step.
+
+        Args:
+            picks: as `_picks` gives them.
+        """
+        first = step * self.global_batch_size
+        canvas = self.canvas or step_canvas(self.sizes[picks[0]], self.multiple)
+        own = picks[:, places.start : places.stop].T.tolist()
         return [
             SampleRef(
-                picks[place],
+                index,
                 (first + place) // len(self.sizes),
                 canvas,
-                tuple(picks[place + size :: size]),
+                tuple(spares),
                 step < self.shown_steps,
             )
-            for place in range(size)
+            for place, (index, *spares) in zip(places, own, strict=True)
         ]
 
-    def _image(self, sample: int) -> int:
-        """The image of one sample of the stream."""
-        epoch, place = divmod(sample, len(self.sizes))
+    def _picks(self, step: int) -> np.ndarray:
+        """int64 [1 + SPARES, G]: the images of a step, and those of the next steps, which stand in for them."""
+        first = step * self.global_batch_size
+        samples = np.arange(first, first + self.global_batch_size * (1 + SPARES))
+        epochs, places = np.divmod(samples, len(self.sizes))
+        picks = np.empty_like(samples)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            of_epoch = epochs == epoch
+            picks[of_epoch] = self._order(epoch)[places[of_epoch]]
+        return picks.reshape(1 + SPARES, -1)
+
+    def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if e >= epoch - 1}
             self._orders[epoch] = epoch_order(self.sizes, self.global_batch_size, self.seed, epoch)
-        return int(self._orders[epoch][place])
+        return self._orders[epoch]
 
 
 def evaluation_batches(num_images: int, batch_size: int) -> list[list[int]]:

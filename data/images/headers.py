@@ -4,8 +4,10 @@ import dataclasses
 import functools
 import hashlib
 import io
+import os
+import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -86,7 +88,7 @@ def read_header(source: Path | bytes, where: str, findings: Findings) -> Header 
     if isinstance(header, BadHeader):
         findings.add(header.kind, where, header.detail)
         return None
-    suffix = source.suffix.lower() if isinstance(source, Path) else ""
+    suffix = os.path.splitext(source)[1].lower() if isinstance(source, Path) else ""
     if header.format not in EXTENSIONS.get(suffix, (header.format,)):
         findings.add("wrong extension", where, f"the content is {header.format}")
     if header.exif_orientation != 1:
@@ -107,14 +109,33 @@ def inspect(source: Path | bytes) -> Header | BadHeader:
     try:
         if isinstance(source, bytes):
             return _of_stream(io.BytesIO(source), len(source))
-        if not source.is_file():  # opening a pipe or a device would wait for ever
-            return BadHeader("missing image", "" if not source.exists() else "not a file")
-        with source.open("rb") as stream:
-            return _of_stream(stream, source.stat().st_size)
+        found = _stat(source)
+        if found is None or not stat.S_ISREG(
+            found.st_mode
+        ):  # a pipe or a device would wait for ever
+            return BadHeader("missing image", "" if found is None else "not a file")
+        with open(source, "rb") as stream:
+            return _of_stream(stream, found.st_size)
     except Exception as error:  # Pillow's readers raise whatever their parsing runs into
         if of_the_machine(error):
             raise
         return BadHeader("unreadable image", f"{type(error).__name__}: {error}")
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """None where nothing is."""
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # absent, or an impossible name
+        return None
+
+
+def names_of_images(folder: Path) -> Iterator[str]:
+    """Paths below `folder` that are named like images, in no order; links to folders not followed."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):
+                yield os.path.join(parent, name)
 
 
 def of_the_machine(error: Exception) -> bool:

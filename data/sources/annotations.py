@@ -101,11 +101,12 @@ class Boxes:
             picture = None if unreadable and annotated is None else (width, height)
             objects = self._masked(objects, annotated, picture, relative)
         if len(objects):
-            objects = replace(objects, boxes=self._xywh(objects, box_format, width, height))
+            if box_format != "coco":
+                objects = replace(objects, boxes=self._xywh(objects, box_format, width, height))
             in_px = box_format not in ("albumentations", "yolo")
-            if annotated and in_px and not unreadable and same_shape(annotated, (width, height)):
-                # Annotated on the same picture in another size, if it is another size.
-                objects = objects.scaled(width / annotated[0], height / annotated[1])
+            other = annotated if in_px and not unreadable and annotated != (width, height) else None
+            if other and same_shape(other, (width, height)):  # the same picture in another size
+                objects = objects.scaled(width / other[0], height / other[1])
         digest = header.digest if header else ""
         return Record(image_id, self.where, width, height, objects, self.unit, digest, unreadable)
 
@@ -180,8 +181,6 @@ class Boxes:
                 boxes = boxes * np.array([width, height, width, height], dtype=np.float64)
             if box_format == "yolo":
                 return from_centres(boxes)
-            if box_format == "coco":
-                return boxes
             low, high = boxes[:, :2], boxes[:, 2:]
             inverted = ((high < low) & np.isfinite(boxes).all(axis=1, keepdims=True)).any(axis=1)
             for index in np.flatnonzero(inverted):

@@ -5,6 +5,7 @@
 its `segmentation`. Panoptic files are as `data.sources.panoptic` says.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def _annotations(
 ) -> dict[int | str, Boxes]:
     """The usable annotations by image id."""
     boxes = {
-        image_id: Boxes(str(folder / entry["file_name"]), "annotation", findings, masks)
+        image_id: Boxes(os.path.join(folder, entry["file_name"]), "annotation", findings, masks)
         for image_id, entry in entries.items()
     }
     unique = Unique("duplicate annotation id", findings)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.findings import Findings
-from data.images.headers import EXTENSIONS
+from data.images.headers import names_of_images
 from errors import UserError
 
 
@@ -42,11 +42,10 @@ class Inside:
     """
 
     def __init__(self, *folders: Path):
-        self.roots = {folder.resolve() for folder in folders}
-        self.resolved: dict[Path, Path] = {}
-        self.roots |= {
-            r.parent.parent / "blobs" for r in self.roots if r.parent.name == "snapshots"
-        }
+        roots = {folder.resolve() for folder in folders}
+        roots |= {r.parent.parent / "blobs" for r in roots if r.parent.name == "snapshots"}
+        self.roots = tuple(os.path.join(root, "") for root in roots)
+        self.resolved: dict[str, str] = {}
 
     def join(self, folder: Path, name: str, where: str, findings: Findings) -> Path | None:
         """`folder / name`; None, and a finding at `where`, if that is outside."""
@@ -54,43 +53,40 @@ class Inside:
         if os.path.isabs(inner) or inner.split(os.sep)[0] == os.pardir or "\0" in inner:
             findings.add("path leaves the folder", where, f"{name!r} is not below {folder}")
             return None
-        return folder / inner if self.holds(folder / inner, where, findings) else None
+        path = folder / inner
+        return path if self.holds(path, where, findings) else None
 
     def holds(self, path: Path, where: str, findings: Findings) -> bool:
         """Whether `path` is inside once links are followed; if not, there is a finding at `where`."""
         try:
-            target = self._resolve(path)
+            target = self._resolve(str(path))
         except (OSError, RuntimeError, ValueError):  # a loop of links, an impossible name
             return True  # it cannot be read, which is found when it is opened
-        if any(target.is_relative_to(root) for root in self.roots):
+        if os.path.join(target, "").startswith(self.roots):
             return True
         findings.add("path leaves the folder", where, f"{path} links to {target}")
         return False
 
-    def _resolve(self, path: Path) -> Path:
+    def _resolve(self, path: str) -> str:
         if os.path.islink(path):
-            return path.resolve()
-        if path.parent not in self.resolved:  # once a folder, not once an image
-            self.resolved[path.parent] = path.parent.resolve()
-        return self.resolved[path.parent] / path.name
+            return str(Path(path).resolve())
+        folder, name = os.path.split(path)
+        if folder not in self.resolved:  # once a folder, not once an image
+            self.resolved[folder] = str(Path(folder).resolve())
+        return os.path.join(self.resolved[folder], name)
 
 
 def image_files(folder: Path) -> list[Path]:
     """All files below `folder` that are named like images, sorted; links to folders not followed."""
-    return sorted(
-        Path(parent, name)
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
-    )
+    return sorted(map(Path, names_of_images(folder)))
 
 
 def note_unlisted(folder: Path, listed: Iterable[Path], findings: Findings) -> None:
     """A finding for every image below `folder` that is not among `listed`."""
     known = {os.path.normpath(path) for path in listed}
-    for path in image_files(folder):
-        if os.path.normpath(path) not in known:
-            findings.add("image without annotation", str(path))
+    unlisted = (path for path in names_of_images(folder) if os.path.normpath(path) not in known)
+    for path in sorted(map(Path, unlisted)):
+        findings.add("image without annotation", str(path))
 
 
 def read_lines(file: Path) -> list[bytes]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data.images.headers import EXTENSIONS, Header, inspect
 from data.sources.addresses import own_address
 from data.sources.hub_rows import encoded, guarded, open_rows
-from disk import cache_root, whole_folder
+from disk import alone, cache_root, whole_folder
 from errors import UserError
 from settings.keys import EVERY_PIXEL, DataConfig, Labels
 
@@ -35,9 +35,12 @@ def ensure_stored(cfg: DataConfig, split: str, labels: Labels = "boxes") -> Path
     if folder.is_dir():
         return folder
     try:
-        with whole_folder(folder, shared=True) as temporary:
-            rows, names, column = open_rows(cfg, split, streaming=True, labels=labels)
-            guarded(cfg, split, lambda: _write(temporary, rows, names, cfg, split, column))
+        with alone(folder.with_name(f".{folder.name}.lock")):
+            if folder.is_dir():  # another process was waited for
+                return folder
+            with whole_folder(folder, shared=True) as temporary:
+                rows, names, column = open_rows(cfg, split, streaming=True, labels=labels)
+                guarded(cfg, split, lambda: _write(temporary, rows, names, cfg, split, column))
     except OSError as error:
         raise UserError(f"{folder.parent}: cannot be written: {error.strerror}") from error
     return folder

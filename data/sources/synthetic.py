@@ -16,7 +16,7 @@ from data.masks import Planes, encode_all, mask_column
 from data.objects import Objects
 from data.sources.coco import read_split as read_split  # the written files are a COCO dataset
 from data.taxonomy import Taxonomy
-from disk import cache_root, whole_folder
+from disk import alone, cache_root, whole_folder
 from settings.keys import MAX_SYNTHETIC_SEED, DataConfig, Labels
 from street.paint import PART
 from street.scenes import Scene, render_scene
@@ -40,10 +40,11 @@ def ensure_written(cfg: DataConfig, seed: int, labels: Labels = "boxes") -> Data
         labels: boxes of plates, masks of plates and cars, or these of signs and buildings as well.
     """
     folder = cache_folder(cfg, seed, labels)
-    if not folder.is_dir():
-        with whole_folder(folder, shared=True) as temporary:
-            write_scenes(temporary, "train", cfg.synthetic_train, seed, labels)
-            write_scenes(temporary, "val", cfg.synthetic_val, seed + MAX_SYNTHETIC_SEED, labels)
+    with alone(folder.with_name(f".{folder.name}.lock")):
+        if not folder.is_dir():
+            with whole_folder(folder, shared=True) as temporary:
+                write_scenes(temporary, "train", cfg.synthetic_train, seed, labels)
+                write_scenes(temporary, "val", cfg.synthetic_val, seed + MAX_SYNTHETIC_SEED, labels)
     return dataclasses.replace(cfg, path=str(folder), val_split=None if cfg.val_on_train else "val")
 
 

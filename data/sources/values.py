@@ -11,6 +11,8 @@ MAX_INT = 2**62
 
 def as_int(value: Any) -> int | None:
     """An integer given as a number or as digits; None for anything else."""
+    if type(value) is int:  # nearly always
+        return value if -MAX_INT < value < MAX_INT else None
     if isinstance(value, str) and len(value) < 20:
         digits = value.strip()
         value = int(digits) if digits.removeprefix("-").isdecimal() else None
@@ -40,6 +42,8 @@ def as_floats(values: Any, count: int) -> list[float] | None:
     """`count` numbers; None for anything else."""
     if not isinstance(values, (list, tuple)) or len(values) != count:
         return None
+    if all(type(value) is float for value in values):  # nearly always
+        return list(values)
     floats = [as_float(value) for value in values]
     return None if None in floats else floats  # type: ignore[return-value]
 
