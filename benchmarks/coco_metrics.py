@@ -24,6 +24,7 @@ from data.coco_format import coco_content, coco_results
 from data.objects import Objects
 from data.record import Record
 from data.schema import Split
+from data.table import RecordTable
 from data.taxonomy import Taxonomy
 from evaluation.coco import coco_metrics
 from evaluation.predictions import Predictions
@@ -68,7 +69,7 @@ def make_case(
     names = tuple(f"class {c}" for c in range(num_classes))
     order = np.lexsort((-found.scores, found.image))
     taxonomy = Taxonomy(names, tuple(range(num_classes)))
-    return Split(records, [], {}), Predictions(found.take(order)), taxonomy
+    return Split(RecordTable.of(records), [], {}), Predictions(found.take(order)), taxonomy
 
 
 def at_once(

@@ -35,6 +35,7 @@ from data.objects import Objects
 from data.record import Record
 from data.schema import Split
 from data.sources.label_pictures import LabelRules, dense_record
+from data.table import RecordTable
 from data.taxonomy import Taxonomy
 from evaluation.coco import coco_metrics
 from evaluation.predictions import Predictions
@@ -263,7 +264,9 @@ def evaluation(num_images: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     names = tuple(str(c) for c in range(20))
-    metrics = coco_metrics(Split(records, [], {}), predictions, Taxonomy(names, tuple(range(20))))
+    metrics = coco_metrics(
+        Split(RecordTable.of(records), [], {}), predictions, Taxonomy(names, tuple(range(20)))
+    )
     seconds = time.perf_counter() - start
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(

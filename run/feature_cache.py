@@ -80,11 +80,14 @@ def prepare_features(
     data: Data,
     detector: Detector,
     agreed: bool = False,
+    share: tuple[int, int] = (1, 1),
 ) -> Features | None:
     """Collective: called on every rank. Make what is missing of the cache, and compare some of it.
 
     Args:
         agreed: however large it gets.
+        share: (k, n): of n jobs that make it together this is number k, which makes its files alone, and compares
+            none.
 
     Returns: None if data.cache_features is 0.
 
@@ -101,16 +104,25 @@ def prepare_features(
         refuse_lookers(detector, device)
         parts = plan(cfg, accelerator, data, detector)
         on_main(accelerator, lambda: _announce(cfg, detector, parts, device, agreed))
-        # Dealt out to all ranks, and then, where these do not share the folder, to those of a machine.
-        local = accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        for rank, world in ((accelerator.process_index, accelerator.num_processes), local):
+        for rank, world in _dealt_to(accelerator, share):
             own = [place for part in parts for place in places(part)][rank::world]
             with ending_together(accelerator):
                 missing = [place for place in own if is_missing(*place)]
                 build(cfg, accelerator, detector, missing)
-        on_main(accelerator, lambda: _compare(cfg, detector, parts, device))
+        if share == (1, 1):
+            on_main(accelerator, lambda: _compare(cfg, detector, parts, device))
     trainable.train(was_training)
     return Features(*(part.store for part in parts))
+
+
+def _dealt_to(accelerator: Accelerator, share: tuple[int, int]) -> list[tuple[int, int]]:
+    """(rank, world) of each round in which files are dealt out: to all ranks, and then, where these do not share
+    the folder, to those of a machine."""
+    (number, jobs), world = share, accelerator.num_processes
+    if jobs > 1:
+        return [((number - 1) * world + accelerator.process_index, jobs * world)]
+    local = accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return [(accelerator.process_index, world), local]
 
 
 def plan(

@@ -2,7 +2,8 @@
 
 `accelerate launch -m tools.cache_features --config configs/X.yaml --data.cache_features 4`
 
-Give it the arguments of the runs. Without it the first run stores them.
+Give it the arguments of the runs. Without it the first run stores them. slurm/cache_features.sbatch makes the
+shares of many jobs.
 """
 
 import argparse
@@ -29,11 +30,25 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
         allow_abbrev=False,
     )
     parser.add_argument("--yes", action="store_true", help="also if it takes many GB")
+    parser.add_argument(
+        "--share",
+        type=_share,
+        default=(1, 1),
+        metavar="K/N",
+        help="make the K-th of N parts alone; N jobs, at once or one after the other, make all",
+    )
     args, rest = parser.parse_known_args(argv)
     cfg = load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
     if not cfg.data.cache_features:
         raise UserError("data.cache_features 0: nothing to store; give the number of views")
     return args, cfg
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, slash, jobs = text.partition("/")
+    if not (slash and number.isdecimal() and jobs.isdecimal() and 1 <= int(number) <= int(jobs)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; give for example 1/8")
+    return int(number), int(jobs)
 
 
 if __name__ == "__main__":  # before imports that take seconds
@@ -62,9 +77,10 @@ def store(args: argparse.Namespace, cfg: Config) -> None:
     transformers_logging.set_verbosity_warning()
     transformers_logging.disable_progress_bar()
     cfg, data, detector = build_parts(cfg, accelerator)
-    features = prepare_features(cfg, accelerator, data, detector, args.yes)
+    features = prepare_features(cfg, accelerator, data, detector, args.yes, args.share)
     if accelerator.is_main_process:
-        print(f"features    {features}")
+        number, jobs = args.share
+        print(f"features    {features}{f' (share {number} of {jobs})' if jobs > 1 else ''}")
     accelerator.end_training()
 
 

@@ -12,7 +12,6 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import tools.cache_features
 from builders import launch, save_backbone, tiny_run
 from data.feed import features
 from data.feed.collate import collate
@@ -27,6 +26,7 @@ from run.build import build_parts, start_processes
 from run.feature_files import maps_of
 from runs import losses, norms, stopped_and_resumed, train
 from settings.load import load_config
+from tools import cache_features
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -319,18 +319,13 @@ def test_much_is_only_made_if_somebody_agrees(tmp_path, monkeypatch):
         train(cached_run(tmp_path))
     assert not files(tmp_path)
     AcceleratorState._reset_state(reset_partial_state=True)
-    tools.cache_features.main(["--yes", *cached_run(tmp_path)])
+    cache_features.main(["--yes", *cached_run(tmp_path)])
     assert len(files(tmp_path)) == 3
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.undo()
     train(cached_run(tmp_path))
     (line,) = said(tmp_path / "run")
     assert line.startswith("features    2 view(s) of each training image, stored in ")
-
-
-def test_nothing_to_store_is_an_error():
-    with pytest.raises(UserError, match="nothing to store"):
-        tools.cache_features.main(["--data.cache_features", "0"])
 
 
 def test_frozen_weights_stay_and_are_stored_nowhere_else(tmp_path):

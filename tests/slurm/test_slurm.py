@@ -192,3 +192,23 @@ def test_debug_job_ends_with_a_result(cluster, folder):
     arguments = ["--cpus-per-task", "1", "slurm/debug.sbatch", run, *tiny_run(folder)]
     finish(cluster, cluster.submit(arguments, cwd=ROOT), run, restarts=0)
     assert (run / "export" / "model.safetensors").exists()
+
+
+def test_the_jobs_of_an_array_store_features_that_a_run_finds(cluster, folder):
+    arguments = tiny_run(folder, data__cache_features=2, data__cache_folder=folder / "features")
+    command = ["--array", "1-2", "--cpus-per-task", "1", "slurm/cache_features.sbatch", *arguments]
+    job = cluster.submit(command, ROOT)
+    for task in (1, 2):
+        fields = cluster.wait(f"{job}_{task}", RUN_S)
+        assert fields["JobState"] == "COMPLETED", cluster.output(fields["JobId"])
+        assert f"(share {task} of 2)" in cluster.output(fields["JobId"])
+    made = {f: f.stat().st_mtime_ns for f in (folder / "features").rglob("*.safetensors")}
+    assert len(made) == 3
+    run = folder / "with-features"
+    finish(
+        cluster,
+        cluster.submit(["--cpus-per-task", "1", "slurm/debug.sbatch", run, *arguments], cwd=ROOT),
+        run,
+        restarts=0,
+    )
+    assert {f: f.stat().st_mtime_ns for f in (folder / "features").rglob("*.safetensors")} == made
