@@ -1,7 +1,7 @@
-"""Steps of tiny detectors on this world: `torchrun ... step_worker.py FOLDER MICRO CASE ...`.
+"""Steps of tiny detectors on this world: `torchrun ... step_worker.py FOLDER MICRO,... CASE ...`.
 
 For each CASE `head-dtype-boxes`, rank 0 writes the loss terms and the gradient of one step to
-FOLDER/CASE.safetensors. Its 4 images are dealt to ranks in micro-batches of MICRO, as the sampler
+FOLDER/MICRO/CASE.safetensors. Its 4 images are dealt to ranks in micro-batches of MICRO, as the sampler
 deals them.
 """
 
@@ -20,7 +20,7 @@ from training.counts import agree
 from training.meter import StepMeter
 
 
-def main(folder: str, micro: str, *cases: str) -> None:
+def main(folder: str, micros: str, *cases: str) -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
     built: dict[tuple[str, str], tuple[Trainable, torch.nn.Module]] = {}
@@ -29,8 +29,9 @@ def main(folder: str, micro: str, *cases: str) -> None:
         if (head, dtype) not in built:
             trainable = build(accelerator, Path(folder), head).to(getattr(torch, dtype)).train()
             built[head, dtype] = trainable, accelerator.prepare(trainable)
-        file = Path(folder) / f"{case}.safetensors"
-        step(accelerator, *built[head, dtype], boxes, int(micro), file)
+        for micro in micros.split(","):
+            file = Path(folder) / micro / f"{case}.safetensors"
+            step(accelerator, *built[head, dtype], boxes, int(micro), file)
     accelerator.state.destroy_process_group()
 
 
@@ -69,6 +70,7 @@ def step(
     names = sorted(meter.losses)
     terms = accelerator.reduce(torch.stack([meter.losses[n] for n in names]), reduction="sum")
     if accelerator.is_main_process:
+        file.parent.mkdir(exist_ok=True)
         gradient = [p.grad.flatten() for p in trainable.model.parameters() if p.grad is not None]
         values = {f"term/{n}": t for n, t in zip(names, terms, strict=True)}
         values |= {"gradient": torch.cat(gradient), "world": torch.tensor([world])}

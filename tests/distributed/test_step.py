@@ -16,23 +16,27 @@ CASES = [
 CASES += [f"{name}-float64-uneven" for name in PARTLY_FROZEN]
 WORLDS = {"1x4": (1, 1), "2x2": (2, 1), "4x1": (4, 1), "2x1": (2, 2)}
 """(processes, images per micro-batch) by processes x accumulation"""
+ALL_WORLDS = {"1x1": (1, 4), **WORLDS}
 LIMITS = {"float64": 1e-10, "float32": 1e-5}
 
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
-    """Values of every case in every world, from one launch per world."""
-
-    def run(processes, micro):
-        folder = tmp_path_factory.mktemp(f"{processes}x{micro}")
-        arguments = [str(folder), str(micro), *CASES]
+    """Values of every case in every world, from one launch per number of processes."""
+    folder = tmp_path_factory.mktemp("steps")
+    for processes in {processes for processes, _ in ALL_WORLDS.values()}:
+        micros = ",".join(str(m) for other, m in ALL_WORLDS.values() if other == processes)
+        own = folder / str(processes)
+        own.mkdir()
+        arguments = [str(own), micros, *CASES]
         result = launch(arguments, processes, script="tests/distributed/step_worker.py")
         assert result.returncode == 0, result.stderr
-        values = {case: load_file(folder / f"{case}.safetensors") for case in CASES}
-        assert {int(v.pop("world")) for v in values.values()} == {processes}
-        return values
-
-    return {name: run(*world) for name, world in {"1x1": (1, 4), **WORLDS}.items()}
+    found = {}
+    for name, (processes, micro) in ALL_WORLDS.items():
+        files = folder / str(processes) / str(micro)
+        found[name] = {case: load_file(files / f"{case}.safetensors") for case in CASES}
+        assert {int(v.pop("world")) for v in found[name].values()} == {processes}
+    return found
 
 
 @pytest.mark.parametrize("world", WORLDS)
