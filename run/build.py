@@ -40,6 +40,7 @@ from errors import UserError, refusing
 from model.build import Detector, build_model
 from model.stages import stage_numbers
 from model.start import completed
+from run.allocator import keep_freed_memory
 from run.facts import run_facts
 from run.feature_cache import Features, prepare_features
 from run.log import DONE, RunLog
@@ -163,6 +164,8 @@ def start_processes(cfg: Config) -> Accelerator:
     """
     raise_descriptor_limit()
     accelerator = build_accelerator(cfg)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     check_launch(cfg, accelerator.num_processes, os.environ)
     preflight(accelerator)
     if cfg.train.precision == "fp16" and accelerator.device.type == "cpu":
