@@ -53,7 +53,7 @@ from settings.walk import config_to_dict
 from training.checkpoint import Checkpoints
 from training.counts import any_rank
 from training.ema import Ema
-from training.optim import build_optimizer
+from training.optim import build_optimizer, can_be_fused
 from training.state import TrainState, checkpoint_tensors, gather_rng
 from training.stopping import StopRequest
 
@@ -213,6 +213,7 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
         fresh=detector.fresh,
         stages=stages,
         neck=detector.neck_module,
+        fused=can_be_fused(accelerator.device.type, cfg.train.precision),
     )
     root = Path(cfg.run.output_dir)
     checkpoints = Checkpoints(
@@ -284,7 +285,9 @@ def build_accelerator(cfg: Config) -> Accelerator:
             mixed_precision=cfg.train.precision,
             log_with=None if cfg.run.tracker == "none" else cfg.run.tracker,
             kwargs_handlers=[
-                DistributedDataParallelKwargs(broadcast_buffers=False),
+                DistributedDataParallelKwargs(
+                    broadcast_buffers=False, gradient_as_bucket_view=True
+                ),
                 InitProcessGroupKwargs(timeout=timedelta(seconds=cfg.run.collective_timeout_s)),
             ],
         )
