@@ -14,6 +14,7 @@ from data.objects import Objects
 from data.taxonomy import Taxonomy
 from errors import UserError
 from model.backbone import Backbone
+from model.folding import fold
 from model.heads.family import HeadFamily
 from model.heads.held_norm import hold_norms
 from model.heads.registry import HEADS, get_family
@@ -92,6 +93,7 @@ def build_model(
     sides = family.side_multiples(model.config)
     if cfg.freeze == "all":
         freeze(module)
+        fold(module)
     else:
         train_from(module, number_of_frozen(cfg.freeze), math.lcm(*sides))
         hold_norms(module)

@@ -41,6 +41,7 @@ from errors import UserError, refusing
 from model.build import Detector, build_model
 from model.stages import stage_numbers
 from model.start import completed
+from run.allocator import keep_freed_memory
 from run.facts import run_facts
 from run.feature_cache import Features, prepare_features
 from run.log import DONE, RunLog
@@ -54,7 +55,7 @@ from settings.walk import config_to_dict
 from training.checkpoint import Checkpoints
 from training.counts import any_rank
 from training.ema import Ema
-from training.optim import build_optimizer
+from training.optim import build_optimizer, can_be_fused
 from training.state import TrainState, checkpoint_tensors, gather_rng
 from training.stopping import StopRequest
 
@@ -165,6 +166,8 @@ def start_processes(cfg: Config) -> Accelerator:
     """
     raise_descriptor_limit()
     accelerator = build_accelerator(cfg)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     check_launch(cfg, accelerator.num_processes, os.environ)
     preflight(accelerator)
     if cfg.train.precision == "fp16" and accelerator.device.type == "cpu":
@@ -214,6 +217,7 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
         fresh=detector.fresh,
         stages=stages,
         neck=detector.neck_module,
+        fused=can_be_fused(accelerator.device.type, cfg.train.precision),
     )
     root = Path(cfg.run.output_dir)
     checkpoints = Checkpoints(
@@ -285,7 +289,9 @@ def build_accelerator(cfg: Config) -> Accelerator:
             mixed_precision=cfg.train.precision,
             log_with=None if cfg.run.tracker == "none" else cfg.run.tracker,
             kwargs_handlers=[
-                DistributedDataParallelKwargs(broadcast_buffers=False),
+                DistributedDataParallelKwargs(
+                    broadcast_buffers=False, gradient_as_bucket_view=True
+                ),
                 InitProcessGroupKwargs(timeout=timedelta(seconds=cfg.run.collective_timeout_s)),
             ],
         )

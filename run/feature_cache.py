@@ -58,7 +58,7 @@ MADE_BY = (
 """Packages that decide what a view is"""
 MADE_FROM = (
     *("data/feed/transforms.py", "data/feed/loader.py", "data/images/decode.py", "data/canvas.py"),
-    *("data/masks.py", "data/regions.py", "model/normalization.py"),
+    *("data/masks.py", "data/regions.py", "model/normalization.py", "model/folding.py"),
 )
 """Code of ours that does"""
 

@@ -18,6 +18,7 @@ def build_optimizer(
     fresh: Collection[str] = (),
     stages: Mapping[int, int] | None = None,
     neck: nn.Module | None = None,
+    fused: bool = False,
 ) -> torch.optim.AdamW:
     """AdamW over everything that trains, in groups.
 
@@ -28,6 +29,7 @@ def build_optimizer(
     Args:
         fresh: names of the parameters that begin at random, where others of the head do not.
         stages: number of the stage of each parameter of the backbone, by its id; needed with optim.layer_decay.
+        fused: in one kernel.
 
     Raises:
         UserError: for optim.neck_lr without a neck.
@@ -80,7 +82,16 @@ def build_optimizer(
         )
         group["params"].append(parameter)
     named = [{"name": name, **group} for name, group in sorted(groups.items())]
-    return torch.optim.AdamW(named, lr=cfg.lr, betas=cfg.betas)
+    return torch.optim.AdamW(named, lr=cfg.lr, betas=cfg.betas, fused=fused or None)
+
+
+def can_be_fused(device: str, precision: str) -> bool:
+    """Whether AdamW is to be fused on a kind of device.
+
+    Not with fp16: the scaler leaves it to the kernel to skip a step, so that accelerate takes it for one that was
+    done.
+    """
+    return device in ("cpu", "cuda") and precision != "fp16"
 
 
 def lr_factor(step: int, num_steps: int, cfg: OptimConfig) -> float:
@@ -102,8 +113,10 @@ def lr_factor(step: int, num_steps: int, cfg: OptimConfig) -> float:
 def keep_counters_on_cpu(optimizer: torch.optim.Optimizer) -> None:
     """Undo accelerate's move of AdamW's step counters to the GPU, which follows a resume.
 
-    There each would cost two waits for the GPU per parameter and step.
+    There each would cost two waits for the GPU per parameter and step; fused AdamW alone wants them there.
     """
+    if any(group.get("fused") for group in optimizer.param_groups):
+        return
     for slots in optimizer.state.values():
         if "step" in slots:
             slots["step"] = slots["step"].cpu()

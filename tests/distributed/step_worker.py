@@ -16,13 +16,15 @@ from safetensors.torch import save_file
 from backbones import PARTLY_FROZEN, detector_on
 from builders import four_images, part_of, tiny_detector
 from model.trainable import Trainable
+from run.build import build_accelerator
+from settings.keys import Config, RunConfig
 from training.counts import agree
 from training.meter import StepMeter
 
 
 def main(folder: str, micros: str, *cases: str) -> None:
     torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
+    accelerator = build_accelerator(Config(run=RunConfig(tracker="none")))
     built: dict[tuple[str, str], tuple[Trainable, torch.nn.Module]] = {}
     for case in cases:
         head, dtype, boxes = case.split("-")

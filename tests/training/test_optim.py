@@ -3,12 +3,14 @@ import math
 import pytest
 import torch
 
-from builders import TINY_HEAD, save_backbone
+from builders import TINY_HEAD, save_backbone, tiny_run
 from data.taxonomy import Taxonomy
 from model.build import build_model
 from model.stages import stage_numbers
+from run.build import build_run, start_processes
 from settings.keys import ModelConfig, OptimConfig
-from training.optim import build_optimizer, lr_factor, set_lr
+from settings.load import load_config
+from training.optim import build_optimizer, can_be_fused, lr_factor, set_lr
 
 
 def make(tmp_path, freeze):
@@ -72,6 +74,46 @@ def test_backbone_rate_is_a_tenth_by_default(tmp_path):
     assert rates == {"backbone": pytest.approx(1e-4), "head": 1e-3}
 
 
+def take_steps(optimizer, steps):
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        set_lr(optimizer, 1.0 - step / 6)
+        optimizer.step()
+
+
+def test_fused_steps_equal_the_others_and_go_on_from_their_state(tmp_path):
+    ends = []
+    for ways in ((False, False), (True, True), (False, True)):
+        detector = make(tmp_path, "all")
+        first, second = (
+            build_optimizer(
+                detector.model, detector.backbone_module, OptimConfig(lr=1e-2), fused=fused
+            )
+            for fused in ways
+        )
+        assert [bool(o.param_groups[0]["fused"]) for o in (first, second)] == list(ways)
+        take_steps(first, range(3))
+        groups = second.state_dict()["param_groups"]
+        second.load_state_dict({"state": first.state_dict()["state"], "param_groups": groups})
+        take_steps(second, range(3, 6))
+        assert {float(slots["step"]) for slots in second.state.values()} == {6.0}
+        ends.append(detector.model.state_dict())
+    for end in ends[1:]:
+        for name, value in end.items():
+            torch.testing.assert_close(value, ends[0][name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "fused"),
+    [("cpu", "no", True), ("cuda", "bf16", True), ("cuda", "fp16", False), ("mps", "no", False)],
+)
+def test_adamw_is_fused_where_that_is_known_to_work(device, precision, fused):
+    assert can_be_fused(device, precision) == fused
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 def test_schedule(schedule):
     cfg = OptimConfig(warmup_steps=10, schedule=schedule)
@@ -91,3 +133,13 @@ def test_canary_adamw_keeps_unknown_group_keys():
         0
     ]
     assert (group["name"], group["base_lr"]) == ("x", 1.0)
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_a_run_fuses_it(tmp_path):
+    cfg = load_config(tiny_run(tmp_path))
+    (tmp_path / "run").mkdir()
+    accelerator = start_processes(cfg)
+    groups = build_run(cfg, accelerator).optimizer.param_groups
+    wanted = can_be_fused(accelerator.device.type, "no")
+    assert [bool(group["fused"]) for group in groups] == [wanted] * len(groups)
