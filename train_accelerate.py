@@ -65,7 +65,8 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     meter = StepMeter(accelerator, cfg.train.global_batch_size)
     profile = StepProfile(run, meter)
-    memory = MemoryWatch(accelerator.device, "train.micro_batch_size")
+    fits = None if run.memory is None else run.memory.fits
+    memory = MemoryWatch(accelerator.device, "train.micro_batch_size", fits)
     skipped = 0
     model.train()
     run.log.start_bar()
@@ -249,6 +250,8 @@ def _whole_run(cfg: Config) -> int:
             run.log.say(line)
         if run.features is not None:
             run.log.say(f"features    {run.features}")
+        if run.memory is not None:
+            run.log.say(f"memory      {run.memory}")
         if run.state.step:
             run.log.say(f"resumed at step {run.state.step}")
         model, run.optimizer = accelerator.prepare(run.detector.trainable, run.optimizer)

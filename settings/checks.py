@@ -76,8 +76,11 @@ def check_config(cfg: Config, world: int | None = None) -> None:
 
 
 def micro_batch_size(train: TrainConfig, world: int) -> int:
-    """Images per forward pass on one device."""
-    return train.micro_batch_size or max(1, train.global_batch_size // world)
+    """Images per forward pass on one device; as long as that is left to a trial, the fewest."""
+    size = train.micro_batch_size
+    if isinstance(size, str):
+        return 1
+    return size or max(1, train.global_batch_size // world)
 
 
 def _null(cfg: Config) -> Iterator[str]:
@@ -119,8 +122,10 @@ def _check_train(cfg: Config, world: int) -> Iterator[str]:
             f"train.epochs {train.epochs} and train.steps {train.steps}: set exactly one of them "
             "(on the command line, '--train.epochs null' drops the one in the YAML)"
         )
-    for key in ("epochs", "steps", "global_batch_size", "micro_batch_size", "evaluate_every"):
+    for key in ("epochs", "steps", "global_batch_size", "evaluate_every"):
         yield from _positive(f"train.{key}", getattr(train, key))
+    if not isinstance(train.micro_batch_size, str):
+        yield from _positive("train.micro_batch_size", train.micro_batch_size)
     yield from _positive("train.checkpoint_every", train.checkpoint_every)
     yield from _positive("train.keep_checkpoints", train.keep_checkpoints)
     if train.ema_decay is not None and not 0 < train.ema_decay < 1:

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from builders import launch, tiny_run
+from builders import tiny_run
 from data.feed.loader import TrainDataset
 from errors import UserError
 from report.step_times import Setting, advice
@@ -54,18 +54,6 @@ def test_measured_run_is_bit_equal_and_its_parts_add_up(tmp_path, monkeypatch):
     with gzip.open(one / "profile/trace.json.gz") as stream:
         names = {event.get("name") for event in json.load(stream)["traceEvents"]}
     assert {"backbone", "loss", "backward", "optimizer", "wait for data"} <= names
-
-
-def test_slow_rank_is_named_and_stored_features_have_no_backbone(tmp_path):
-    keys = {"data__cache_features": 1, "data__cache_folder": tmp_path / "cache"}
-    arguments = profiled(tmp_path, train__micro_batch_size=1, **keys)
-    result = launch(arguments, 2, script="tests/distributed/slow_rank_worker.py")
-    assert result.returncode == 0, result.stderr
-    found, text = rows(tmp_path / "run")
-    assert found["agree"][0] > 0.15  # rank 0 waits for two late images
-    assert "rank 1, the slowest" in text
-    assert "advice: rank 0 waits for rank 1" in text or "waiting for data" in text
-    assert "backbone" not in found
 
 
 def test_parts_inside_of_others_are_counted_once():
