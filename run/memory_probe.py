@@ -92,9 +92,6 @@ class Trial:
         gc.collect()
         restart_peak(self.device)
         if not self._step(size):
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
             return None
         return peak_bytes(self.device) + self.later_bytes
 
@@ -144,17 +141,32 @@ def probe_memory(
 
     Returns: None where nothing is tried: on a CPU with a micro_batch_size.
     """
-    device, wanted = accelerator.device, cfg.train.micro_batch_size
-    if device.type != "cuda" and wanted != AUTO:
+    if accelerator.device.type != "cuda" and cfg.train.micro_batch_size != AUTO:
         return None
+    return tried(cfg, accelerator, data, detector, features)
+
+
+def tried(
+    cfg: Config,
+    accelerator: Accelerator,
+    data: Data,
+    detector: Detector,
+    features: Features | None,
+) -> Memory:
+    """Collective: called on every rank. What the trial finds; see `probe_memory`."""
+    device, chosen = accelerator.device, cfg.train.micro_batch_size == AUTO
     share = cfg.train.global_batch_size // accelerator.num_processes
     with leaving_no_trace(detector.trainable, device):
         trial = Trial(cfg, accelerator, data, detector, features)
+        trial.peak(1)  # from now on gradients, kernels and handles are there
+        gc.collect()
+        restart_peak(device)
+        accelerator.wait_for_everyone()
         limit = limit_bytes(device)
         accelerator.wait_for_everyone()  # all have looked before one begins to fill it
         fits, slope, first = extrapolated(trial, limit, share)
         (fits,) = smallest(accelerator, [fits])
-        if wanted == AUTO:
+        if chosen:
             size, peak = choose(accelerator, trial, limit, share, fits)
         else:
             size = micro_batch_size(cfg.train, accelerator.num_processes)
@@ -162,7 +174,7 @@ def probe_memory(
             fits = fits if peak is not None else min(fits, size - 1)
     told = peak if peak is not None else first + slope * (size - 1)
     fits, least, limit = smallest(accelerator, [fits, -told, limit])
-    return Memory(size, -least, limit, fits, trial.canvas, trial.objects, wanted == AUTO)
+    return Memory(size, -least, limit, fits, trial.canvas, trial.objects, chosen)
 
 
 def extrapolated(trial: Trial, limit: int, share: int) -> tuple[int, int, int]:
@@ -171,7 +183,7 @@ def extrapolated(trial: Trial, limit: int, share: int) -> tuple[int, int, int]:
     Args:
         share: of the step's images, that a process has.
     """
-    first = trial.peak(1) and trial.peak(1)  # from the second time on there are gradients
+    first = trial.peak(1)
     if first is None:
         return 0, 0, limit
     sizes = [size for size in SECOND_SIZES if size <= max(2, share)]

@@ -26,8 +26,9 @@ def can_measure(device: torch.device) -> bool:
 
 
 def restart_peak(device: torch.device) -> None:
-    """Forget the peak so far."""
+    """Forget the peak so far, and give back what is not in use."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     elif can_measure(device):
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -1,5 +1,6 @@
 """The trial before step 1: what it chooses, and that nothing of it stays."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -13,8 +14,8 @@ from data.feed.loader import batches_of
 from errors import UserError
 from model.memory import MemoryWatch
 from model.trainable import Trainable
-from run.build import build_run, start_processes
-from run.memory_probe import Trial, leaving_no_trace
+from run.build import build_parts, build_run, start_processes
+from run.memory_probe import Trial, leaving_no_trace, tried
 from run.memory_room import cgroup_rooms, limit_bytes, peak_bytes, restart_peak
 from runs import losses, train
 from settings.load import load_config
@@ -112,6 +113,22 @@ def test_no_batch_is_larger_than_the_worst_one(tmp_path, head):
     assert sides == list(worst.pixel_mask.shape[1:])
     assert max(max(batch.num_objects) for batch in batches) == max(worst.num_objects)
     assert {b.objects.masks is None for b in batches} == {worst.objects.masks is None}
+
+
+def test_given_size_is_tried_and_told(tmp_path, room_for_two):
+    """As a run on CUDA does with every size."""
+    cfg = load_config(probed(tmp_path, train__micro_batch_size="null"))
+    accelerator = start_processes(cfg)
+    cfg, data, detector = build_parts(cfg, accelerator)
+    found = tried(cfg, accelerator, data, detector, None)
+    assert (found.micro_batch_size, found.chosen) == (4, False)
+    assert found.fits in (2, 3)
+    assert str(found).startswith("WARNING: 4 image(s) of 64 x 64 px with 2 object(s) each take")
+    small = dataclasses.replace(cfg.train, micro_batch_size=2)
+    found = tried(dataclasses.replace(cfg, train=small), accelerator, data, detector, None)
+    assert found.fits >= 2
+    assert 0 < found.peak_bytes < found.limit_bytes
+    assert "WARNING" not in str(found)
 
 
 def test_no_room_for_one_image_is_told_before_training(tmp_path, monkeypatch):
