@@ -33,6 +33,7 @@ from run.build import Run, build_run, start_processes
 from run.evaluate import complete_best, evaluate
 from run.export import export
 from run.log import DONE, claim_run_folder
+from run.profile import StepProfile
 from run.together import on_main
 from run.trouble import (
     explain,
@@ -63,7 +64,9 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
     trainable = run.detector.trainable
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     meter = StepMeter(accelerator, cfg.train.global_batch_size)
-    memory = MemoryWatch(accelerator.device, "train.micro_batch_size")
+    profile = StepProfile(run, meter)
+    fits = None if run.memory is None else run.memory.fits
+    memory = MemoryWatch(accelerator.device, "train.micro_batch_size", fits)
     skipped = 0
     model.train()
     run.log.start_bar()
@@ -78,6 +81,7 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
         if state.step == run.num_steps:
             return True
 
+        profile.begin()
         batches = meter.next_step(take(stream, accumulation))
         draw_first_batches(run, batches)
         # One global loss per step: each micro-batch contributes its sums over the step's counts.
@@ -121,6 +125,7 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
         run.log.advance()
         if due(state.step, cfg.run.log_every) or state.step == run.num_steps:
             log_step(run, meter, batches, grad_norm, factor * cfg.optim.lr)
+        profile.end()
 
 
 def seed_dropout(seed: int, samples_seen: int, number: int) -> None:
@@ -245,6 +250,8 @@ def _whole_run(cfg: Config) -> int:
             run.log.say(line)
         if run.features is not None:
             run.log.say(f"features    {run.features}")
+        if run.memory is not None:
+            run.log.say(f"memory      {run.memory}")
         if run.state.step:
             run.log.say(f"resumed at step {run.state.step}")
         model, run.optimizer = accelerator.prepare(run.detector.trainable, run.optimizer)

@@ -15,13 +15,15 @@ OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Insufficient memory"
 class MemoryWatch:
     """Tells which micro-batch was too much for the device, and which was the largest that was not."""
 
-    def __init__(self, device: torch.device, key: str):
+    def __init__(self, device: torch.device, key: str, fits: int | None = None):
         """
         Args:
             key: of the configuration, that says how many images a batch has.
+            fits: number of images that was found to fit before.
         """
         self.device = device
         self.key = key
+        self.fits = fits
         self._largest: tuple[int, str] | None = None
 
     @contextmanager
@@ -44,8 +46,11 @@ class MemoryWatch:
 
     def _message(self, batch: Batch, reason: str) -> str:
         fitted = f"the largest that fitted: {self._largest[1]}" if self._largest else "none has yet"
+        found = (
+            "" if self.fits is None else f" (the trial before step 1 found room for {self.fits})"
+        )
         return (
-            f"out of memory on {self.device}: {_describe(batch)} did not fit ({fitted}). Lower {self.key}, "
+            f"out of memory on {self.device}: {_describe(batch)} did not fit ({fitted}). Lower {self.key}{found}, "
             "on which no result depends, or data.image_size, or train less of the model (model.freeze). "
             f"The allocator says: {reason[:300]}"
         )

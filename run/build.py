@@ -42,9 +42,11 @@ from model.build import Detector, build_model
 from model.stages import stage_numbers
 from model.start import completed
 from run.allocator import keep_freed_memory
+from run.changes import with_micro_batch
 from run.facts import run_facts
 from run.feature_cache import Features, prepare_features
 from run.log import DONE, RunLog
+from run.memory_probe import Memory, check_measurable, probe_memory
 from run.resume import resume
 from run.startup import check_launch, check_same, preflight, raise_descriptor_limit, rank_facts
 from run.together import ending_together
@@ -83,6 +85,8 @@ class Run:
     num_steps: int
     features: Features | None = None
     """What the backbone makes of the images, where that is stored"""
+    memory: Memory | None = None
+    """What was found to fit, where that was tried"""
 
     @property
     def folder(self) -> Path:
@@ -172,6 +176,7 @@ def start_processes(cfg: Config) -> Accelerator:
     preflight(accelerator)
     if cfg.train.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("train.precision fp16: needs a GPU; on a CPU set train.precision no")
+    check_measurable(cfg, accelerator.device)
     return accelerator
 
 
@@ -240,6 +245,9 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
         )
     state.tracker_run = cfg.run.name or state.tracker_run or root.resolve().name
     features = prepare_features(cfg, accelerator, data, detector)
+    cfg = with_micro_batch(cfg, resumed.micro_batch_size)
+    memory = probe_memory(cfg, accelerator, data, detector, features)
+    cfg = with_micro_batch(cfg, None if memory is None else memory.micro_batch_size)
     log = RunLog(accelerator, cfg, num_steps, state)
     if accelerator.is_main_process:
         (root / DONE).unlink(missing_ok=True)
@@ -262,6 +270,7 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
         facts=facts,
         num_steps=num_steps,
         features=features,
+        memory=memory,
     )
 
 

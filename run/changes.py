@@ -1,11 +1,12 @@
 """What is not as it was in the checkpoint a run goes on from: keys, packages, processes."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from settings.keys import Config
+from settings.keys import AUTO, Config
 from settings.walk import config_to_dict, harmless_keys, leaf_keys
 
 KEYS = {name for name, _ in leaf_keys()}
@@ -84,12 +85,34 @@ def note_world(
         or max(1, values["train"]["global_batch_size"] // facts["world_size"])
         for values, facts in ((before, old), (config_to_dict(cfg), new))
     ]
+    if AUTO in sizes:  # as many as before, or told when it is known
+        return
     dropout = any(v for k, v in head.items() if "dropout" in k and isinstance(v, int | float))
     if dropout and sizes[0] != sizes[1]:
         yield (
             f"not exact: dropout masks belong to a micro-batch, and it has {sizes[1]} images instead "
             f"of {sizes[0]}; train.micro_batch_size {sizes[0]} keeps them, where it fits"
         )
+
+
+def with_micro_batch(cfg: Config, size: int | None) -> Config:
+    """The configuration with this train.micro_batch_size (if there is one) in the place of auto."""
+    if size is None or cfg.train.micro_batch_size != AUTO:
+        return cfg
+    return dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, micro_batch_size=size))
+
+
+def kept_micro_batch(
+    before: Mapping[str, Any], old: Mapping[str, Any], cfg: Config, world: int
+) -> int | None:
+    """The train.micro_batch_size of the checkpoint, where auto can keep it.
+
+    Args:
+        before: configuration of the checkpoint; old: its facts. world: number of processes now.
+    """
+    train = before["train"]
+    size = train["micro_batch_size"] or max(1, train["global_batch_size"] // old["world_size"])
+    return size if cfg.train.global_batch_size % (size * world) == 0 else None
 
 
 def flat(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

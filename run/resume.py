@@ -11,7 +11,13 @@ from accelerate import Accelerator
 
 from errors import UserError
 from model.build import Detector
-from run.changes import changed_keys, check_changes, note_world
+from run.changes import (
+    changed_keys,
+    check_changes,
+    kept_micro_batch,
+    note_world,
+    with_micro_batch,
+)
 from run.together import told_by_main
 from settings.keys import Config
 from training.checkpoint import Checkpoints
@@ -52,6 +58,8 @@ class Resumed:
     """The best evaluation so far, if its checkpoint is here"""
     notes: tuple[str, ...] = ()
     """Lines for the log"""
+    micro_batch_size: int | None = None
+    """That of the checkpoint, where auto can keep it"""
 
 
 def find_checkpoint(
@@ -141,6 +149,8 @@ def resume(
     state = load_state(folder)
     before = read_config(folder)
     check_fingerprints(state.facts, facts, changed_keys(before, cfg), folder)
+    kept = kept_micro_batch(before, state.facts, cfg, accelerator.num_processes)
+    cfg = with_micro_batch(cfg, kept)
     notes += check_changes(before, cfg, folder)
     notes += note_world(before, cfg, state.facts, facts, detector.model.config.to_dict())
     load_model(folder, detector.model)
@@ -157,4 +167,4 @@ def resume(
         state.tracker_run, state.evaluated_step = None, 0
     same_metric = before["eval"]["metric"] == cfg.eval.metric
     best, lines = told_by_main(accelerator, lambda: checkpoints.find_best(folder, same_metric))
-    return Resumed(state, folder, best, (*notes, *lines))
+    return Resumed(state, folder, best, (*notes, *lines), kept)

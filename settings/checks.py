@@ -17,6 +17,7 @@ from settings.keys import (
     MAX_SIDE_PX,
     MAX_SYNTHETIC_SEED,
     METRICS,
+    PROFILE_WARM_UP,
     Config,
     DataConfig,
     ModelConfig,
@@ -27,6 +28,7 @@ from settings.walk import config_to_dict, leaf_keys
 MOST_WORKERS = 512
 LARGEST_LABEL = 1 << 16
 """Values of label maps lie below it"""
+TRACKERS = ("trackio", "none", "wandb", "comet_ml", "mlflow", "clearml", "swanlab")
 WITHOUT_NECK = ("detr", "conditional_detr", "linear", "pmd")
 """Heads that read one map, or the maps of a backbone as they are"""
 LARGEST_LR = 1e38
@@ -74,8 +76,11 @@ def check_config(cfg: Config, world: int | None = None) -> None:
 
 
 def micro_batch_size(train: TrainConfig, world: int) -> int:
-    """Images per forward pass on one device."""
-    return train.micro_batch_size or max(1, train.global_batch_size // world)
+    """Images per forward pass on one device; as long as that is left to a trial, the fewest."""
+    size = train.micro_batch_size
+    if isinstance(size, str):
+        return 1
+    return size or max(1, train.global_batch_size // world)
 
 
 def _null(cfg: Config) -> Iterator[str]:
@@ -117,8 +122,10 @@ def _check_train(cfg: Config, world: int) -> Iterator[str]:
             f"train.epochs {train.epochs} and train.steps {train.steps}: set exactly one of them "
             "(on the command line, '--train.epochs null' drops the one in the YAML)"
         )
-    for key in ("epochs", "steps", "global_batch_size", "micro_batch_size", "evaluate_every"):
+    for key in ("epochs", "steps", "global_batch_size", "evaluate_every"):
         yield from _positive(f"train.{key}", getattr(train, key))
+    if not isinstance(train.micro_batch_size, str):
+        yield from _positive("train.micro_batch_size", train.micro_batch_size)
     yield from _positive("train.checkpoint_every", train.checkpoint_every)
     yield from _positive("train.keep_checkpoints", train.keep_checkpoints)
     if train.ema_decay is not None and not 0 < train.ema_decay < 1:
@@ -293,16 +300,12 @@ def _check_run(cfg: Config) -> Iterator[str]:
     yield from _positive("eval.batch_size", cfg.eval.batch_size)
     if cfg.eval.max_detections > 100:
         yield f"eval.max_detections {cfg.eval.max_detections}: COCO's metrics look at 100 at most"
-    if cfg.run.tracker not in (
-        "none",
-        "trackio",
-        "wandb",
-        "comet_ml",
-        "mlflow",
-        "clearml",
-        "swanlab",
-    ):
-        yield f"run.tracker {cfg.run.tracker}: must be trackio, none, wandb, comet_ml, mlflow, clearml or swanlab"
+    if cfg.run.tracker not in TRACKERS:
+        yield f"run.tracker {cfg.run.tracker}: must be {', '.join(TRACKERS[:-1])} or {TRACKERS[-1]}"
+    yield from _positive("run.profile", cfg.run.profile)
+    needed, steps = PROFILE_WARM_UP + (cfg.run.profile or 0) + 1, cfg.train.steps
+    if cfg.run.profile and steps and steps < needed:
+        yield f"run.profile {cfg.run.profile}: needs {needed} steps, and train.steps is {steps}"
     limit = MAX_SYNTHETIC_SEED if cfg.data.source == "synthetic" else 2**32
     if not 0 <= cfg.run.seed < limit:
         yield f"run.seed {cfg.run.seed}: must lie in 0 ... {limit - 1} with data.source {cfg.data.source}"

@@ -12,6 +12,9 @@ belong to the pretraining of the shipped backbone"""
 
 FROZEN_STAGES = "stages:"
 """Before the number of stages in model.freeze"""
+AUTO = "auto"
+PROFILE_WARM_UP = 3
+"""Steps before those that run.profile measures; after them comes one more, of which a trace is written"""
 MAX_SIDE_PX = 16_384
 """No image is given to a model larger than this"""
 
@@ -76,6 +79,8 @@ class RunConfig:
     """Longest time that a rank waits for the others, s; more than the longest evaluation"""
     max_bad_images: int = harmless(10)
     """Images that cannot be read and are left out; more end the run, since the folder may be wrong"""
+    profile: int | None = harmless(None)
+    """Measure N steps after the first ones part by part (profile/summary.txt), and write a trace of the next"""
     detect_anomaly: bool = harmless(False)
     """torch.autograd anomaly detection: names the operation that made a NaN (slow)"""
 
@@ -259,8 +264,9 @@ class TrainConfig:
     """Optimizer steps (or set train.epochs)"""
     global_batch_size: int = 16
     """Images per optimizer step, over all processes"""
-    micro_batch_size: int | None = harmless(None)
-    """Images per forward pass on one device; default: global_batch_size / number of processes"""
+    micro_batch_size: int | Literal["auto"] | None = harmless(None)
+    """Images per forward pass on one device; default: global_batch_size / number of processes; auto: as many of
+    these as fit into memory, tried before the first step; at a resume as many as before"""
     precision: Literal["no", "fp16", "bf16"] = "no"
     """Mixed precision of the forward pass; weights stay in fp32. fp16 needs a GPU"""
     evaluate_every: int | None = harmless(None)
