@@ -1,4 +1,4 @@
-# make demo | demo-segmentation | demo-semantic | test | test-slow | check | format. Each sets itself up; a second call installs nothing.
+# make demo | demo-segmentation | demo-semantic | test | test-slow | check | format | bench (BENCH=--quick). Each sets itself up; a second call installs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread per process: data workers and ranks are the parallelism.
@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 TEST_PROCESSES ?= 2
 SHARED := -n $(TEST_PROCESSES) --dist loadfile
 
-.PHONY: demo demo-segmentation demo-semantic test test-slow check format setup
+.PHONY: demo demo-segmentation demo-semantic test test-slow check format bench setup
 
 demo: .venv/.requirements
 	@sh tools/demo.sh
@@ -33,6 +33,9 @@ check: .venv/.requirements-dev
 format: .venv/.requirements-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: .venv/.requirements-dev
+	$(BIN)/python -m benchmarks.all $(BENCH)
 
 setup: .venv/.requirements
 

@@ -5,6 +5,7 @@ step is a whole training step on one small image. Saves in the background and sa
 for take turns.
 """
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from transformers import DINOv3ConvNextBackbone, DINOv3ConvNextConfig
 
+from benchmarks.conditions import conditions
 from data.batch import Sample
 from data.feed.collate import collate
 from data.objects import Objects
@@ -25,7 +27,6 @@ from training.checkpoint import Checkpoints
 from training.optim import build_optimizer
 from training.state import TrainState, checkpoint_tensors
 
-ROUNDS = 7
 STEPS = 6
 """Training steps after each save, longer than it takes to write"""
 IMAGE = np.full((128, 128, 3), 200, np.uint8)
@@ -56,7 +57,14 @@ def train_step(
 
 def main() -> None:
     """Print sizes and times."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
+    print(f"{conditions()}; medians of {rounds} rounds (lowest to highest)\n")
+    print("| File | Bytes |\n|---|---|")
     with tempfile.TemporaryDirectory() as name:
         detector = recipe_detector(Path(name) / "backbone")
         optimizer = build_optimizer(detector.model, detector.backbone_module, OptimConfig())
@@ -66,7 +74,7 @@ def main() -> None:
         windows: dict[str, list[float]] = {"no save": [], **{kind: [] for kind in waits}}
         train_step(detector, optimizer, checkpoints)
         state = TrainState()
-        for number in range(ROUNDS + 1):  # the first round allocates, and does not count
+        for number in range(rounds + 1):  # the first round allocates, and does not count
             for kind, window in windows.items():
                 state.step += 1
                 start = time.perf_counter()
@@ -85,19 +93,19 @@ def main() -> None:
         assert checkpoints.failure is None, checkpoints.failure
         newest = checkpoints.folder / checkpoints.names()[0]
         for file in sorted(path for path in newest.rglob("*") if path.is_file()):
-            print(f"{file.relative_to(newest).as_posix():32}{file.stat().st_size:>12,} bytes")
+            print(f"| {file.relative_to(newest).as_posix()} | {file.stat().st_size:,} |")
         total = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
-    print(f"{'together':32}{total:>12,} bytes")
+    print(f"| together | {total:,} |")
+    print(f"\n| Save | Training waits, ms | With the next {STEPS} steps, ms more |\n|---|---|---|")
     plain = statistics.median(windows["no save"])
     for kind, times in waits.items():
         added = statistics.median(windows[kind]) - plain
         print(
-            f"{kind}: the loop waits {1000 * statistics.median(times):.0f} ms "
-            f"({1000 * min(times):.0f} to {1000 * max(times):.0f}); with the next {STEPS} steps it "
-            f"takes {1000 * added:.0f} ms more than without a save ({1000 * plain:.0f} ms)"
+            f"| {kind} | {1000 * statistics.median(times):.0f} ({1000 * min(times):.0f} to {1000 * max(times):.0f}) "
+            f"| {1000 * added:.0f} (without a save {1000 * plain:.0f}) |"
         )
     ratio = statistics.median(waits["in the background"]) / statistics.median(waits["waited for"])
-    print(f"ratio of the waits: {100 * ratio:.1f} %")
+    print(f"\nRatio of the waits: {100 * ratio:.1f} %")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import pycocotools.coco
 import pycocotools.cocoeval
 from faster_coco_eval import COCO, COCOeval_faster
 
+from benchmarks.conditions import conditions
 from data.coco_format import coco_content, coco_results
 from data.objects import Objects
 from data.record import Record
@@ -135,7 +136,7 @@ def main() -> None:
         for way in args.ways:
             run = subprocess.run([*command, way], check=True, stdout=subprocess.PIPE, text=True)
             found[way].append(json.loads(run.stdout.splitlines()[-1]))
-    print(f"{args.images} images, {args.classes} classes, {args.detections} detections an image")
+    print(f"{conditions()}; {args.detections} detections an image\n")
     print("| | Seconds | MB beside the data | AP | AR_100 | Largest difference from ours |")
     print("|---|---|---|---|---|---|")
     reference = found[args.ways[0]][0]["metrics"]

@@ -1,8 +1,9 @@
 """Our criterion against transformers': `python -m benchmarks.criterion [--device cuda]`.
 
 Forward and backward of matching and losses alone, on random predictions of 6 decoder layers, both
-in turn in one run; medians over repetitions and their ratio. On a GPU the copies of the cost
-matrices to the host dominate: transformers makes one per layer, ours one per micro-batch.
+in turn in one run; medians over repetitions, and of the ratios of neighbours. On a CPU seconds are
+CPU seconds of one thread, on a GPU those of the clock; there the copies of the cost matrices to the
+host dominate: transformers makes one per layer, ours one per micro-batch.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from transformers import DeformableDetrConfig, DetrConfig
 
+from benchmarks.conditions import conditions
 from benchmarks.default_criterion import their_losses
 from data.batch import Batch
 from data.objects import Objects
@@ -67,16 +69,18 @@ def make_case(
     )
 
 
-def median_ms(functions: tuple[Callable[[], None], ...], repeats: int) -> list[float]:
-    """Median milliseconds of each function, measured in turn."""
+def times_ms(
+    functions: tuple[Callable[[], None], ...], repeats: int, clock: Callable[[], float]
+) -> list[list[float]]:
+    """Milliseconds of each function in each round, measured in turn."""
     times: list[list[float]] = [[] for _ in functions]
     for round_number in range(repeats + 2):
         for function, record in zip(functions, times, strict=True):
-            start = time.perf_counter()
+            start = clock()
             function()
             if round_number >= 2:
-                record.append(1e3 * (time.perf_counter() - start))
-    return [statistics.median(record) for record in times]
+                record.append(1e3 * (clock() - start))
+    return times
 
 
 def main() -> None:
@@ -87,19 +91,23 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(args.device)
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    print(f"{conditions()}; {device}, {LAYERS} layers, medians of {args.repeats}\n")
     print(
-        f"{device}, torch {torch.__version__}, {LAYERS} layers, {args.repeats} repeats, medians\n"
-    )
-    print(
-        "| Head | Queries | Batch | Ours, ms | transformers, ms | Ratio |\n|---|---|---|---|---|---|"
+        "| Head | Queries | Batch | Ours, ms | transformers, ms | Ratio (middle half) |\n|---|---|---|---|---|---|"
     )
     for focal in (False, True):
         for queries in (100, 300):
             for batch in (4, 16):
-                ours, theirs = median_ms(make_case(focal, queries, batch, device), args.repeats)
+                case = make_case(focal, queries, batch, device)
+                ours, theirs = times_ms(case, args.repeats, clock)
+                low, ratio, high = statistics.quantiles(
+                    b / a for a, b in zip(ours, theirs, strict=True)
+                )
+                medians = " | ".join(f"{statistics.median(t):.1f}" for t in (ours, theirs))
                 name = "Deformable DETR" if focal else "DETR"
                 print(
-                    f"| {name} | {queries} | {batch} | {ours:.1f} | {theirs:.1f} | {theirs / ours:.2f} |"
+                    f"| {name} | {queries} | {batch} | {medians} | {ratio:.2f} ({low:.2f} to {high:.2f}) |"
                 )
 
 

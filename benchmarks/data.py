@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from transformers import DetrImageProcessor
 
+from benchmarks.conditions import conditions
 from data.build import build_data
 from data.canvas import resized_sizes, step_canvas
 from data.feed.collate import collate
@@ -37,20 +38,21 @@ AFFINE = {
     "p": 0.5,
 }
 FOLDERS = ("plates-openimages-416", "blood-cells")
-IMAGES = 60
-STEPS = 40
 BATCH = 8
 
 
-def recipe_path(shortest: int, longest: int) -> Callable[[Path, np.ndarray, np.ndarray], object]:
-    """The recipe's transform of one image: Pillow, albumentations, Pillow again, DetrImageProcessor."""
+def recipe_augment() -> Callable[
+    [Path, np.ndarray, np.ndarray], tuple[Image.Image, dict[str, Any]]
+]:
+    """The recipe's way to an augmented image with its annotations: Pillow, albumentations, Pillow again."""
     compose = A.Compose(
         [A.HorizontalFlip(p=0.5), A.Affine(**{k: _tuples(v) for k, v in AFFINE.items()})],
         bbox_params=A.BboxParams(format="coco", label_fields=["category"], clip=True),
     )
-    processor: Any = DetrImageProcessor(size={"shortest_edge": shortest, "longest_edge": longest})
 
-    def transform(path: Path, boxes: np.ndarray, classes: np.ndarray) -> object:
+    def augment(
+        path: Path, boxes: np.ndarray, classes: np.ndarray
+    ) -> tuple[Image.Image, dict[str, Any]]:
         with Image.open(path) as opened:
             image = np.array(opened.convert("RGB"))
         out = compose(image=image, bboxes=boxes, category=classes)
@@ -64,11 +66,24 @@ def recipe_path(shortest: int, longest: int) -> Callable[[Path, np.ndarray, np.n
             }
             for b, c in zip(out["bboxes"], out["category"], strict=True)
         ]
-        return processor(
-            images=Image.fromarray(out["image"]),
-            annotations={"image_id": 0, "annotations": annotations},
-            return_tensors="pt",
-        )
+        return Image.fromarray(out["image"]), {"image_id": 0, "annotations": annotations}
+
+    return augment
+
+
+def recipe_processor(shortest: int, longest: int) -> Any:
+    """The recipe's image processor."""
+    return DetrImageProcessor(size={"shortest_edge": shortest, "longest_edge": longest})
+
+
+def recipe_path(shortest: int, longest: int) -> Callable[[Path, np.ndarray, np.ndarray], object]:
+    """The recipe's transform of one image."""
+    augment = recipe_augment()
+    processor = recipe_processor(shortest, longest)
+
+    def transform(path: Path, boxes: np.ndarray, classes: np.ndarray) -> object:
+        image, annotations = augment(path, boxes, classes)
+        return processor(images=image, annotations=annotations, return_tensors="pt")
 
     return transform
 
@@ -96,7 +111,7 @@ def prepared(cfg: DataConfig) -> tuple[Split, np.ndarray, TrainDataset]:
     return split, resized_sizes(split.table.sizes, cfg.image_size), TrainDataset(split, cfg, 0)
 
 
-def images_per_second(folder: Path, workers: int) -> float:
+def images_per_second(folder: Path, workers: int, steps: int) -> float:
     """Batches of 8 through worker processes to a main process that does nothing else."""
     cfg = replace(data_config(folder, 400, 667), num_workers=workers)
     _, sizes, dataset = prepared(cfg)
@@ -105,19 +120,19 @@ def images_per_second(folder: Path, workers: int) -> float:
         for _ in range(2 * workers):
             next(batches)  # the workers have started
         start = time.perf_counter()
-        for _ in range(STEPS):
+        for _ in range(steps):
             next(batches)
-        return STEPS * BATCH / (time.perf_counter() - start)
+        return steps * BATCH / (time.perf_counter() - start)
 
 
-def compare(folder: Path, shortest: int, longest: int) -> dict[str, float]:
+def compare(folder: Path, shortest: int, longest: int, images: int) -> dict[str, float]:
     """Median ms per image of both paths, and of normalising one of our images afterwards."""
     cfg = data_config(folder, shortest, longest)
     split, sizes, dataset = prepared(cfg)
     theirs = recipe_path(shortest, longest)
     times: dict[str, list[float]] = {"recipe": [], "ours": [], "normalise": []}
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-    for index in range(min(IMAGES, len(split))):
+    for index in range(min(images, len(split))):
         path, record = split.images[index], split.records[index]
         assert isinstance(path, Path)
         path.read_bytes()  # both find it in the page cache
@@ -139,21 +154,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__)
     default = ROOT.parent / "shared" / "data"
     parser.add_argument("--data", type=Path, default=default, help="folder of image folders")
+    parser.add_argument("--images", type=int, default=60, help="that both paths take")
+    parser.add_argument("--steps", type=int, default=40, help="batches through workers in a round")
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    print(f"{conditions()}; medians of {args.images} photos\n")
     print("| Images | Size | Recipe, ms | Ours, ms | Ratio | Normalising ours on this CPU, ms |")
     print("|---|---|---|---|---|---|")
     for name in FOLDERS:
         for shortest, longest in SIZES:
-            row = compare(args.data / name, shortest, longest)
+            row = compare(args.data / name, shortest, longest, args.images)
             print(
                 f"| {name} | {shortest}/{longest} | {row['recipe']:.1f} | {row['ours']:.1f} "
                 f"| {row['recipe'] / row['ours']:.1f} | {row['normalise']:.1f} |"
             )
     rates: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(3):
+    for _ in range(args.rounds):
         for workers, values in rates.items():
-            values.append(images_per_second(args.data / FOLDERS[0], workers))
+            values.append(images_per_second(args.data / FOLDERS[0], workers, args.steps))
     one, two = (statistics.median(values) for values in rates.values())
     print(f"\n{one:.0f} images/s with 1 worker, {two:.0f} with 2 ({FOLDERS[0]}, 400/667)")
 

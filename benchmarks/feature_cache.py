@@ -19,6 +19,7 @@ import torch
 from transformers import DINOv3ConvNextBackbone, DINOv3ConvNextConfig
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.conditions import conditions
 from data.feed.loader import batches_of
 from run.build import Run, build_run, start_processes
 from settings.load import load_config
@@ -83,7 +84,7 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()
     print(
-        f"torch {torch.__version__}, medians of {args.rounds} rounds of {args.steps} steps (lowest to highest)\n"
+        f"{conditions()}; medians of {args.rounds} rounds of {args.steps} steps (lowest to highest)\n"
     )
     print("| Case | Backbone at work, s a step | Stored, s a step | Ratio |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as place:

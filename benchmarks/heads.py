@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.conditions import conditions
 from data.batch import Batch
 from data.objects import Objects
 from data.taxonomy import Taxonomy
@@ -182,7 +183,7 @@ def main() -> None:
     args = parser.parse_args()
     found = measure(args)
     print(
-        f"{args.device}, torch {torch.__version__}, {args.side} px, batch {args.batch}, {args.queries} queries, "
+        f"{conditions()}; {args.device}, {args.side} px, batch {args.batch}, {args.queries} queries, "
         f"medians of {args.repeats} rounds\n"
     )
     print(

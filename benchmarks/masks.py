@@ -23,6 +23,7 @@ from transformers.models.maskformer.image_processing_pil_maskformer import (
     MaskFormerImageProcessorPil,
 )
 
+from benchmarks.conditions import conditions
 from data.batch import Batch
 from data.build import build_data
 from data.feed.collate import collate
@@ -284,6 +285,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="of the evaluation")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    print(f"{conditions()}\n")
     print("| What | Ours | Others (ratio to ours) |\n|---|---|---|")
     for num in (5, 50, 150):
         data_path(num, args.repeats)

@@ -5,6 +5,7 @@
 
 import numpy as np
 
+from benchmarks.conditions import conditions
 from data.canvas import resized_size, step_canvas
 from data.feed.sampler import StepSampler
 from settings.keys import ImageSizeConfig
@@ -25,6 +26,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     shapes = [*SHAPES, (640, 640)]
     picks = rng.choice(len(shapes), NUM_IMAGES, p=[*SHAPES.values(), 1 - sum(SHAPES.values())])
+    print(f"{conditions()}\n")
     print("| Longest side | Batch | Grouped | Random | Ratio |\n|---|---|---|---|---|")
     for longest in (640, 1024, 1333):
         size = ImageSizeConfig(longest)
