@@ -16,9 +16,8 @@ import torch
 from accelerate import Accelerator
 
 from data.batch import Batch
-from data.build import Data
-from data.canvas import step_canvas
-from data.feed.loader import resized_sizes
+from data.canvas import resized_sizes, step_canvas
+from data.dataset import Data
 from data.masks import CELL_PIXELS, CELL_PX
 from data.objects import Objects
 from errors import UserError
@@ -76,7 +75,7 @@ class Trial:
     ):
         self.accelerator, self.device = accelerator, accelerator.device
         self.trainable = detector.trainable.to(self.device)
-        sizes = resized_sizes(data.train, detector.rule.size)
+        sizes = resized_sizes(data.train.table.sizes, detector.rule.size)
         self.canvas = step_canvas(sizes, detector.rule.multiple)
         self.objects = most_objects(data)
         self.num_classes = len(data.taxonomy.names)
@@ -251,7 +250,7 @@ def most_objects(data: Data) -> int:
     """Most that a training image can have: objects, or regions of classes."""
     if data.labels == "regions":
         return len(data.taxonomy.names)
-    most = max(len(record.objects) for record in data.train.records)
+    most = int(data.train.table.counts.max())
     return max(1, most + (data.labels == "segments"))  # one more of the background
 
 
