@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from errors import UserError, ending_with_one_line
+from run.together import ending_together
 from settings.keys import Config
 from settings.load import load_config
 
@@ -60,7 +61,7 @@ def evaluate(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
     detector = load_detector(args.model, wanted)
     data_cfg = replace(cfg.data, image_size=detector.rule.size, augment=[])
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    with accelerator.main_process_first():
+    with ending_together(accelerator):
         data = build_data(data_cfg, cfg.run.seed, labels=detector.labels)
     if list(data.taxonomy.names) != detector.names:
         raise UserError(

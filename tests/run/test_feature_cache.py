@@ -79,7 +79,7 @@ def test_the_head_cannot_tell_stored_from_live(tmp_path, head, monkeypatch):
     found = [(r / "eval/step-000006/predictions.json").read_text() for r in (one, other)]
     scores = [[row["score"] for row in json.loads(text)] for text in found]
     assert len(scores[0]) > 0
-    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+    assert scores[0] == pytest.approx(scores[1], abs=max(1e-4, later))
 
 
 def test_stored_maps_and_labels_without_pixels_are_those_with_them(tmp_path):
