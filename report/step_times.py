@@ -137,8 +137,8 @@ def _encoder(share: Seconds, setting: Setting) -> Iterator[tuple[float, str]]:
     remedies.append("fewer model.head_args.encoder_layers")
     yield (
         part,
-        f"the encoder is {100 * part / forward:.0f} % of the forward pass, and as much of the backward: "
-        f"{', '.join(remedies)} make it smaller; each costs some AP on small objects",
+        f"the encoder is {100 * part / forward:.0f} % of the forward pass; it gets smaller by {', or '.join(remedies)} "
+        "(small objects need fine maps: docs/choosing.md)",
     )
 
 

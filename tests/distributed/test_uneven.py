@@ -11,7 +11,7 @@ from builders import launch, tiny_run
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uneven")
     keys = {"data__cache_features": 1, "data__cache_folder": folder / "cache"}
-    keys |= {"train__steps": 8, "run__profile": 3, "train__micro_batch_size": "auto"}
+    keys |= {"train__steps": 5, "run__profile": 1, "train__micro_batch_size": "auto"}
     result = launch(tiny_run(folder, **keys), 2, script="tests/distributed/uneven_worker.py")
     assert result.returncode == 0, result.stderr
     return folder / "run"

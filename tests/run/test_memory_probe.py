@@ -42,16 +42,18 @@ def said(run, word):
 
 
 @pytest.fixture
-def room_for_two(monkeypatch):
-    """No more than two images fit at a time."""
+def room(monkeypatch):
+    """How many images fit at a time."""
+    room = {"images": 2}
     forward = Trainable.forward
 
     def with_little_memory(self, batch, counts):
-        if batch.pixel_mask.shape[0] > 2:
+        if batch.pixel_mask.shape[0] > room["images"]:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return forward(self, batch, counts)
 
     monkeypatch.setattr(Trainable, "forward", with_little_memory)
+    return room
 
 
 def test_nothing_of_the_trial_stays(tmp_path):
@@ -79,7 +81,7 @@ def test_buffers_gradients_and_random_states_are_put_back():
     assert np.random.get_state()[2] == random[1]
 
 
-def test_largest_part_that_fits_is_taken_and_kept(tmp_path, room_for_two):
+def test_largest_part_that_fits_is_taken_and_kept(tmp_path, room):
     keys = {"optim__schedule": "constant"}
     train(probed(tmp_path, **keys))
     assert said(tmp_path / "run", "batch")[0].endswith("2 per pass x 1 process(es) x 2 accumulated")
@@ -115,15 +117,19 @@ def test_no_batch_is_larger_than_the_worst_one(tmp_path, head):
     assert {b.objects.masks is None for b in batches} == {worst.objects.masks is None}
 
 
-def test_given_size_is_tried_and_told(tmp_path, room_for_two):
+def test_given_size_is_tried_and_told(tmp_path, room):
     """As a run on CUDA does with every size."""
-    cfg = load_config(probed(tmp_path, train__micro_batch_size="null"))
+    keys = {"train__micro_batch_size": "null", "train__global_batch_size": 8}
+    cfg = load_config(probed(tmp_path, **keys))
     accelerator = start_processes(cfg)
     cfg, data, detector = build_parts(cfg, accelerator)
-    found = tried(cfg, accelerator, data, detector, None)
-    assert (found.micro_batch_size, found.chosen) == (4, False)
-    assert found.fits in (2, 3)
-    assert str(found).startswith("WARNING: 4 image(s) of 64 x 64 px with 2 object(s) each take")
+    for images, fits in ((5, 7), (2, 3)):  # 8 do not, and then neither do 4
+        room["images"] = images
+        found = tried(cfg, accelerator, data, detector, None)
+        assert (found.micro_batch_size, found.chosen) == (8, False)
+        assert found.fits <= fits
+        text = "WARNING: 8 image(s) of 64 x 64 px with 2 object(s) each take"
+        assert str(found).startswith(text)
     small = dataclasses.replace(cfg.train, micro_batch_size=2)
     found = tried(dataclasses.replace(cfg, train=small), accelerator, data, detector, None)
     assert found.fits >= 2
