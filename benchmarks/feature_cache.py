@@ -7,9 +7,11 @@ thread. Each round takes some steps of both, in turn.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -96,7 +98,8 @@ def main() -> None:
             more += f" --data.cache_folder {folder / 'features'}"
             (folder / str(number)).mkdir()
             cfg = load_config([*arguments.split(), *more.split()])
-            stored = build_run(cfg, start_processes(cfg))
+            with contextlib.redirect_stdout(sys.stderr):  # its own lines would break the table
+                stored = build_run(cfg, start_processes(cfg))
             live = dataclasses.replace(stored, features=None)
             live.detector.trainable.train()
             times = [
