@@ -25,6 +25,7 @@ SCRIPTS: dict[str, tuple[str, str]] = {
     "masks": ("", "--repeats 1 --images 20"),
     "coco_metrics": ("", "--images 50"),
     "startup": ("", "--images 1000 --rounds 1"),
+    "live_path": ("", "--only AdamW --rounds 1"),
 }
 """Module: its arguments, and those of --quick"""
 HEAD = """# What `make bench` measured last
