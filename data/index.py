@@ -75,7 +75,7 @@ class State:
 
     @staticmethod
     def of(folders: Sequence[Path]) -> "State":
-        """As they are now; links to files are followed, links to folders are not."""
+        """As they are now, whatever links lead to."""
         digest, newest = hashlib.sha256(), 0
         for name, found in _files(folders):
             if found is None:
@@ -94,17 +94,21 @@ def roots(cfg: DataConfig) -> list[Path]:
     root = Path(os.path.abspath(cfg.path))
     named = (cfg.train_split, cfg.val_split, cfg.train_annotations, cfg.val_annotations)
     others = [Path(os.path.normpath(root / name)) for name in named if name is not None]
-    found = {root, *(other for other in others if not other.is_relative_to(root))}
-    links = [other for other in others if other.is_relative_to(root) and other.is_symlink()]
-    return sorted({*found, *(Path(os.path.realpath(place)) for place in links)})
+    return sorted({root, *(other for other in others if not other.is_relative_to(root))})
 
 
 def _files(places: Sequence[Path]) -> Iterator[tuple[str, os.stat_result | None]]:
     """Every file below, with its state; None for one that cannot be looked at."""
+    seen: set[str] = set()
     for place in places:
         if not place.is_dir():
             yield str(place), _stat(place)
-        for parent, folders, names in os.walk(place):
+        for parent, folders, names in os.walk(place, followlinks=True):
+            real = os.path.realpath(parent)
+            if real in seen:  # links that lead back
+                folders.clear()
+                continue
+            seen.add(real)
             folders.sort()
             for name in sorted(names):
                 path = os.path.join(parent, name)

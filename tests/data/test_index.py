@@ -150,15 +150,29 @@ def test_anything_changed_is_read_again_and_nothing_old_stays(dataset, change):
     assert len(stored()) == 1
 
 
-def test_links_are_looked_through(dataset, tmp_path):
-    (Path(dataset.path) / "train").rename(tmp_path / "elsewhere")
-    (Path(dataset.path) / "train").symlink_to(tmp_path / "elsewhere")
+def test_links_are_looked_through_and_may_lead_back(dataset, tmp_path):
+    root = Path(dataset.path)
+    (root / "train").rename(tmp_path / "elsewhere")
+    (root / "train").symlink_to(tmp_path / "elsewhere")
+    (root / "back").symlink_to(root)
     reader = Reader()
     reader(dataset)
     reader(dataset)
     assert reader.times == 1
-    other_pixels(Path(dataset.path))
+    other_pixels(root)
     reader(dataset)
+    assert reader.times == 2
+
+
+def test_labels_behind_a_link_are_looked_at(tmp_path):
+    cfg, reader = write_format(tmp_path / "data", "yolo"), Reader()
+    labels = tmp_path / "data" / "labels"
+    written = labels.rename(tmp_path / "data" / "written")
+    labels.symlink_to(written)
+    reader(cfg)
+    file = next((written / "train").glob("*.txt"))
+    file.write_text(file.read_text() + "0 0.5 0.5 0.1 0.1\n")
+    reader(cfg)
     assert reader.times == 2
 
 
