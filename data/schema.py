@@ -51,11 +51,13 @@ class Split:
     def subset(self, indices: Sequence[int]) -> "Split":
         """The split that holds only `indices`, in that order."""
         records = [self.records[i] for i in indices]
-        return replace(self, records=records, images=_Subset(self.images, tuple(indices)))
+        return replace(self, records=records, images=Subset(self.images, tuple(indices)))
 
 
 @dataclass(frozen=True)
-class _Subset:
+class Subset:
+    """Some of the images, in an order of their own."""
+
     images: EncodedImages
     indices: tuple[int, ...]
 

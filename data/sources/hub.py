@@ -7,11 +7,14 @@ width, height; for semantic segmentation a column with label maps in place of ob
 that `data.sources.imagefolder` reads from then on.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow.compute as pc
 
 from data.findings import Findings
 from data.schema import Split
@@ -31,11 +34,13 @@ class HubImages:
 
     rows: Any
     """datasets.Dataset whose image column is not decoded"""
-    numbers: tuple[int, ...]
+    numbers: Sequence[int] | np.ndarray
     """The row of each image"""
+    split: str = ""
+    """Name of the split that the rows are"""
 
     def __getitem__(self, index: int) -> Path | bytes:
-        number = self.numbers[index]
+        number = int(self.numbers[index])
         source = encoded(self.rows[number]["image"])
         if source is None:
             raise UserError(f"row {number}: the image is missing")
@@ -83,5 +88,24 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels =
         if record is not None:
             records.append(record)
             numbers.append(number)
-    images = HubImages(rows.select_columns("image"), tuple(numbers))
+    images = HubImages(rows.select_columns("image"), tuple(numbers), split)
     return Split(records, images, named, dense)
+
+
+def open_splits(cfg: DataConfig, labels: Labels) -> dict[str, Any]:
+    """Rows of the splits of a dataset that is not streamed, by name.
+
+    Raises:
+        UserError: as `read_split`.
+    """
+    names = dict.fromkeys(str(n) for n in (cfg.train_split, cfg.val_split) if n is not None)
+    return {name: open_rows(cfg, name, streaming=False, labels=labels)[0] for name in names}
+
+
+def state_of(rows: Any) -> str | None:
+    """By which a change of rows is seen; None where their images are files, which may change alone."""
+    cells = rows.data.column("image")
+    content, path = (pc.struct_field(cells, name) for name in ("bytes", "path"))
+    if pc.any(pc.and_(pc.is_null(content), pc.is_valid(path))).as_py():
+        return None
+    return str(rows._fingerprint)

@@ -15,11 +15,11 @@ import painted
 from builders import write_coco
 from data.build import read_data
 from data.findings import Findings
-from data.index import FOLDERS, indexed
+from data.index import indexed
 from data.objects import COLUMNS
 from data.record import Record
 from disk import cache_root
-from formats import WRITERS, write_format
+from formats import WRITERS, write_format, write_hub_set
 from settings.keys import DataConfig
 
 
@@ -85,11 +85,8 @@ def same_record(one: Record, other: Record):
             np.testing.assert_array_equal(mine, theirs)
 
 
-IN_FOLDERS = [name for name, (_, source, _) in WRITERS.items() if source in FOLDERS]
-
-
 @pytest.mark.parametrize("labels", ["boxes", "masks"])
-@pytest.mark.parametrize("name", IN_FOLDERS)
+@pytest.mark.parametrize("name", [name for name in WRITERS if name != "hub streamed"])
 def test_a_second_start_reads_nothing_and_has_the_same(tmp_path, name, labels):
     if labels == "masks" and name in ("voc", "voc folders", "yolo"):
         pytest.skip("has no masks")
@@ -162,6 +159,22 @@ def test_links_are_looked_through_and_may_lead_back(dataset, tmp_path):
     other_pixels(root)
     reader(dataset)
     assert reader.times == 2
+
+
+def test_other_rows_of_a_hub_dataset_are_read_again(tmp_path):
+    cfg, reader = write_format(tmp_path / "data", "hub", val_split=None, val_fraction=0.3), Reader()
+    first = reader(cfg)
+    same(first, reader(cfg))
+    assert reader.times == 1
+    (tmp_path / "other").mkdir()
+    write_hub_set(tmp_path / "other", 8, "train", seed=5)
+    (tmp_path / "other/hub/data").rename(tmp_path / "gone")
+    for file in (tmp_path / "gone").iterdir():
+        file.replace(tmp_path / "data/hub/data" / file.name)
+    other = reader(cfg)
+    assert reader.times == 2
+    assert other.fingerprint() != first.fingerprint()
+    assert other.train.images[0] != first.train.images[0]
 
 
 def test_labels_behind_a_link_are_looked_at(tmp_path):
