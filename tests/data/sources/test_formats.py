@@ -120,7 +120,8 @@ def test_stream_that_breaks_leaves_nothing_behind(tmp_path):
     cfg = write_format(tmp_path / "set", "hub streamed", train_split="absent")
     with pytest.raises(UserError, match="split absent"):
         build_data(cfg, seed=0)
-    assert not list((tmp_path / "cache/permafrost").iterdir())
+    (lock,) = (tmp_path / "cache/permafrost").iterdir()
+    assert lock.read_bytes() == b""
 
 
 def test_stream_of_images_in_an_archive(tmp_path):
