@@ -10,13 +10,17 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-from errors import UserError
+from errors import UserError, process_rank
 
 ROOT = Path(__file__).resolve().parent
 """The repository"""
+SILENT_WAIT_S = 5.0
+"""After which it is said that another process is waited for"""
 WRITING, REPLACED, REMOVING = ".writing-", ".replaced-", ".removing-"
 """What the names of unfinished things begin with"""
 
@@ -83,14 +87,34 @@ def whole_folder(final: Path, shared: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def alone(file: Path) -> Iterator[None]:
-    """Inside the block this process is the only one of its machine that has locked `file`, which is made
-    where it is missing; where no file can be locked, nothing waits."""
+def alone(file: Path) -> Iterator[bool]:
+    """Inside the block this process is the only one that has locked `file`, which is made where it is missing;
+    where no file can be locked, nothing waits. A process that ends, however, has let go.
+
+    Returns: whether another one was waited for.
+    """
     with contextlib.ExitStack() as stack:
+        waited = False
         with contextlib.suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(stack.enter_context(file.open("a")), fcntl.LOCK_EX)
-        yield
+            # Not flock: forked processes would hold it as well, and may live on.
+            waited = _lock(stack.enter_context(file.open("a")))
+        yield waited
+
+
+def _lock(stream: IO[str]) -> bool:
+    begun = time.monotonic()
+    while time.monotonic() < begun + SILENT_WAIT_S:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # either may say that another has it
+            time.sleep(0.05)
+        else:
+            return time.monotonic() - begun > 0.04
+    if process_rank() == 0:
+        print(f"waiting for another process, which has locked {stream.name}", flush=True)
+    fcntl.lockf(stream, fcntl.LOCK_EX)
+    return True
 
 
 def _follow_umask(folder: Path) -> None:

@@ -127,7 +127,7 @@ def row(folder: Path, num: int, rounds: int) -> str:
     found: dict[str, list[list[float]]] = {name: [] for name in STARTS}
     for _ in range(rounds):
         for name, kept in STARTS.items():
-            time.sleep(0.2)  # files that have just changed are not indexed
+            time.sleep(2.2)  # files that have just changed are not indexed
             for old in cache.glob("[!.]*"):
                 if not old.name.startswith(kept or ("nothing",)):
                     subprocess.run(["rm", "-r", old], check=True)

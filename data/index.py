@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import pyarrow as pa
 
 from data.dataset import Data
 from data.findings import Findings
-from data.places import Places, places_of
+from data.images.headers import readable_formats
+from data.places import Places, State, places_of
 from data.schema import Split
 from data.table import RecordTable
 from data.taxonomy import Taxonomy
@@ -31,7 +33,12 @@ NOT_READ = {
     *("cache_features", "cache_precision", "cache_folder"),
 }
 """Keys of the data's configuration that say nothing of what is read"""
-SETTLED_NS = 100_000_000
+KEPT_S = 30 * 86400.0
+"""After which an index that nobody has used is removed; not at once, since another machine may have it mapped"""
+PASSING = "[Errno "
+"""In findings of files that the system could not give: it may at the next start"""
+MADE_BY = ("pillow", "numpy", "pyarrow", "datasets", "faster-coco-eval")
+SETTLED_NS = 2_000_000_000
 """A file that changed later than this before it was looked at may change again within the same tick of its
 file system's clock, unseen"""
 
@@ -45,23 +52,35 @@ def indexed(cfg: DataConfig, seed: int, labels: Labels, read: Callable[[], Data]
     if places is None:
         return read()
     name = f"dataset-{_key(cfg, seed, labels)}"
-    with alone(cache_root() / f".{name}.lock"):
-        state = places.state()
-        folder = cache_root() / f"{name}-{state.digest[:16]}"
-        data = load(folder, places)
-        if data is not None:
-            return data
-        begun = time.time_ns()
-        data = read()
-        found = [places.found(split) for split in (data.train, data.val)]
-        settled = state.newest_ns + SETTLED_NS < begun and places.state() == state
-        if settled and None not in found:
-            with contextlib.suppress(OSError):  # done without
-                store(folder, data, found)
-                for old in folder.parent.glob(f"{name}-*"):
-                    if old != folder:
-                        shutil.rmtree(old, ignore_errors=True)
+    state = places.state()
+    folder = cache_root() / f"{name}-{state.digest[:16]}"
+    data = load(folder, places)
+    if data is not None:
         return data
+    if state.newest_ns + SETTLED_NS < time.time_ns():
+        with alone(cache_root() / f".{name}.lock") as waited:
+            data = load(folder, places)
+            if data is None and not waited:
+                data = read()
+                keep(folder, data, places, state)
+    return read() if data is None else data  # if the other one could not keep it either
+
+
+def keep(folder: Path, data: Data, places: Places, state: State) -> None:
+    """Store a dataset that was read, if it can be and is sure to be what the next start would read.
+
+    Args:
+        state: of the dataset before it was read.
+    """
+    if any(PASSING in finding.detail for finding in data.findings) or places.state() != state:
+        return
+    with contextlib.suppress(OSError, ValueError, TypeError):  # done without
+        found = [places.found(split) for split in (data.train, data.val)]
+        if None not in found:
+            store(folder, data, found)
+        for old in folder.parent.glob("dataset-*"):
+            if time.time() - old.stat().st_mtime > KEPT_S:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def store(folder: Path, data: Data, found: Sequence[Any]) -> None:
@@ -111,6 +130,8 @@ def load(folder: Path, places: Places) -> Data | None:
             name: tuple(value) if isinstance(value, list) else value
             for name, value in content["taxonomy"].items()
         }
+        with contextlib.suppress(OSError):
+            os.utime(folder)  # it is used
         findings = Findings()
         for kind, where, detail, image in content["findings"]:
             findings.add(kind, where, detail, None if image is None else tuple(image))
@@ -158,6 +179,10 @@ def _key(cfg: DataConfig, seed: int, labels: Labels) -> str:
     digest = hashlib.sha256(
         json.dumps([keys, seed, labels, os.path.abspath(str(cfg.path))]).encode()
     )
-    for file in sorted((ROOT / "data").rglob("*.py")):
+    for file in sorted(
+        file for room in ("data", "settings") for file in (ROOT / room).rglob("*.py")
+    ):
         digest.update(file.read_bytes())
+    made_by = [*(version(package) for package in MADE_BY), *readable_formats()]
+    digest.update(repr(made_by).encode())
     return digest.hexdigest()[:16]

@@ -20,52 +20,54 @@ FOLDERS = ("coco", "imagefolder", "voc", "yolo", "label_maps")
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What is in some folders: names, sizes and times of all files."""
+    """What is in a folder: names, sizes and times of all files."""
 
     digest: str
     newest_ns: int
     """When the last of them changed"""
 
     @staticmethod
-    def of(folders: Sequence[Path]) -> "State":
+    def of(root: Path) -> "State":
         """As they are now, whatever links lead to."""
         digest, newest = hashlib.sha256(), 0
-        for name, found in _files(folders):
+        for name, found in _files(root):
             if found is None:
                 digest.update(f"{name}\n".encode("utf-8", "surrogatepass"))
                 continue
-            # The time of the last change of any kind, since tools may set back that of the content.
-            line = f"{name}\0{found.st_mode}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}\n"
+            times = f"{found.st_mtime_ns}\0{found.st_ctime_ns}"
+            line = f"{name}\0{found.st_mode}\0{found.st_ino}\0{found.st_size}\0{times}\n"
             digest.update(line.encode("utf-8", "surrogatepass"))
-            newest = max(newest, found.st_mtime_ns, found.st_ctime_ns)
+            # The time of the last change of any kind, since tools may set that of the content.
+            newest = max(newest, found.st_ctime_ns)
         return State(digest.hexdigest(), newest)
 
 
-def roots(cfg: DataConfig) -> list[Path]:
-    """The dataset's folder, and what of it the configuration puts elsewhere."""
+def is_inside(cfg: DataConfig) -> bool:
+    """Whether all that a configuration names lies in the dataset's folder."""
     assert cfg.path is not None
     root = Path(os.path.abspath(cfg.path))
     named = (cfg.train_split, cfg.val_split, cfg.train_annotations, cfg.val_annotations)
-    others = [Path(os.path.normpath(root / name)) for name in named if name is not None]
-    return sorted({root, *(other for other in others if not other.is_relative_to(root))})
+    places = (Path(os.path.normpath(root / name)) for name in named if name is not None)
+    return not any(".." in Path(name).parts for name in named if name is not None) and all(
+        place.is_relative_to(root) for place in places
+    )
 
 
-def _files(places: Sequence[Path]) -> Iterator[tuple[str, os.stat_result | None]]:
-    """Every file below, with its state; None for one that cannot be looked at."""
+def _files(root: Path) -> Iterator[tuple[str, os.stat_result | None]]:
+    """Every file below, with its state; None for one that cannot be looked at, and for where a link leads."""
     seen: set[str] = set()
-    for place in places:
-        if not place.is_dir():
-            yield str(place), _stat(place)
-        for parent, folders, names in os.walk(place, followlinks=True):
-            real = os.path.realpath(parent)
-            if real in seen:  # links that lead back
-                folders.clear()
-                continue
-            seen.add(real)
-            folders.sort()
-            for name in sorted(names):
-                path = os.path.join(parent, name)
-                yield path, _stat(path)
+    for parent, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(parent)
+        if os.path.islink(parent):
+            yield f"{parent}\0{real}", None
+        if real in seen:  # by another way, or links that lead back
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        for name in sorted(names):
+            path = os.path.join(parent, name)
+            yield path, _stat(path)
 
 
 def _stat(path: str | Path) -> os.stat_result | None:
@@ -98,7 +100,7 @@ def places_of(cfg: DataConfig, labels: Labels) -> Places | None:
         UserError: if a dataset of the Hub cannot be had.
     """
     if cfg.source in FOLDERS and cfg.path is not None and os.path.isdir(cfg.path):
-        return Folders(roots(cfg))
+        return Folder(Path(os.path.abspath(cfg.path))) if is_inside(cfg) else None
     if cfg.source == "hub" and not cfg.streaming:
         from data.sources.hub import open_splits, state_of
 
@@ -108,15 +110,15 @@ def places_of(cfg: DataConfig, labels: Labels) -> Places | None:
     return None
 
 
-class Folders:
-    """Images that are files below some folders."""
+class Folder:
+    """Images that are files below a folder."""
 
-    def __init__(self, folders: Sequence[Path]):
-        self.folders = folders
+    def __init__(self, root: Path):
+        self.root = root
 
     def state(self) -> State:
         """Of all files, whatever they are."""
-        return State.of(self.folders)
+        return State.of(self.root)
 
     def found(self, split: Split) -> pa.Array | None:
         """Their paths."""
@@ -125,8 +127,7 @@ class Folders:
             return None
         paths = [os.fsencode(str(source)) for source in sources]
         parents = {os.path.abspath(os.path.dirname(path)) for path in paths}
-        below = (Path(os.fsdecode(p)) for p in parents)
-        if not all(any(p.is_relative_to(folder) for folder in self.folders) for p in below):
+        if not all(Path(os.fsdecode(parent)).is_relative_to(self.root) for parent in parents):
             return None
         return pa.array(paths, pa.large_binary())
 

@@ -8,8 +8,8 @@ import torch
 from data.batch import Batch
 from errors import UserError
 
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Insufficient memory")
-"""Words of the allocators of torch and OpenCV, which have errors of their own"""
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Insufficient memory", "ALLOC_FAILED")
+"""Words of the allocators of torch and OpenCV, which have errors of their own, and of cuBLAS and cuDNN"""
 
 
 class MemoryWatch:

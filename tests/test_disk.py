@@ -1,9 +1,14 @@
+import multiprocessing
 import os
+import signal
 import stat
+import threading
+import time
 
 import pytest
 
 import disk
+from disk import alone
 
 
 def names(folder):
@@ -123,3 +128,31 @@ def test_cache_without_a_wish_is_in_the_home_folder(tmp_path, monkeypatch, value
     else:
         monkeypatch.setenv("XDG_CACHE_HOME", value)
     assert disk.cache_root() == tmp_path / ".cache" / "permafrost"
+
+
+def _hold(file, ready, child):
+    with alone(file):
+        pid = os.fork()
+        if not pid:
+            time.sleep(60)
+            os._exit(0)
+        child.value = pid
+        ready.set()
+        time.sleep(60)
+
+
+def test_a_lock_ends_with_its_process_whatever_that_has_forked(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    ready, child = fork.Event(), fork.Value("i", 0)
+    holder = fork.Process(target=_hold, args=(tmp_path / "lock", ready, child))
+    holder.start()
+    assert ready.wait(20)
+    begun = time.monotonic()
+    threading.Timer(0.3, holder.kill).start()
+    try:
+        with alone(tmp_path / "lock") as waited:
+            assert waited
+    finally:
+        os.kill(child.value, signal.SIGKILL)
+        holder.join()
+    assert 0.2 < time.monotonic() - begun < 20

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "data.images": DATA,
     "data.sources": {*DATA, "data.images", "street.scenes", "street.paint"},
     "data.build": {*DATA, "data.sources", "data.images", "data.index"},
-    "data.index": {*DATA, "data.places"},
+    "data.index": {*DATA, "data.images", "data.places"},
     "data.places": {*DATA, "data.sources"},
     "data.feed": {*DATA, "data.images"},
     "data.check": {*DATA, "data.images", "data.build", "data.sources"},

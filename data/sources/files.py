@@ -64,7 +64,8 @@ class Inside:
             return True  # it cannot be read, which is found when it is opened
         if os.path.join(target, "").startswith(self.roots):
             return True
-        findings.add("path leaves the folder", where, f"{path} links to {target}")
+        how = "is" if target == os.path.abspath(path) else "links to"
+        findings.add("path leaves the folder", where, f"{path} {how} {target}")
         return False
 
     def _resolve(self, path: str) -> str:

@@ -1,9 +1,11 @@
 """What was read once is mapped from a file until anything of it changes."""
 
 import dataclasses
+import errno
 import json
 import multiprocessing
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import painted
 from builders import write_coco
 from data.build import read_data
 from data.findings import Findings
+from data.images import headers
 from data.index import indexed
 from data.objects import COLUMNS
 from data.record import Record
@@ -135,7 +138,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_anything_changed_is_read_again_and_nothing_old_stays(dataset, change):
+def test_anything_changed_is_read_again(dataset, change):
     reader = Reader()
     reader(dataset)
     CHANGES[change](Path(dataset.path))
@@ -144,6 +147,16 @@ def test_anything_changed_is_read_again_and_nothing_old_stays(dataset, change):
     same(data, read_data(dataset, 0, Findings()))
     reader(dataset)
     assert reader.times == 2
+
+
+def test_an_index_that_nobody_used_for_long_is_removed(dataset):
+    reader = Reader()
+    reader(dataset)
+    (old,) = stored()
+    os.utime(old, (1e9, 1e9))
+    other_box(Path(dataset.path))
+    reader(dataset)
+    assert old not in stored()
     assert len(stored()) == 1
 
 
@@ -175,6 +188,62 @@ def test_other_rows_of_a_hub_dataset_are_read_again(tmp_path):
     assert reader.times == 2
     assert other.fingerprint() != first.fingerprint()
     assert other.train.images[0] != first.train.images[0]
+
+
+def test_a_link_that_leads_elsewhere_is_seen(dataset):
+    root = Path(dataset.path)
+    (root / "first").mkdir()
+    (root / "train").rename(root / "first" / "train")
+    (root / "train").symlink_to("first/train")
+    reader = Reader()
+    assert len(reader(dataset).train) == 8
+    shutil.copytree(root / "first", root / "second")
+    (root / "second" / "train" / "003.jpg").unlink()
+    reader(dataset)
+    before = reader.times
+    (root / "train").unlink()
+    (root / "train").symlink_to("second/train")
+    assert len(reader(dataset).train) == 7
+    assert reader.times == before + 1
+
+
+@pytest.mark.parametrize(
+    "change", [{"train_annotations": "../train.json"}, {"val_split": "../data/val"}]
+)
+def test_what_lies_elsewhere_is_read_each_time(dataset, tmp_path, change):
+    for split in ("train", "val"):
+        content = (tmp_path / "data/annotations" / f"{split}.json").read_bytes()
+        (tmp_path / f"{split}.json").write_bytes(content)
+    cfg = dataclasses.replace(dataset, **{"val_annotations": "annotations/val.json", **change})
+    reader = Reader()
+    reader(cfg)
+    reader(cfg)
+    assert reader.times == 2
+    assert stored() == []
+
+
+def test_a_file_that_the_system_could_not_give_is_tried_again(dataset, monkeypatch):
+    reader, found = Reader(), headers._stat
+
+    def failing(path):
+        if path.name == "003.jpg":
+            raise OSError(errno.EIO, "Input/output error")
+        return found(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(headers, "_stat", failing)
+        assert len(reader(dataset).train) == 7
+    assert len(reader(dataset).train) == 8
+
+
+def test_a_name_that_is_no_name_ends_nothing(dataset):
+    file = Path(dataset.path) / "annotations" / "val.json"
+    content = json.loads(file.read_text())
+    content["images"][0]["file_name"] = "a\ud800.jpg"
+    file.write_text(json.dumps(content))
+    reader = Reader()
+    same(reader(dataset), reader(dataset))
+    assert reader.times == 2
 
 
 def test_labels_behind_a_link_are_looked_at(tmp_path):
