@@ -38,9 +38,10 @@ def resized_size(height: int, width: int, cfg: ImageSizeConfig) -> tuple[int, in
 
 def resized_sizes(sizes: np.ndarray, cfg: ImageSizeConfig) -> np.ndarray:
     """As `resized_size`, of (height, width) rows, int64 [n, 2]. Few sizes are many images'."""
-    distinct, place = np.unique(sizes, axis=0, return_inverse=True)
-    resized = [resized_size(height, width, cfg) for height, width in distinct.tolist()]
-    return np.array(resized, dtype=np.int64).reshape(-1, 2)[place.ravel()]
+    both = sizes[:, 0] << 32 | sizes[:, 1]  # one number is sorted ten times as fast as two
+    _, first, place = np.unique(both, return_index=True, return_inverse=True)
+    resized = [resized_size(height, width, cfg) for height, width in sizes[first].tolist()]
+    return np.array(resized, dtype=np.int64).reshape(-1, 2)[place]
 
 
 def step_canvas(sizes: np.ndarray, multiple: int = COMMON_MULTIPLE_PX) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from builders import TINY_HEAD, save_backbone
-from data.canvas import CanvasRule, resized_size, side_multiple, step_canvas
+from data.canvas import CanvasRule, resized_size, resized_sizes, side_multiple, step_canvas
 from data.taxonomy import Taxonomy
 from errors import UserError
 from model.build import build_model
@@ -111,3 +111,13 @@ def test_processor_that_stretches_need_not_pad():
     assert rule.resized(100, 300) == (640, 640)
     with pytest.raises(ValueError, match="do_pad false"):
         CanvasRule.of_processor({"size": {"max_height": 64, "max_width": 64}, "do_pad": False})
+
+
+@pytest.mark.parametrize(
+    "size", [ImageSizeConfig(longest=96), ImageSizeConfig(longest=96, fit="stretch")]
+)
+def test_sizes_of_many_images_are_those_of_each(size):
+    sizes = np.random.default_rng(0).integers(20, 40, (300, 2))
+    each = [resized_size(height, width, size) for height, width in sizes.tolist()]
+    np.testing.assert_array_equal(resized_sizes(sizes, size), each)
+    assert resized_sizes(sizes[:0], size).shape == (0, 2)
