@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from errors import UserError, ending_with_one_line
-from run.together import ending_together
 from settings.keys import Config
 from settings.load import load_config
 
@@ -42,6 +41,7 @@ from evaluation.predictions import flat_threshold, predict_split
 from export.detector import load_detector
 from model.memory import MemoryWatch
 from report.evaluation import metric_lines, refuse_foreign, write_report
+from run.together import ending_together
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
