@@ -26,9 +26,9 @@ from transformers.models.deformable_detr.modeling_deformable_detr import replace
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.feature_cache import cases, seconds_of
+from data.feed.allocator import keep_freed_memory
 from model.folding import fold, unfolded
 from model.stages import freeze
-from run.allocator import keep_freed_memory
 from run.build import Run, build_run, start_processes
 from settings.load import load_config
 from training.optim import build_optimizer

@@ -26,6 +26,7 @@ from data.build import build_data, check_findings
 from data.canvas import resized_sizes
 from data.check.doctor import check_images
 from data.dataset import Data
+from data.feed.allocator import keep_freed_memory
 from data.feed.collate import collate
 from data.feed.loader import (
     EvalDataset,
@@ -41,7 +42,6 @@ from errors import UserError, refusing
 from model.build import Detector, build_model
 from model.stages import stage_numbers
 from model.start import completed
-from run.allocator import keep_freed_memory
 from run.changes import with_micro_batch
 from run.facts import run_facts
 from run.feature_cache import Features, prepare_features

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.batch import Batch, Sample
 from data.canvas import CanvasRule, resized_size
+from data.feed.allocator import give_back_large_blocks
 from data.feed.collate import collate
 from data.feed.features import FeatureStore
 from data.feed.sampler import SampleRef, StepSampler, evaluation_batches
@@ -304,6 +305,7 @@ def start_worker(worker: int) -> None:
     worker ends when that one shuts the loader down or is gone.
     """
     torch.set_num_threads(1)
+    give_back_large_blocks()
     for number in TO_STOP:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(

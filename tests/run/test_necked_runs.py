@@ -38,7 +38,8 @@ def test_two_processes_take_the_steps_of_one(tmp_path, case):
     result = launch(necked_run(case, tmp_path, run__output_dir=tmp_path / "two"), processes=2)
     assert result.returncode == 0, result.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    assert norms(tmp_path / "two") == pytest.approx(norms(tmp_path / "one"), rel=1e-3)
+    # Of the third step: AdamW makes whole steps of what rounding leaves of the smallest gradients.
+    assert norms(tmp_path / "two") == pytest.approx(norms(tmp_path / "one"), rel=1e-2)
 
 
 @pytest.mark.parametrize("case", some(FAST, FAST[:1]))

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.feed.allocator import keep_freed_memory
+from data.feed.loader import start_worker
 from data.images.decode import decode
 from data.images.headers import Header, inspect
 from errors import UserError
@@ -105,7 +107,8 @@ def mutants(num: int):
 
 
 def fuzz(present, results) -> None:
-    """Decode every mutant; what went wrong, and the counts, go into `results`."""
+    """Decode every mutant, as a data worker of a run on a CPU; what went wrong, and the counts, go into `results`."""
+    start_worker(0)
 
     def too_long(*_):
         raise TimeoutError
@@ -169,6 +172,7 @@ def test_large_16_bit_images_are_scaled_block_by_block():
 
 @pytest.mark.slow
 def test_broken_images_are_decoded_or_refused():
+    keep_freed_memory()  # in the process that forks it, as a run has it
     context = multiprocessing.get_context("fork")
     present = context.Value("i", -1)
     receiver, sender = context.Pipe(duplex=False)

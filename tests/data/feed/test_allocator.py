@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from builders import tiny_run
+from data.feed.allocator import MMAP_MAX, TRIM_THRESHOLD, keep_freed_memory
 from disk import ROOT
-from run.allocator import MMAP_MAX, TRIM_THRESHOLD, keep_freed_memory
 from run.build import start_processes
 from settings.load import load_config
 
 FAULTS = """
 import resource, sys
-from run.allocator import keep_freed_memory
+from data.feed.allocator import keep_freed_memory
 done = keep_freed_memory() if sys.argv[1] == "keep" else None
 def fill():
     [b"1" * 8_000_000 for _ in range(4)], b"1" * 40_000_000
