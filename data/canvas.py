@@ -99,6 +99,11 @@ class CanvasRule:
             return CanvasRule(limits, multiple)
         raise ValueError(f"its image processor resizes to {size}, not supported here")
 
+    def largest(self, sizes: np.ndarray) -> tuple[int, int]:
+        """(height, width) of the largest canvas of training, whose resized images are (height, width) rows,
+        int64 [n, 2]."""
+        return self.full if self.size.canvas == "square" else step_canvas(sizes, self.multiple)
+
     def processor_settings(self) -> dict[str, dict[str, int]]:
         """The settings by which a transformers image processor does the same."""
         limits = self.size

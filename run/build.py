@@ -97,8 +97,10 @@ class Run:
         """This rank's micro-batches from the next step on, and how many of them make a step."""
         cfg, accelerator = self.cfg, self.accelerator
         data_cfg = dataclasses.replace(cfg.data, image_size=self.detector.rule.size)
+        sizes = resized_sizes(self.data.train.table.sizes, data_cfg.image_size)
+        one_canvas = self.features is not None or data_cfg.image_size.canvas == "square"
         sampler = StepSampler(
-            resized_sizes(self.data.train.table.sizes, data_cfg.image_size),
+            sizes,
             cfg.train.global_batch_size,
             micro_batch_size(cfg.train, accelerator.num_processes),
             cfg.run.seed,
@@ -106,7 +108,7 @@ class Run:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
             multiple=self.detector.rule.multiple,
-            one_canvas=self.features is not None,
+            canvas=self.detector.rule.largest(sizes) if one_canvas else None,
             shown_steps=cfg.run.draw_batches,
         )
         dataset = TrainDataset(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from data.canvas import resized_sizes, step_canvas
+from data.canvas import resized_sizes
 from data.dataset import Data
 from data.feed.collate import collate
 from data.feed.features import SHARD_IMAGES, Contents, FeatureStore, shard_digests
@@ -133,7 +133,7 @@ def plan(
     root = Path(given).expanduser() if given else cache_root() / "features"
     train_cfg = dataclasses.replace(cfg.data, image_size=detector.rule.size)
     sizes = resized_sizes(data.train.table.sizes, train_cfg.image_size)
-    canvas = step_canvas(sizes, detector.rule.multiple)
+    canvas = detector.rule.largest(sizes)
     contents = Contents(root / "contents.json")
 
     def read_all() -> tuple[tuple[str, ...], tuple[str, ...]]:

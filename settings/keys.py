@@ -96,6 +96,9 @@ class ImageSizeConfig:
     fit: Fit | None = None
     """pad: the aspect ratio is kept, the rest of the canvas is empty; stretch: every image fills the same square;
     default: stretch for all heads but detr's kin, and for backbones that look at the whole canvas (ViTs)"""
+    canvas: Literal["step", "square"] = "step"
+    """What images are padded to in training: step: as much as the largest of a step needs; square: as in evaluation
+    and in the export, which takes longer (docs/choosing.md)"""
 
     @property
     def longest_px(self) -> int:

@@ -77,14 +77,14 @@ class StepSampler:
         rank: int = 0,
         world: int = 1,
         multiple: int = COMMON_MULTIPLE_PX,
-        one_canvas: bool = False,
+        canvas: tuple[int, int] | None = None,
         shown_steps: int = 0,
     ):
         """
         Args:
             sizes: int64 [N, 2], (height, width) of every training image after resizing.
             multiple: of which the sides of a canvas are multiples, px.
-            one_canvas: for all steps, as large as the largest needs it.
+            canvas: (height, width), px, of all steps; default: each has its own, as large as it needs it.
             shown_steps: first steps whose pixels are looked at.
         """
         assert global_batch_size % (micro_batch_size * world) == 0
@@ -96,7 +96,7 @@ class StepSampler:
         self.rank = rank
         self.world = world
         self.multiple = multiple
-        self.canvas = step_canvas(sizes, multiple) if one_canvas else None
+        self.canvas = canvas
         self.shown_steps = shown_steps
         self._orders: dict[int, np.ndarray] = {}
 
