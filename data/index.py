@@ -77,6 +77,7 @@ def keep(folder: Path, data: Data, places: Places, state: State) -> None:
     with contextlib.suppress(OSError, ValueError, TypeError):  # done without
         found = [places.found(split) for split in (data.train, data.val)]
         if None not in found:
+            shutil.rmtree(folder, ignore_errors=True)  # a damaged one
             store(folder, data, found)
         for old in folder.parent.glob("dataset-*"):
             if time.time() - old.stat().st_mtime > KEPT_S:

@@ -42,10 +42,8 @@ class State:
         return State(digest.hexdigest(), newest)
 
 
-def is_inside(cfg: DataConfig) -> bool:
+def is_inside(cfg: DataConfig, root: Path) -> bool:
     """Whether all that a configuration names lies in the dataset's folder."""
-    assert cfg.path is not None
-    root = Path(os.path.abspath(cfg.path))
     named = (cfg.train_split, cfg.val_split, cfg.train_annotations, cfg.val_annotations)
     places = (Path(os.path.normpath(root / name)) for name in named if name is not None)
     return not any(".." in Path(name).parts for name in named if name is not None) and all(
@@ -99,8 +97,9 @@ def places_of(cfg: DataConfig, labels: Labels) -> Places | None:
     Raises:
         UserError: if a dataset of the Hub cannot be had.
     """
-    if cfg.source in FOLDERS and cfg.path is not None and os.path.isdir(cfg.path):
-        return Folder(Path(os.path.abspath(cfg.path))) if is_inside(cfg) else None
+    if cfg.source in FOLDERS and cfg.path is not None:
+        root = Path(os.path.abspath(os.path.expanduser(cfg.path)))
+        return Folder(root) if root.is_dir() and is_inside(cfg, root) else None
     if cfg.source == "hub" and not cfg.streaming:
         from data.sources.hub import open_splits, state_of
 

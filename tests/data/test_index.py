@@ -246,6 +246,14 @@ def test_a_name_that_is_no_name_ends_nothing(dataset):
     assert reader.times == 2
 
 
+def test_a_home_is_a_folder_too(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    reader = Reader()
+    home = dataclasses.replace(dataset, path="~/data")
+    same(reader(home), reader(home))
+    assert reader.times == 1
+
+
 def test_labels_behind_a_link_are_looked_at(tmp_path):
     cfg, reader = write_format(tmp_path / "data", "yolo"), Reader()
     labels = tmp_path / "data" / "labels"
@@ -297,6 +305,8 @@ def test_a_damaged_index_is_made_anew(dataset, name, damage):
     file.unlink()
     if damage != "gone":
         file.write_bytes(content[: len(content) // 2] if damage == "cut" else b"\0" * len(content))
+    same(first, reader(dataset))
+    assert reader.times == 2
     same(first, reader(dataset))
     assert reader.times == 2
 
