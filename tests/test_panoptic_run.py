@@ -99,9 +99,8 @@ def test_run_its_files_its_export_and_the_pipeline(tmp_path, head):
         assert [segment[0] for segment in ours] == [segment[0] for segment in theirs]
         for (_, score, plane), (_, other, wanted) in zip(ours, theirs, strict=True):
             assert score == pytest.approx(other, abs=1e-5)
-            assert (
-                plane != wanted
-            ).sum() <= 2  # where two scores of a pixel are the same up to rounding
+            # A pixel may be nearly as much of one segment as of another (seen: scores 2e-4 apart).
+            assert (plane != wanted).sum() <= 2
             compared += 1
     assert compared > len(content["images"])  # on some there is more than background
 

@@ -34,12 +34,14 @@ def test_run_goes_on_bit_exactly(tmp_path, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FAST)
 def test_two_processes_take_the_steps_of_one(tmp_path, case):
-    train(necked_run(case, tmp_path, run__output_dir=tmp_path / "one"))
-    result = launch(necked_run(case, tmp_path, run__output_dir=tmp_path / "two"), processes=2)
+    keys = {"optim__lr": 1e-5}  # AdamW makes whole steps of what rounding leaves of small gradients
+    train(necked_run(case, tmp_path, run__output_dir=tmp_path / "one", **keys))
+    result = launch(
+        necked_run(case, tmp_path, run__output_dir=tmp_path / "two", **keys), processes=2
+    )
     assert result.returncode == 0, result.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    # Of the third step: AdamW makes whole steps of what rounding leaves of the smallest gradients.
-    assert norms(tmp_path / "two") == pytest.approx(norms(tmp_path / "one"), rel=1e-2)
+    assert norms(tmp_path / "two") == pytest.approx(norms(tmp_path / "one"), rel=1e-3)
 
 
 @pytest.mark.parametrize("case", some(FAST, FAST[:1]))
