@@ -13,6 +13,8 @@ from settings.keys import MAX_SIDE_PX, Fit, ImageSizeConfig
 
 COMMON_MULTIPLE_PX = 32
 """What fits the strides 4 to 32 of most backbones"""
+AT_ONCE = 1 << 20
+"""Images whose sizes are computed together: memory does not grow with the dataset"""
 
 
 def side_multiple(strides: Iterable[int]) -> int:
@@ -42,6 +44,25 @@ def resized_sizes(sizes: np.ndarray, cfg: ImageSizeConfig) -> np.ndarray:
     _, first, place = np.unique(both, return_index=True, return_inverse=True)
     resized = [resized_size(height, width, cfg) for height, width in sizes[first].tolist()]
     return np.array(resized, dtype=np.int64).reshape(-1, 2)[place]
+
+
+class ResizedSizes:
+    """(height, width) of images after the one resize, computed for those that are asked for."""
+
+    def __init__(self, sizes: np.ndarray, cfg: ImageSizeConfig):
+        """
+        Args:
+            sizes: int64 [N, 2], (height, width) of the decoded images, px; may lie in a mapped file.
+        """
+        self._sizes = sizes
+        self._cfg = cfg
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        """Of some images, int64 [n, 2]."""
+        return resized_sizes(self._sizes[places], self._cfg)
 
 
 def step_canvas(sizes: np.ndarray, multiple: int = COMMON_MULTIPLE_PX) -> tuple[int, int]:
@@ -100,9 +121,12 @@ class CanvasRule:
         raise ValueError(f"its image processor resizes to {size}, not supported here")
 
     def largest(self, sizes: np.ndarray) -> tuple[int, int]:
-        """(height, width) of the largest canvas of training, whose resized images are (height, width) rows,
-        int64 [n, 2]."""
-        return self.full if self.size.canvas == "square" else step_canvas(sizes, self.multiple)
+        """(height, width) of the largest canvas of training on images of these sizes, int64 [n, 2]."""
+        if self.size.canvas == "square":
+            return self.full
+        parts = (sizes[start : start + AT_ONCE] for start in range(0, len(sizes), AT_ONCE))
+        highest = [resized_sizes(part, self.size).max(axis=0) for part in parts]
+        return step_canvas(np.stack(highest), self.multiple)
 
     def processor_settings(self) -> dict[str, dict[str, int]]:
         """The settings by which a transformers image processor does the same."""

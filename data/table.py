@@ -40,11 +40,11 @@ class RecordTable(Sequence[Record]):
         self._is_number, self._unreadable = (
             _array(images, name).view(bool) for name in ("id_is_number", "unreadable")
         )
-        self.sizes = np.column_stack([_array(images, "height"), _array(images, "width")])
+        self.sizes = images.column("size").values.to_numpy().reshape(-1, 2)
         """int64 [N, 2]: (height, width) of every decoded image, px"""
         self.counts = _array(images, "num_objects")
         """int64 [N]: objects of every image"""
-        self._ends = np.cumsum(self.counts)
+        self._ends = _array(images, "end")
         self._objects = _objects(objects)
 
     @staticmethod
@@ -58,16 +58,17 @@ class RecordTable(Sequence[Record]):
             objects = Objects.of_images([record.objects for record in records])
         counts = np.bincount(objects.image, minlength=len(records))
         ids = [record.image_id for record in records]
+        sizes = np.array([(record.height, record.width) for record in records], np.int64)
         columns = {
             "image_id": _texts([str(name) for name in ids]),
             "id_is_number": np.array([isinstance(name, int) for name in ids], np.uint8),
             "where": _texts([record.where for record in records]),
             "unit": _texts([record.unit for record in records]),
             "digest": _texts([record.digest for record in records]),
-            "width": np.array([record.width for record in records], np.int64),
-            "height": np.array([record.height for record in records], np.int64),
+            "size": pa.FixedSizeListArray.from_arrays(pa.array(sizes.ravel()), 2),
             "unreadable": np.array([record.unreadable for record in records], np.uint8),
             "num_objects": counts.astype(np.int64),
+            "end": np.cumsum(counts, dtype=np.int64),
         }
         return RecordTable(pa.record_batch(columns), _batch_of(objects))
 

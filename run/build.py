@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from data.batch import Batch
 from data.build import build_data, check_findings
-from data.canvas import resized_sizes
+from data.canvas import ResizedSizes
 from data.check.doctor import check_images
 from data.dataset import Data
 from data.feed.allocator import keep_freed_memory
@@ -97,10 +97,10 @@ class Run:
         """This rank's micro-batches from the next step on, and how many of them make a step."""
         cfg, accelerator = self.cfg, self.accelerator
         data_cfg = dataclasses.replace(cfg.data, image_size=self.detector.rule.size)
-        sizes = resized_sizes(self.data.train.table.sizes, data_cfg.image_size)
+        stored = self.data.train.table.sizes
         one_canvas = self.features is not None or data_cfg.image_size.canvas == "square"
         sampler = StepSampler(
-            sizes,
+            ResizedSizes(stored, data_cfg.image_size),
             cfg.train.global_batch_size,
             micro_batch_size(cfg.train, accelerator.num_processes),
             cfg.run.seed,
@@ -108,7 +108,7 @@ class Run:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
             multiple=self.detector.rule.multiple,
-            canvas=self.detector.rule.largest(sizes) if one_canvas else None,
+            canvas=self.detector.rule.largest(stored) if one_canvas else None,
             shown_steps=cfg.run.draw_batches,
         )
         dataset = TrainDataset(

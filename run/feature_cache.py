@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from data.canvas import resized_sizes
 from data.dataset import Data
 from data.feed.collate import collate
 from data.feed.features import SHARD_IMAGES, Contents, FeatureStore, shard_digests
@@ -132,8 +131,7 @@ def plan(
     given = cfg.data.cache_folder
     root = Path(given).expanduser() if given else cache_root() / "features"
     train_cfg = dataclasses.replace(cfg.data, image_size=detector.rule.size)
-    sizes = resized_sizes(data.train.table.sizes, train_cfg.image_size)
-    canvas = detector.rule.largest(sizes)
+    canvas = detector.rule.largest(data.train.table.sizes)
     contents = Contents(root / "contents.json")
 
     def read_all() -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator
 
 from data.batch import Batch
-from data.canvas import resized_sizes
 from data.dataset import Data
 from data.masks import CELL_PIXELS, CELL_PX
 from data.objects import Objects
@@ -75,8 +74,7 @@ class Trial:
     ):
         self.accelerator, self.device = accelerator, accelerator.device
         self.trainable = detector.trainable.to(self.device)
-        sizes = resized_sizes(data.train.table.sizes, detector.rule.size)
-        self.canvas = detector.rule.largest(sizes)
+        self.canvas = detector.rule.largest(data.train.table.sizes)
         self.objects = most_objects(data)
         self.num_classes = len(data.taxonomy.names)
         self.has_masks = data.labels != "boxes"

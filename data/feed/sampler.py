@@ -7,17 +7,31 @@ means starting there, and nothing that was skipped is decoded.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
+from typing import Protocol
 
 import numpy as np
 
 from data.canvas import COMMON_MULTIPLE_PX, step_canvas
+from data.feed.permutation import KeyedPermutation
 
 WINDOW_STEPS = 16
 """Steps whose images are grouped by aspect ratio; more pads less, but mixes less"""
 
 SPARES = 4
 """Images that can stand in for one that cannot be decoded"""
+
+HELD_IMAGES = 1 << 22
+"""Of more images no order of an epoch is held, 8 bytes an image and rank: each window is computed when it is due"""
+
+
+class Sizes(Protocol):
+    """(height, width) of every training image after resizing; an int64 array [N, 2] is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, places: np.ndarray, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -35,29 +49,70 @@ class SampleRef:
     """Its pixels are looked at by people"""
 
 
-def epoch_order(sizes: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
+def epoch_order(sizes: Sizes, global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
     """Permutation, int64 [N], of one epoch, in which a step's images have similar aspect ratios.
 
     A random permutation is cut into windows of 16 steps. Inside a window images are sorted by aspect
     ratio, cut into steps, and the steps are shuffled. Steps do not end where epochs do: the cuts
     follow the steps of the whole run, and only the step on the border of two epochs is mixed.
-
-    Args:
-        sizes: int64 [N, 2], (height, width) of every image after resizing.
     """
     num = len(sizes)
     rng = np.random.default_rng([seed, epoch, num])
     order = rng.permutation(num)
+    ratio = _ratios(sizes, np.arange(num))
     head = -(epoch * num) % global_batch_size  # samples that finish the previous epoch's last step
-    ratio = sizes[:, 0] / sizes[:, 1]
     parts = [order[:head]]
     for start in range(head, num, WINDOW_STEPS * global_batch_size):
         window = order[start : start + WINDOW_STEPS * global_batch_size]
-        window = window[np.argsort(ratio[window], kind="stable")]
-        num_whole = len(window) // global_batch_size
-        whole = window[: num_whole * global_batch_size].reshape(num_whole, global_batch_size)
-        parts += [*whole[rng.permutation(num_whole)], window[num_whole * global_batch_size :]]
+        parts.append(_in_steps(window, ratio[window], global_batch_size, rng))
     return np.concatenate(parts)
+
+
+class ComputedOrder:
+    """An order of an epoch as `epoch_order` makes them, of which no more than a few windows are held."""
+
+    def __init__(self, sizes: Sizes, global_batch_size: int, seed: int, epoch: int):
+        self._sizes = sizes
+        self._key = [seed, epoch, len(sizes)]
+        self._shuffled = KeyedPermutation(len(sizes), self._key)
+        self._step = global_batch_size
+        self._head = -(epoch * len(sizes)) % global_batch_size
+        self._window = lru_cache(maxsize=4)(self._made)
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        """The images at some places of the epoch, int64 [n]."""
+        windows, inside = np.divmod(places - self._head, WINDOW_STEPS * self._step)
+        picks = np.empty_like(places)
+        for window in np.unique(windows).tolist():
+            own = windows == window
+            if window < 0:
+                picks[own] = self._shuffled[places[own]]
+            else:
+                picks[own] = self._window(window)[inside[own]]
+        return picks
+
+    def _made(self, number: int) -> np.ndarray:
+        start = self._head + number * WINDOW_STEPS * self._step
+        end = min(start + WINDOW_STEPS * self._step, len(self._sizes))
+        window = self._shuffled[np.arange(start, end)]
+        rng = np.random.default_rng([*self._key, number])
+        return _in_steps(window, _ratios(self._sizes, window), self._step, rng)
+
+
+def _ratios(sizes: Sizes, places: np.ndarray) -> np.ndarray:
+    chosen = sizes[places]
+    return chosen[:, 0] / chosen[:, 1]
+
+
+def _in_steps(
+    window: np.ndarray, ratios: np.ndarray, global_batch_size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """The images of a window, int64 [n], those of a step similar in aspect ratio, the steps shuffled."""
+    window = window[np.argsort(ratios, kind="stable")]
+    num_whole = len(window) // global_batch_size
+    whole = window[: num_whole * global_batch_size].reshape(num_whole, global_batch_size)
+    rest = window[num_whole * global_batch_size :]
+    return np.concatenate([whole[rng.permutation(num_whole)].ravel(), rest])
 
 
 class StepSampler:
@@ -69,7 +124,7 @@ class StepSampler:
 
     def __init__(
         self,
-        sizes: np.ndarray,
+        sizes: Sizes,
         global_batch_size: int,
         micro_batch_size: int,
         seed: int,
@@ -82,7 +137,6 @@ class StepSampler:
     ):
         """
         Args:
-            sizes: int64 [N, 2], (height, width) of every training image after resizing.
             multiple: of which the sides of a canvas are multiples, px.
             canvas: (height, width), px, of all steps; default: each has its own, as large as it needs it.
             shown_steps: first steps whose pixels are looked at.
@@ -98,7 +152,7 @@ class StepSampler:
         self.multiple = multiple
         self.canvas = canvas
         self.shown_steps = shown_steps
-        self._orders: dict[int, np.ndarray] = {}
+        self._orders: dict[int, np.ndarray | ComputedOrder] = {}
 
     @property
     def accumulation(self) -> int:
@@ -147,10 +201,11 @@ class StepSampler:
             picks[of_epoch] = self._order(epoch)[places[of_epoch]]
         return picks.reshape(1 + SPARES, -1)
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _order(self, epoch: int) -> np.ndarray | ComputedOrder:
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if e >= epoch - 1}
-            self._orders[epoch] = epoch_order(self.sizes, self.global_batch_size, self.seed, epoch)
+            make = epoch_order if len(self.sizes) <= HELD_IMAGES else ComputedOrder
+            self._orders[epoch] = make(self.sizes, self.global_batch_size, self.seed, epoch)
         return self._orders[epoch]
 
 

@@ -1,7 +1,18 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from data.feed.sampler import StepSampler, epoch_order, evaluation_batches, step_canvas
+from data.canvas import ResizedSizes
+from data.feed.permutation import KeyedPermutation
+from data.feed.sampler import (
+    ComputedOrder,
+    StepSampler,
+    epoch_order,
+    evaluation_batches,
+    step_canvas,
+)
+from settings.keys import ImageSizeConfig
 
 SIZES = np.random.default_rng(0).integers(40, 200, (37, 2))
 
@@ -94,3 +105,54 @@ def test_evaluation_batches_hold_each_image_once():
     batches = evaluation_batches(21, 4)
     assert [i for batch in batches for i in batch] == list(range(21))
     assert {len(batch) for batch in batches} == {4, 1}
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 17, 1000, 4097])
+def test_a_keyed_permutation_has_each_number_once_and_depends_on_its_key(num):
+    first = KeyedPermutation(num, [5, 0, num])[np.arange(num)]
+    assert sorted(first) == list(range(num))
+    np.testing.assert_array_equal(first, KeyedPermutation(num, [5, 0, num])[np.arange(num)])
+    if num > 10:
+        assert not np.array_equal(first, KeyedPermutation(num, [5, 1, num])[np.arange(num)])
+
+
+def test_a_keyed_permutation_moves_neighbours_as_far_as_a_drawn_one():
+    """Mean distance of neighbours is a third of the length; no place is bound to a number."""
+    num = 3000
+    moved = KeyedPermutation(num, [0])[np.arange(num)]
+    assert abs(np.diff(moved)).mean() == pytest.approx(num / 3, rel=0.05)
+    firsts = [int(KeyedPermutation(num, [key])[np.arange(1)][0]) for key in range(300)]
+    halves = np.bincount(np.array(firsts) * 10 // num, minlength=10)
+    assert halves.min() > 10
+    assert halves.max() < 60
+
+
+def test_orders_too_long_to_be_held_keep_every_promise_of_the_held_ones(monkeypatch):
+    monkeypatch.setattr("data.feed.sampler.HELD_IMAGES", 0)
+    assert isinstance(sampler()._order(0), ComputedOrder)
+    test_epochs_are_whole_permutations_without_gaps_at_their_borders()
+    test_starting_later_is_seeking()
+    test_all_images_of_a_step_share_a_canvas_that_holds_them()
+    test_grouping_by_aspect_ratio_pads_little_on_a_photo_like_mix()
+    test_grouping_leaves_each_step_of_a_window_to_chance()
+    for micro, world in ((4, 1), (2, 2), (1, 8)):
+        test_every_world_and_micro_batch_sees_the_same_steps(micro, world)
+
+
+def test_a_hundred_million_images_are_not_held(tmp_path):
+    """Their sizes lie in a file; a step of a thousand images takes a part of a second and a few MB."""
+    num = 100_000_000
+    sizes = np.memmap(
+        tmp_path / "sizes", np.int64, "w+", shape=(num, 2)
+    )  # holes, which read as zeros
+    resized = ResizedSizes(sizes, ImageSizeConfig(longest=64, fit="stretch"))
+    order = StepSampler(resized, 1024, 8, seed=0, world=128, rank=3)
+    tracemalloc.start()
+    try:
+        refs = [ref for step in (0, 1, 50_000, 97_657) for ref in order.global_batch(step)]
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+    assert len({(ref.epoch, ref.index) for ref in refs}) == len(refs)
+    assert {ref.epoch for ref in refs} == {0, 1}
+    assert max(ref.index for ref in refs) > 90_000_000
