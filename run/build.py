@@ -294,6 +294,8 @@ def build_accelerator(cfg: Config) -> Accelerator:
     """The Accelerator of this run; precision and time-out come from the configuration alone."""
     # accelerate passes on what DDP is about to rename
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+    # of 1 x 1 convolutions, in which the strides that it means are those of sides of one
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     with refusing("accelerate refuses this environment (ACCELERATE_*, RANK, LOCAL_RANK, ...)"):
         return Accelerator(
             cpu=not torch.accelerator.is_available(),  # without it, CPU ranks would not find each other

@@ -126,7 +126,8 @@ def _check_world(world: int, environment: Mapping[str, str]) -> Iterator[str]:
     started = _number(environment.get("WORLD_SIZE", "1"))
     if world < started:
         yield f"the launcher started {started} processes, but each sees a world of {world}"
-    wanted = _processes_wanted()
+    launched = any(name.startswith("ACCELERATE_") for name in environment)
+    wanted = _processes_wanted() if launched else None
     if wanted is not None and world < wanted:
         yield (
             f"accelerate launch was asked for {wanted} processes and started {world}; on GPUs add "

@@ -1,5 +1,6 @@
 """The submission scripts on a real SLURM cluster of two nodes, with one CPU process on each."""
 
+import json
 import shlex
 import signal
 import sys
@@ -212,3 +213,16 @@ def test_the_jobs_of_an_array_store_features_that_a_run_finds(cluster, folder):
         restarts=0,
     )
     assert {f: f.stat().st_mtime_ns for f in (folder / "features").rglob("*.safetensors")} == made
+
+
+def test_the_self_test_holds_on_two_nodes(cluster, folder):
+    report = folder / "report.json"
+    command = [*TWO_NODES, "slurm/selftest.sbatch", "--json", report]
+    job = cluster.submit(command, ROOT)
+    fields = cluster.wait(job, RUN_S)
+    assert fields["JobState"] == "COMPLETED", cluster.output(job)
+    found = json.loads(report.read_text())
+    assert len(found["machine"]["processes"]) == 2
+    verdicts = {line["name"]: line["verdict"] for line in found["lines"]}
+    assert verdicts["processes, fp32"] == verdicts["kill and resume"] == "holds"
+    assert found["holds"], cluster.output(job)

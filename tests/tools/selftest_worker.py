@@ -1,0 +1,63 @@
+"""The self-test's questions on this world, asked of code that is broken in known ways: `torchrun ... FILE`.
+
+Rank 0 writes {way: {name of a line: its verdict}} as JSON to FILE.
+"""
+
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from accelerate import Accelerator
+
+from data.feed.sampler import StepSampler
+from model.trainable import Trainable
+from run.build import start_processes
+from tools.selftest import steps
+
+forward = Trainable.forward
+begin = StepSampler.__init__
+
+
+def own_counts(self, batch, step_counts):
+    """Each micro-batch's losses are divided by its own counts, as if it were the step."""
+    return forward(self, batch, self.counts(batch).alone)
+
+
+def noise(self, batch, step_counts):
+    losses = forward(self, batch, step_counts)
+    return type(losses)(losses.total * (1 + 3e-5 * torch.rand(())), losses.terms)
+
+
+def own_order(self, *args, rank=0, world=1, **kwargs):
+    begin(self, *args, rank=rank, world=world, **kwargs)
+    self.seed += rank
+
+
+BROKEN = {
+    "nothing": nullcontext(),
+    "counts": patch.object(Trainable, "forward", own_counts),
+    "noise": patch.object(Trainable, "forward", noise),
+    "order": patch.object(StepSampler, "__init__", own_order),
+    "no reduction": patch.object(Accelerator, "prepare_model", lambda self, model, **_: model),
+}
+
+
+def main(file: str) -> None:
+    torch.set_num_threads(1)
+    steps.HEADS = {"deformable_detr": steps.HEADS["deformable_detr"]}
+    accelerator = start_processes(steps.configured("deformable_detr", 1))
+    found = {}
+    for way, broken in BROKEN.items():
+        with broken:
+            lines = steps.exactness("no", accelerator.num_processes, accelerator.device)
+        found[way] = {line.name: line.verdict.value for line in lines}
+    if accelerator.is_main_process:
+        Path(file).write_text(json.dumps(found))
+    accelerator.state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

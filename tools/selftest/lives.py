@@ -1,0 +1,188 @@
+"""Whole small runs in child processes: killed and resumed, exported, and where their time goes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from disk import ROOT
+from tools.selftest.report import Line, Verdict
+from training.shelf import step_name
+
+STEPS = 40
+SAVED_EVERY = 5
+PROFILED = 20
+LIFE_S = 300.0
+"""A child that takes longer hangs"""
+OF_A_LAUNCHER = (
+    *(
+        "ACCELERATE_",
+        "TORCHELASTIC_",
+        "SLURM_",
+        "PMI",
+        "PET_",
+        "OMPI_",
+        "GROUP_",
+        "ROLE_",
+        "MASTER_",
+    ),
+    *("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE"),
+)
+"""Beginnings of variables that tell a process that it is one of several"""
+SMALL = (
+    *("--data.synthetic_train", "64", "--data.synthetic_val", "32", "--data.cache_features", "0"),
+    *("--data.num_workers", "0", "--run.tracker", "none", "--run.draw_batches", "0"),
+    *("--train.steps", str(STEPS), "--train.checkpoint_every", str(SAVED_EVERY)),
+    *(
+        "--train.evaluate_every",
+        "null",
+        "--train.ema_decay",
+        "0.9",
+        "--train.keep_checkpoints",
+        "1",
+    ),
+)
+
+
+COMPARED = ("AP", "AP50", "AR_100")
+SAME_METRIC = 1e-4
+
+
+class ChildError(Exception):
+    """A child run ended otherwise than it should."""
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    """A small run of the embedded default."""
+    return child(str(ROOT / "train_accelerate.py"), *SMALL, *arguments)
+
+
+def child(*command: str) -> subprocess.Popen:
+    """A Python process in a process group of its own, as a world of one."""
+    environment = {n: v for n, v in os.environ.items() if not n.startswith(OF_A_LAUNCHER)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    """What a run printed until its end.
+
+    Raises:
+        ChildError: if it failed, or takes too long.
+    """
+    try:
+        output, _ = process.communicate(timeout=LIFE_S)
+    except subprocess.TimeoutExpired as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise ChildError(f"a run of {STEPS} steps took more than {LIFE_S:.0f} s") from error
+    if process.returncode:
+        last = (output.strip().splitlines() or ["nothing was printed"])[-1]
+        raise ChildError(f"a run ended with status {process.returncode}: {last}")
+    return output
+
+
+def undisturbed(folder: Path) -> str:
+    """What a run to its end printed, with a profile of its steps."""
+    return finish(start("--run.output_dir", str(folder), "--run.profile", str(PROFILED)))
+
+
+def kill_and_resume(folder: Path, whole: Path) -> Line:
+    """Kill a run after its first checkpoint, resume it, and compare it with one that was not killed.
+
+    Args:
+        whole: folder of that run.
+    """
+    name = "kill and resume"
+    process = start("--run.output_dir", str(folder))
+    saved = folder / "checkpoints" / "last"
+    until = time.monotonic() + LIFE_S
+    while process.poll() is None and not saved.is_symlink() and time.monotonic() < until:
+        time.sleep(0.005)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    if not saved.is_symlink():
+        return Line.of(
+            name, False, "there was no checkpoint before the run ended", "see the line above"
+        )
+    killed_at = int(saved.readlink().name.rpartition("-")[2])
+    if (folder / "DONE").exists() or killed_at >= STEPS:
+        return Line(
+            name, Verdict.UNKNOWN, f"{STEPS} steps were over before the run could be killed"
+        )
+    output = finish(start("--run.output_dir", str(folder), "--run.resume", "auto"))
+    began = re.search(r"resumed at step (\d+)", output)
+    if began is None:
+        return Line.of(name, False, "the run began anew", "look at its checkpoints folder")
+    differing = [
+        f"{file}: {tensor}"
+        for file in ("model/trainable", "model/average", "state/optimizer")
+        for tensor in _differing(*(_tensors(run, file) for run in (whole, folder)))
+    ]
+    return Line.of(
+        name,
+        not differing,
+        f"killed after step {killed_at}, resumed at step {began[1]}: weights, average and optimizer of step {STEPS} "
+        + (
+            f"differ in {len(differing)} tensors, first {differing[0]}"
+            if differing
+            else "are bit-equal"
+        ),
+        "if `repeatable kernels` holds, report this as a bug; if it does not, this follows from it",
+    )
+
+
+def _tensors(run: Path, file: str) -> dict:
+    return load_file(run / "checkpoints" / step_name(STEPS) / f"{file}.safetensors")
+
+
+def _differing(one: dict, other: dict) -> Sequence[str]:
+    return [
+        name
+        for name in sorted(set(one) | set(other))
+        if name not in one or name not in other or not one[name].equal(other[name])
+    ]
+
+
+def export_as_logged(folder: Path) -> Line:
+    """Whether what was exported has the AP that was logged, when it is loaded and evaluated anew."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    logged = next(row for row in reversed(rows) if "eval/AP" in row)
+    given = ("--model", str(folder / "export"), "--config", str(folder / "config.yaml"))
+    output = finish(child("-m", "tools.evaluate", *given))
+    found = json.loads(output.strip().splitlines()[-1])
+    apart = max(abs(logged[f"eval/{metric}"] - found[metric]) for metric in COMPARED)
+    figures = ", ".join(f"{m} {logged[f'eval/{m}']:.4f} and {found[m]:.4f}" for m in COMPARED)
+    return Line.of(
+        "export against log",
+        apart < SAME_METRIC,
+        f"{figures} (log, and the exported model loaded and evaluated anew)",
+        "what is shipped is not what was measured: report this as a bug, with this output",
+    )
+
+
+def where_time_goes(output: str) -> list[Line]:
+    """The table of the profiled steps, by a run's output."""
+    rows = re.findall(r"^(\S[\w ]*?)\s{2,}([\d.]+)\s+([\d.]+) %$", output, re.MULTILINE)
+    parts = [f"{name} {share} %" for name, _, share in rows if name != "step"]
+    step = next((seconds for name, seconds, _ in rows if name == "step"), None)
+    if step is None:
+        return [Line("where time goes", Verdict.UNKNOWN, "the run printed no profile")]
+    return [
+        Line("where time goes", Verdict.MEASURED, f"{float(step):.3f} s a step: {', '.join(parts)}")
+    ]
