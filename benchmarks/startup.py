@@ -2,7 +2,8 @@
 
 COCO files with seven boxes an image, each start in a process of its own: seconds from reading the
 configuration to the first batch, with no cache at all, with the headers of images alone (annotations are
-read and checked anew), and with the index. Then what a process holds, and by how much a forked worker
+read and checked anew), with the index, and of shards (`tools.pack`). Then what reading an encoded image takes at a
+random place, as a file and in a shard, what a process holds, and by how much a forked worker
 grows that looks at every record once, with records as columns and as a list of objects. The images are
 hard links to a few small files: what a disk adds by looking at many is not in it.
 """
@@ -27,7 +28,13 @@ BOXES = 7
 FILES = 64
 """Different images"""
 PER_FOLDER = 1000
-STARTS = {"nothing": (), "headers": ("headers-",), "index": ("headers-", "dataset-")}
+STARTS: dict[str, tuple[str, ...]] = {
+    "nothing": (),
+    "headers": ("headers-",),
+    "index": ("headers-", "dataset-"),
+    "packed": ("headers-", "dataset-"),
+}
+READ = 5000
 """What of the cache is left, by name of a start"""
 
 
@@ -59,8 +66,8 @@ def write_dataset(root: Path, num: int) -> None:
         (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
 
 
-def start(root: str) -> None:
-    """One start up to its first batch; prints seconds and MB."""
+def start(root: str, packed: str | None) -> None:
+    """One start up to its first batch; prints seconds, MB and ms."""
     from data.build import build_data
     from data.canvas import resized_sizes
     from data.feed.loader import TrainDataset, batches_of, train_loader
@@ -68,7 +75,9 @@ def start(root: str) -> None:
     from settings.keys import DataConfig, ImageSizeConfig
 
     size = ImageSizeConfig(longest=160)
-    cfg = DataConfig(source="coco", path=root, val_split="val", image_size=size, num_workers=2)
+    cfg = DataConfig(
+        source="coco", path=root, val_split="val", image_size=size, num_workers=2, packed=packed
+    )
     before = psutil.Process().memory_info().rss
     begun = time.perf_counter()
     data = build_data(cfg, 0)
@@ -80,7 +89,13 @@ def start(root: str) -> None:
     own = (psutil.Process().memory_info().rss - before) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     columns, objects = _growth_mb(data.train.records), _growth_mb(list(data.train.records))
-    print(json.dumps([seconds, own, peak, columns, objects]))
+    places = np.random.default_rng(0).integers(0, len(data.train), READ).tolist()
+    begun = time.perf_counter()
+    for place in places:
+        source = data.train.images[place]
+        _ = source.read_bytes() if isinstance(source, Path) else source
+    read = 1e3 * (time.perf_counter() - begun) / READ
+    print(json.dumps([seconds, own, peak, columns, objects, read]))
 
 
 def _growth_mb(records: Sequence[object]) -> float:
@@ -107,12 +122,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--start", help=argparse.SUPPRESS)
+    parser.add_argument("--packed", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.start:
-        return start(args.start)
+        return start(args.start, args.packed)
     print(
-        "| Images | First start, s | Headers known, s | Second start, s | Held by a process, MB | Peak of the first, MB "
-        "| A worker grows, MB | ... with a list of records, MB |\n|---|---|---|---|---|---|---|---|"
+        "| Images | First start, s | Headers known, s | Second start, s | Shards, s | Reading a file, ms | From a shard, ms "
+        "| Held by a process, MB | Peak of the first, MB | A worker grows, MB | ... with a list of records, MB |\n"
+        f"|{'---|' * 11}"
     )
     for num in args.images:
         with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +139,10 @@ def main() -> None:
 
 def row(folder: Path, num: int, rounds: int) -> str:
     """The table's line for `num` images."""
-    write_dataset(folder / "data", num)
+    data, packed = folder / "data", folder / "packed"
+    write_dataset(data, num)
+    keys = ("--data.source", "coco", "--data.path", str(data), "--data.val_split", "val")
+    _run(folder, "tools.pack", *keys, "--out", str(packed))
     cache = folder / "cache" / "permafrost"
     found: dict[str, list[list[float]]] = {name: [] for name in STARTS}
     for _ in range(rounds):
@@ -131,17 +151,24 @@ def row(folder: Path, num: int, rounds: int) -> str:
             for old in cache.glob("[!.]*"):
                 if not old.name.startswith(kept or ("nothing",)):
                     subprocess.run(["rm", "-r", old], check=True)
-            command = [sys.executable, "-m", "benchmarks.startup", "--start", str(folder / "data")]
-            env = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
-            done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
-            found[name].append(json.loads(done.stdout.splitlines()[-1]))
+            given = ("--packed", str(packed)) if name == "packed" else ()
+            output = _run(folder, "benchmarks.startup", "--start", str(data), *given)
+            found[name].append(json.loads(output.splitlines()[-1]))
     seconds = {name: [starts[0] for starts in all_of] for name, all_of in found.items()}
     told = [
         f"{statistics.median(own):.2f} [{min(own):.2f}-{max(own):.2f}]" for own in seconds.values()
     ]
-    _, held, _, columns, objects = (statistics.median(c) for c in zip(*found["index"], strict=True))
+    _, held, _, columns, objects, file = map(statistics.median, zip(*found["index"], strict=True))
+    shard = statistics.median(start[5] for start in found["packed"])
     peak = statistics.median(first[2] for first in found["nothing"])
-    return " | ".join([*told, *(f"{mb:.0f}" for mb in (held, peak, columns, objects))])
+    sizes = (f"{mb:.0f}" for mb in (held, peak, columns, objects))
+    return " | ".join([*told, f"{file:.3f}", f"{shard:.3f}", *sizes])
+
+
+def _run(folder: Path, module: str, *arguments: str) -> str:
+    command = [sys.executable, "-m", module, *arguments]
+    env = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+    return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from data.dataset import Data
 from data.findings import IMAGE_KINDS, Finding, Findings, Remedy
 from data.images.header_cache import cached_headers
 from data.index import indexed
+from data.packed import load_packed
 from data.regions import MOST_PARTS
 from data.schema import Split
 from data.splits import split_off
@@ -47,6 +48,10 @@ def build_data(
         UserError: if the dataset cannot be read, or has defects that training cannot work around.
     """
     findings = Findings()
+    if cfg.packed is not None:
+        data = load_packed(cfg, seed, labels)
+        check_findings(data.findings, cfg.strict, max_bad_images)
+        return data
     try:
         data = indexed(cfg, seed, labels, lambda: read_data(cfg, seed, findings, labels))
     except UserError:

@@ -21,7 +21,7 @@ import pyarrow as pa
 from data.dataset import Data
 from data.findings import Findings
 from data.images.headers import readable_formats
-from data.places import Places, State, places_of
+from data.places import FoundAgain, Places, State, places_of
 from data.schema import Split
 from data.table import RecordTable
 from data.taxonomy import Taxonomy
@@ -30,7 +30,7 @@ from settings.keys import DataConfig, Labels
 
 NOT_READ = {
     *("strict", "image_size", "augment", "num_workers"),
-    *("cache_features", "cache_precision", "cache_folder"),
+    *("cache_features", "cache_precision", "cache_folder", "packed"),
 }
 """Keys of the data's configuration that say nothing of what is read"""
 KEPT_S = 30 * 86400.0
@@ -118,7 +118,7 @@ def store(folder: Path, data: Data, found: Sequence[Any]) -> None:
         (writing / "rest.json").write_text(json.dumps(content))
 
 
-def load(folder: Path, places: Places) -> Data | None:
+def load(folder: Path, places: FoundAgain) -> Data | None:
     """A stored dataset; None if there is none, or not all of it."""
     try:
         content = json.loads((folder / "rest.json").read_bytes())
@@ -154,7 +154,7 @@ def load(folder: Path, places: Places) -> Data | None:
         return None
 
 
-def _load_split(folder: Path, name: str, said: dict[str, Any], places: Places) -> Split:
+def _load_split(folder: Path, name: str, said: dict[str, Any], places: FoundAgain) -> Split:
     images, rows = _read(folder / f"{name}.images"), _read(folder / f"{name}.objects")
     return Split(
         RecordTable(images, rows),

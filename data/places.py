@@ -75,7 +75,15 @@ def _stat(path: str | Path) -> os.stat_result | None:
         return None
 
 
-class Places(Protocol):
+class FoundAgain(Protocol):
+    """Finds images by what was noted of them."""
+
+    def images(self, places: pa.Array) -> EncodedImages:
+        """The images that `places` speaks of."""
+        ...
+
+
+class Places(FoundAgain, Protocol):
     """The places of a dataset's images."""
 
     def state(self) -> State:
@@ -84,10 +92,6 @@ class Places(Protocol):
 
     def found(self, split: Split) -> pa.Array | None:
         """By what each image of a split is found again; None if a change of one might not be seen."""
-        ...
-
-    def images(self, places: pa.Array) -> EncodedImages:
-        """The images of which `found` has spoken."""
         ...
 
 

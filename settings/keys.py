@@ -159,6 +159,8 @@ class DataConfig:
     repaired or converted"""
     streaming: bool = harmless(False)
     """Read a Hub dataset row by row, once, into a folder of images in the cache"""
+    packed: str | None = harmless(None)
+    """Folder that `tools.pack` has made of this dataset, by the same keys: images and annotations are read there"""
     limit: int | None = None
     """Use only the first N training images (debugging)"""
     val_on_train: bool = False

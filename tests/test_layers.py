@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "data": {*BASE, "settings"},
     "data.images": DATA,
     "data.sources": {*DATA, "data.images", "street.scenes", "street.paint"},
-    "data.build": {*DATA, "data.sources", "data.images", "data.index"},
+    "data.build": {*DATA, "data.sources", "data.images", "data.index", "data.packed"},
+    "data.packed": {*DATA, "data.images", "data.index"},
     "data.index": {*DATA, "data.images", "data.places"},
     "data.places": {*DATA, "data.sources"},
     "data.feed": {*DATA, "data.images"},
@@ -46,7 +47,7 @@ ENTRIES = ("train_accelerate", "tools", "benchmarks")
 def modules():
     """(dotted name, file) of every Python file that is ours and no test."""
     rooms = [f for room in MAY_IMPORT if "." not in room for f in (ROOT / room).rglob("*.py")]
-    tops = [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("benchmarks/*.py")]
+    tops = [*ROOT.glob("*.py"), *ROOT.glob("tools/**/*.py"), *ROOT.glob("benchmarks/*.py")]
     for file in (*rooms, *tops):
         parts = file.relative_to(ROOT).with_suffix("").parts
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), file

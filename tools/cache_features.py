@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from errors import UserError, ending_with_one_line
 from settings.keys import Config
 from settings.load import load_config
+from settings.share import share
 
 
 def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
@@ -32,7 +33,7 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     parser.add_argument("--yes", action="store_true", help="also if it takes many GB")
     parser.add_argument(
         "--share",
-        type=_share,
+        type=share,
         default=(1, 1),
         metavar="K/N",
         help="make the K-th of N parts alone; N jobs, at once or one after the other, make all",
@@ -42,13 +43,6 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     if not cfg.data.cache_features:
         raise UserError("data.cache_features 0: nothing to store; give the number of views")
     return args, cfg
-
-
-def _share(text: str) -> tuple[int, int]:
-    number, slash, jobs = text.partition("/")
-    if not (slash and number.isdecimal() and jobs.isdecimal() and 1 <= int(number) <= int(jobs)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no share; give for example 1/8")
-    return int(number), int(jobs)
 
 
 if __name__ == "__main__":  # before imports that take seconds

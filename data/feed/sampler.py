@@ -161,24 +161,27 @@ class StepSampler:
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
         for step in count(self.start_step):
-            picks = self._picks(step)
+            canvas = self._canvas(step)
             for turn in range(self.accumulation):
                 start = (turn * self.world + self.rank) * self.micro_batch_size
-                yield self._samples(step, picks, range(start, start + self.micro_batch_size))
+                yield self._samples(step, canvas, range(start, start + self.micro_batch_size))
 
     def global_batch(self, step: int) -> list[SampleRef]:
         """The whole step's samples; the same on every rank."""
-        return self._samples(step, self._picks(step), range(self.global_batch_size))
+        return self._samples(step, self._canvas(step), range(self.global_batch_size))
 
-    def _samples(self, step: int, picks: np.ndarray, places: range) -> list[SampleRef]:
-        """Those at some places of a step.
-
-        Args:
-            picks: as `_picks` gives them.
-        """
+    def _canvas(self, step: int) -> tuple[int, int]:
+        if self.canvas is not None:
+            return self.canvas
         first = step * self.global_batch_size
-        canvas = self.canvas or step_canvas(self.sizes[picks[0]], self.multiple)
-        own = picks[:, places.start : places.stop].T.tolist()
+        picks = self._picks(np.arange(first, first + self.global_batch_size))
+        return step_canvas(self.sizes[picks], self.multiple)
+
+    def _samples(self, step: int, canvas: tuple[int, int], places: range) -> list[SampleRef]:
+        """Those at some places of a step."""
+        first, size = step * self.global_batch_size, self.global_batch_size
+        turns = first + np.arange(1 + SPARES)[:, None] * size  # the step's, and the next ones'
+        picks = self._picks((turns + np.array(places)).ravel()).reshape(1 + SPARES, -1)
         return [
             SampleRef(
                 index,
@@ -187,19 +190,17 @@ class StepSampler:
                 tuple(spares),
                 step < self.shown_steps,
             )
-            for place, (index, *spares) in zip(places, own, strict=True)
+            for place, (index, *spares) in zip(places, picks.T.tolist(), strict=True)
         ]
 
-    def _picks(self, step: int) -> np.ndarray:
-        """int64 [1 + SPARES, G]: the images of a step, and those of the next steps, which stand in for them."""
-        first = step * self.global_batch_size
-        samples = np.arange(first, first + self.global_batch_size * (1 + SPARES))
+    def _picks(self, samples: np.ndarray) -> np.ndarray:
+        """The images of some places of the stream, int64 [n]."""
         epochs, places = np.divmod(samples, len(self.sizes))
         picks = np.empty_like(samples)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             of_epoch = epochs == epoch
             picks[of_epoch] = self._order(epoch)[places[of_epoch]]
-        return picks.reshape(1 + SPARES, -1)
+        return picks
 
     def _order(self, epoch: int) -> np.ndarray | ComputedOrder:
         if epoch not in self._orders:

@@ -1,0 +1,275 @@
+"""A checked dataset in a few large files: encoded images in shards, everything else as the dataset index has it.
+
+A shard is a pure function of a range of images, so that any number of jobs can make them; the index is written last.
+Reading maps the files: any image in any order, no name looked up, nothing parsed.
+"""
+
+import dataclasses
+import json
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data.dataset import Data
+from data.images.headers import Header, inspect
+from data.index import NOT_READ, load, store
+from data.schema import Split
+from disk import WRITING, write_whole
+from errors import UserError
+from settings.keys import DataConfig, Labels
+
+FORMAT = 1
+"""Raise it when the form changes"""
+SHARD_IMAGES = 2048
+MAX_NAMED = 5
+INDEX, ABOUT, SIZES = "dataset", "packed.json", "shards.json"
+ELSEWHERE = {"path", "revision", "streaming"}
+"""Keys that say where a dataset was read, and not what of it"""
+
+
+@dataclass(frozen=True)
+class PackedImages:
+    """Images of a split, by their numbers in the shards."""
+
+    shards: "Shards"
+    numbers: np.ndarray
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.shards.image(int(self.numbers[index]))
+
+
+class Shards:
+    """Mapped files with the encoded images of both splits, numbered through."""
+
+    def __init__(self, folder: Path, size: int):
+        """
+        Args:
+            size: images of each file but the last.
+        """
+        self.folder = folder
+        self.size = size
+        self._mapped: dict[int, pa.Array] = {}
+
+    def file(self, shard: int) -> Path:
+        """Where a shard is."""
+        return self.folder / f"images-{shard:05d}.arrow"
+
+    def image(self, number: int) -> bytes:
+        """
+        Raises:
+            UserError: if it could not be read when the dataset was packed, or its shard is not there.
+        """
+        shard, row = divmod(number, self.size)
+        if shard not in self._mapped:
+            try:
+                self._mapped[shard] = (
+                    pa.ipc.open_file(pa.memory_map(str(self.file(shard)))).get_batch(0).column(0)
+                )
+            except (OSError, ValueError) as error:  # Arrow's errors are among them
+                raise UserError(f"{self.file(shard)}: cannot be read: {error}") from error
+        content = self._mapped[shard][row].as_buffer()
+        if content is None:
+            raise UserError(
+                f"image {number} of {self.folder}: could not be read when the dataset was packed"
+            )
+        return content.to_pybytes()
+
+    def damaged(self) -> list[str]:
+        """Names of files that do not have the size with which they were written; a mapped file that is too short
+        would end the process.
+
+        Raises:
+            ValueError: for a list of sizes that is none.
+        """
+        try:
+            sizes = json.loads((self.folder / SIZES).read_text())
+        except FileNotFoundError:  # not complete yet
+            return []
+        return [name for name, size in sizes.items() if _size(self.folder / name) != size]
+
+    def images(self, places: pa.Array) -> PackedImages:
+        """The images of some numbers."""
+        return PackedImages(self, places.to_numpy())
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A folder that is being filled with a dataset."""
+
+    folder: Path
+    data: Data
+    size: int = SHARD_IMAGES
+    """Images of a shard"""
+
+    @property
+    def shards(self) -> Shards:
+        """Its files."""
+        return Shards(self.folder, self.size)
+
+    @property
+    def splits(self) -> Sequence[Split]:
+        """Those whose images are stored."""
+        return (
+            [self.data.train]
+            if self.data.val is self.data.train
+            else [self.data.train, self.data.val]
+        )
+
+    @property
+    def num_images(self) -> int:
+        """Of all splits."""
+        return sum(map(len, self.splits))
+
+    @property
+    def num_shards(self) -> int:
+        """Files with images."""
+        return -(-self.num_images // self.size)
+
+    def missing(self) -> list[int]:
+        """Shards that are not there yet, or not as they were written."""
+        damaged = self.shards.damaged()
+        files = {shard: self.shards.file(shard) for shard in range(self.num_shards)}
+        return [n for n, file in files.items() if not file.is_file() or file.name in damaged]
+
+    def begin(self, cfg: DataConfig, seed: int) -> None:
+        """Write what the folder will hold.
+
+        Raises:
+            UserError: if it holds something else.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        about = {**_about(cfg, seed, self.data.labels), "fingerprint": self.data.fingerprint()}
+        text = json.dumps({**about, "shard_images": self.size}, indent=2) + "\n"
+        file = self.folder / ABOUT
+        if not file.exists():
+            if any(not path.name.startswith(".") for path in self.folder.iterdir()):
+                raise UserError(
+                    f"{self.folder}: is neither empty nor a packed dataset; give another folder"
+                )
+            write_whole(file, text)
+        elif file.read_text() != text:
+            raise UserError(
+                f"{self.folder}: holds another dataset, or was made by other keys; give another folder"
+            )
+
+    def write(self, shard: int, progress: Callable[[], object] = lambda: None) -> None:
+        """Write a shard, whole or not at all.
+
+        Raises:
+            UserError: if an image has changed since the dataset was checked.
+        """
+        file = self.shards.file(shard)
+        first = shard * self.size
+        images = [
+            self._encoded(number, progress)
+            for number in range(first, min(first + self.size, self.num_images))
+        ]
+        temporary = file.with_name(f"{WRITING}{file.name}-{secrets.token_hex(4)}")
+        try:
+            batch = pa.record_batch({"image": pa.array(images, pa.large_binary())})
+            with (
+                pa.OSFile(str(temporary), "wb") as sink,
+                pa.ipc.new_file(sink, batch.schema) as writer,
+            ):
+                writer.write_batch(batch)
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def finish(self) -> None:
+        """Write the index, by which the folder becomes a dataset."""
+        files = [self.shards.file(shard) for shard in range(self.num_shards)]
+        write_whole(self.folder / SIZES, json.dumps({file.name: _size(file) for file in files}))
+        if load(self.folder / INDEX, self.shards) is None:
+            shutil.rmtree(self.folder / INDEX, ignore_errors=True)  # a damaged one
+        ends = np.cumsum([0, *map(len, self.splits)])
+        numbers = [pa.array(np.arange(*ends[turn : turn + 2])) for turn in range(len(self.splits))]
+        store(self.folder / INDEX, self.data, [numbers[0], numbers[-1]])
+
+    def _encoded(self, number: int, progress: Callable[[], object]) -> bytes | None:
+        split, index = self.data.train, number
+        if number >= len(split):
+            split, index = self.data.val, number - len(split)
+        progress()
+        record = split.records[index]
+        if record.unreadable:
+            return None
+        try:
+            source = split.images[index]
+            content = source if isinstance(source, bytes) else source.read_bytes()
+        except OSError as error:
+            raise UserError(f"{record.where}: cannot be read: {error}") from error
+        header = inspect(content)
+        if not isinstance(header, Header) or header.digest != record.digest:
+            raise UserError(
+                f"{record.where}: has changed since the dataset was checked; pack it again"
+            )
+        return content
+
+
+def load_packed(cfg: DataConfig, seed: int, labels: Labels) -> Data:
+    """The dataset in `cfg.packed`.
+
+    Raises:
+        UserError: if it is not there, not complete, or not what the configuration asks for.
+    """
+    folder = Path(str(cfg.packed)).expanduser()
+    try:
+        found: dict[str, Any] = json.loads((folder / ABOUT).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"data.packed {cfg.packed}: is no folder that tools.pack has made ({error})"
+        ) from error
+    wanted = _about(cfg, seed, labels)
+    if differing := list(_differing(found, wanted)):
+        raise UserError(
+            "\n  ".join([f"data.packed {cfg.packed} was made of another dataset:", *differing])
+        )
+    shards = Shards(folder, found["shard_images"])
+    data, damaged = load(folder / INDEX, shards), shards.damaged()
+    if damaged:
+        raise UserError(
+            f"data.packed {cfg.packed}: {', '.join(damaged[:MAX_NAMED])} is not as it was written; call tools.pack again"
+        )
+    if data is None:
+        raise UserError(
+            f"data.packed {cfg.packed}: is not complete, or damaged; call tools.pack again, it goes on where it ended"
+        )
+    return data
+
+
+def _size(file: Path) -> int | None:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None
+
+
+def _about(cfg: DataConfig, seed: int, labels: Labels) -> dict[str, Any]:
+    """What of a configuration decides what is read."""
+    unused = NOT_READ | ELSEWHERE
+    if cfg.source != "synthetic":
+        unused = unused | {"synthetic_train", "synthetic_val"}
+    keys = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in unused}
+    drawn = cfg.source == "synthetic" or (cfg.val_split is None and not cfg.val_on_train)
+    about = {"format": FORMAT, "labels": labels, "data": keys, "seed": seed if drawn else None}
+    return json.loads(json.dumps(about))
+
+
+def _differing(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
+    if found.get("format") != FORMAT:
+        yield "by another version of tools.pack; pack it again"
+        return
+    if found["labels"] != wanted["labels"]:
+        yield f"for {found['labels']}, and model.task wants {wanted['labels']}"
+    if found["seed"] != wanted["seed"]:
+        yield f"with run.seed {found['seed']}, which decides what is held out; this run has {wanted['seed']}"
+    for key, value in wanted["data"].items():
+        if found["data"].get(key) != value:
+            yield f"data.{key} was {found['data'].get(key)}, and is {value}"
