@@ -36,10 +36,14 @@ def set_up_fp16(accelerator: Accelerator, cfg: TrainConfig) -> None:
     if accelerator.device.type == "cpu":
         accelerator.native_amp = True  # what `prepare`, `autocast` and `clip_grad_norm_` go by
         accelerator.scaler = torch.amp.GradScaler("cpu")
-    load_scaler(accelerator, {"scale": cfg.loss_scale_start or LOSS_SCALE, "_growth_tracker": 0}, cfg)
+    load_scaler(
+        accelerator, {"scale": cfg.loss_scale_start or LOSS_SCALE, "_growth_tracker": 0}, cfg
+    )
 
 
-def load_scaler(accelerator: Accelerator, state: Mapping[str, Any] | None, cfg: TrainConfig) -> None:
+def load_scaler(
+    accelerator: Accelerator, state: Mapping[str, Any] | None, cfg: TrainConfig
+) -> None:
     """Go on with the loss scale of a checkpoint, if it and the run have one.
 
     Args:

@@ -84,7 +84,9 @@ def assert_same_end(one, other):
     for name in ("model/trainable", "model/average", "state/optimizer"):
         file = f"checkpoints/last/{name}.safetensors"
         assert (one / file).read_bytes() == (other / file).read_bytes()
-    states = [json.loads((r / "checkpoints/last/state/state.json").read_text()) for r in (one, other)]
+    states = [
+        json.loads((r / "checkpoints/last/state/state.json").read_text()) for r in (one, other)
+    ]
     for key in ("step", "samples_seen", "scaler"):
         assert states[0][key] == states[1][key]
 
@@ -108,7 +110,8 @@ def test_an_overflow_in_fp16_leaves_no_trace(tmp_path, monkeypatch, head):
     # The first is that of the small step in fp32 that looks for what trains.
     assert set(seen[1:high]) == {torch.float16}
     fewer = high - (len(seen) - high)
-    assert fewer == 4 * (30 - math.log2(fitting))  # attempts at the first step, of four micro-batches
+    more_attempts = 30 - math.log2(fitting)
+    assert fewer == 4 * more_attempts  # of four micro-batches
     assert_same_end(tmp_path / "high", tmp_path / "fitting")
     text = (tmp_path / "high/train.log").read_text()
     assert f"at a loss scale of {2.0**30:g}; taken with {fitting:g}" in text

@@ -22,7 +22,6 @@ from settings.keys import Config, RunConfig, TrainConfig
 from training.counts import agree
 from training.meter import StepMeter
 
-
 MIXED = {
     "fp16": TrainConfig(precision="fp16", loss_scale_start=64.0),
     "bf16": TrainConfig(precision="bf16"),

@@ -125,8 +125,9 @@ def test_in_fp16_the_head_cannot_tell_stored_from_live(tmp_path, monkeypatch):
     )
     train(cached_run(tmp_path, run__output_dir=tmp_path / "live", **keys))
     one, other = tmp_path / "stored", tmp_path / "live"
-    print(losses(one), losses(other), norms(one), norms(other))
+    assert losses(one)[0] == losses(other)[0]
     assert losses(one) == pytest.approx(losses(other), rel=1e-3)
+    assert norms(one) == pytest.approx(norms(other), rel=1e-2)
 
 
 def test_run_goes_on_bit_exactly(tmp_path):

@@ -210,7 +210,13 @@ def test_keys_that_may_change_at_a_resume_change_no_step():
     assert {"run.output_dir", "data.path", "train.micro_batch_size", "eval.batch_size"} <= harmless
     deciding = ("run.seed", "data.source", "data.augment", "data.image_size.longest", "model.head")
     deciding += ("model.head_args", "model.freeze", "train.global_batch_size", "train.precision")
-    deciding += ("train.loss_scale_growth_steps", "train.steps", "train.ema_decay", "eval.metric", "eval.max_detections")
+    deciding += (
+        "train.loss_scale_growth_steps",
+        "train.steps",
+        "train.ema_decay",
+        "eval.metric",
+        "eval.max_detections",
+    )
     assert not harmless & set(deciding)
     assert not any(name.startswith("optim.") for name in harmless)
 
