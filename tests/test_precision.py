@@ -8,19 +8,38 @@ from accelerate.state import AcceleratorState
 
 import tools.evaluate
 import tools.predict
+import train_accelerate
 from builders import TINY_HEAD, VARIANTS, metrics_lines, tiny_run
 from lives import Strike
 from model.losses.set_criterion import SetCriterion
 from runs import ids, losses, norms, train
 
 MIXED_HEADS = ["detr", "deformable_detr_two_stage"]
+TOO_HIGH = 2.0**20
+"""Loss scale at which their gradients overflow"""
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
-def test_bf16_trains_and_is_evaluated_in_fp32(tmp_path):
+@pytest.fixture
+def dtypes(monkeypatch):
+    """Of all logits that have reached the criterion; first those of the small step that looks for what trains."""
+    seen = []
+    original = SetCriterion.__call__
+
+    def call(self, outputs, *rest):
+        seen.append(outputs.logits.dtype)
+        return original(self, outputs, *rest)
+
+    monkeypatch.setattr(SetCriterion, "__call__", call)
+    return seen
+
+
+def test_bf16_trains_and_is_evaluated_in_fp32(tmp_path, dtypes):
     train(tiny_run(tmp_path, train__precision="bf16"))
+    assert dtypes == [torch.float32, *[torch.bfloat16] * 3]
     run = tmp_path / "run"
+    assert "train/loss_scale" not in metrics_lines(run)[0]
     assert all(map(math.isfinite, losses(run)))
     arguments = ["--model", str(run / "export"), "--config", str(run / "config.yaml")]
     tools.evaluate.main([*arguments, "--out", str(tmp_path / "again")])
@@ -75,8 +94,12 @@ def scales(run):
     return [row["train/loss_scale"] for row in metrics_lines(run) if "train/loss_scale" in row]
 
 
+def end_state(run):
+    return json.loads((run / "checkpoints/last/state/state.json").read_text())
+
+
 def assert_same_end(one, other):
-    """Bit by bit: weights, average, moments, scaler; and every loss on the way."""
+    """Bit by bit: weights, average, moments; and every loss on the way."""
     assert losses(one) == losses(other)
     assert norms(one) == norms(other)
     assert ids(one) == ids(other)
@@ -84,43 +107,35 @@ def assert_same_end(one, other):
     for name in ("model/trainable", "model/average", "state/optimizer"):
         file = f"checkpoints/last/{name}.safetensors"
         assert (one / file).read_bytes() == (other / file).read_bytes()
-    states = [
-        json.loads((r / "checkpoints/last/state/state.json").read_text()) for r in (one, other)
-    ]
-    for key in ("step", "samples_seen", "scaler"):
-        assert states[0][key] == states[1][key]
 
 
 @pytest.mark.parametrize("head", MIXED_HEADS)
-def test_an_overflow_in_fp16_leaves_no_trace(tmp_path, monkeypatch, head):
-    """A scale that is far too high, against one that fits: dozens of attempts more, and the same run."""
-    seen = []
-    original = SetCriterion.__call__
+def test_an_overflow_in_fp16_leaves_no_trace(tmp_path, monkeypatch, dtypes, head):
+    """Scales that are far too high at each step, against those that fit: dozens of attempts more, and the same run."""
+    original, following = train_accelerate.log_step, itertools.repeat(TOO_HIGH)
 
-    def call(self, outputs, *rest):
-        seen.append(outputs.logits.dtype)
-        return original(self, outputs, *rest)
+    def log_step(run, *rest):
+        original(run, *rest)
+        run.accelerator.scaler.update(next(following))
 
-    monkeypatch.setattr(SetCriterion, "__call__", call)
-    train(mixed_run(tmp_path, head, "high", train__loss_scale_start=2.0**30))
-    high = len(seen)
-    fitting = scales(tmp_path / "high")[0]
-    assert 1 <= fitting < 2.0**17
-    train(mixed_run(tmp_path, head, "fitting", train__loss_scale_start=fitting))
-    # The first is that of the small step in fp32 that looks for what trains.
-    assert set(seen[1:high]) == {torch.float16}
-    fewer = high - (len(seen) - high)
-    more_attempts = 30 - math.log2(fitting)
-    assert fewer == 4 * more_attempts  # of four micro-batches
+    monkeypatch.setattr(train_accelerate, "log_step", log_step)
+    train(mixed_run(tmp_path, head, "high", train__loss_scale_start=TOO_HIGH))
+    high, fitting = len(dtypes), scales(tmp_path / "high")
+    assert all(1 <= scale < TOO_HIGH / 8 for scale in fitting)
+    following = iter([*fitting[1:], 1.0])
+    train(mixed_run(tmp_path, head, "fitting", train__loss_scale_start=fitting[0]))
+    assert set(dtypes[1:high]) == {torch.float16}
+    more_attempts = sum(math.log2(TOO_HIGH / scale) for scale in fitting)
+    assert high - (len(dtypes) - high) == 4 * more_attempts  # of four micro-batches
     assert_same_end(tmp_path / "high", tmp_path / "fitting")
     text = (tmp_path / "high/train.log").read_text()
-    assert f"at a loss scale of {2.0**30:g}; taken with {fitting:g}" in text
+    assert f"at a loss scale of {TOO_HIGH:g}; taken with {fitting[0]:g}" in text
     assert text.count("fp16 on a CPU is slow") == 1
     assert "skipped" not in text
     rows = [row for row in metrics_lines(tmp_path / "high") if "train/loss" in row]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert [row["train/lr"] for row in rows] == pytest.approx([1e-4, 1e-4, 5e-5])
-    state = json.loads((tmp_path / "high/checkpoints/last/state/state.json").read_text())
+    state = end_state(tmp_path / "high")
     assert (state["step"], state["samples_seen"]) == (3, 12)
 
 
@@ -134,12 +149,13 @@ def test_killed_while_the_scale_grows_and_on_two_processes(tmp_path, lives, head
         lives.finish(mixed_run(tmp_path, head, run.name, **keys), world)
     arguments = mixed_run(tmp_path, head, killed.name, run__resume="auto", **keys)
     assert -9 in lives.live(arguments, 2, (Strike("log", 3, rank=1),)), lives.outputs[-1]
-    kept = json.loads((killed / "checkpoints/last/state/state.json").read_text())
+    kept = end_state(killed)
     assert kept["step"] in (1, 2)
     assert kept["scaler"]["_growth_tracker"] > 0
     lives.finish(arguments, 2)
     assert f"resumed at step {kept['step']}" in (killed / "train.log").read_text()
     assert_same_end(killed, two)
+    assert end_state(killed)["scaler"] == end_state(two)["scaler"] == end_state(one)["scaler"]
     assert any(later == 2 * scale for scale, later in itertools.pairwise(scales(two)))
     assert scales(one) == scales(two)
     assert ids(one) == ids(two)
