@@ -14,11 +14,11 @@ if __name__ == "__main__":  # before imports that take seconds: --help and mista
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers.utils import logging as transformers_logging
 
@@ -33,6 +33,7 @@ from run.build import Run, build_run, start_processes
 from run.evaluate import complete_best, evaluate
 from run.export import export
 from run.log import DONE, claim_run_folder
+from run.precision import Attempt, loss_scale, with_fitting_scale
 from run.profile import StepProfile
 from run.together import on_main
 from run.trouble import (
@@ -62,7 +63,6 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
     """
     cfg, accelerator, state, checkpoints = run.cfg, run.accelerator, run.state, run.checkpoints
     trainable = run.detector.trainable
-    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     meter = StepMeter(accelerator, cfg.train.global_batch_size)
     profile = StepProfile(run, meter)
     fits = None if run.memory is None else run.memory.fits
@@ -101,31 +101,54 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
         factor = lr_factor(state.step, run.num_steps, cfg.optim)
         set_lr(run.optimizer, factor)
         trainable.at(state.step / run.num_steps)
-        for turn, batch in enumerate(batches):
-            last = turn == accumulation - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                number = turn * accelerator.num_processes + accelerator.process_index
-                seed_dropout(cfg.run.seed, state.samples_seen, number)
-                with memory.holds(batch):
-                    losses = model(batch.to(accelerator.device), agreed.counts)
-                    # DDP averages gradients over ranks; the loss is a sum over them.
-                    accelerator.backward(losses.total * accelerator.num_processes)
-                meter.add(losses.total, losses.terms)
-        grad_norm = accelerator.clip_grad_norm_(parameters, cfg.optim.max_grad_norm or math.inf)
+        attempt = partial(attempt_step, run, model, batches, agreed.counts, meter, memory)
+        made = with_fitting_scale(accelerator, attempt, state.step + 1, run.log)
         state.samples_seen += cfg.train.global_batch_size
-        checkpoints.wait_for_copy()
-        if not take_step(accelerator, run.optimizer, grad_norm):
+        if not made.taken:
             skipped += 1  # neither schedule nor average nor count advances
-            limit, losses_seen = cfg.train.max_skipped_steps, meter.micro_losses
-            report_skipped(state.step + 1, batches, losses_seen, skipped, limit, run.log)
+            limit = cfg.train.max_skipped_steps
+            report_skipped(state.step + 1, batches, made.losses, skipped, limit, run.log)
             continue
         skipped = 0
         state.step += 1
         run.ema.update(state.step)
         run.log.advance()
         if due(state.step, cfg.run.log_every) or state.step == run.num_steps:
-            log_step(run, meter, batches, grad_norm, factor * cfg.optim.lr)
+            log_step(run, meter, batches, made.grad_norm, factor * cfg.optim.lr)
         profile.end()
+
+
+def attempt_step(
+    run: Run,
+    model: torch.nn.Module,
+    batches: Sequence[Batch],
+    counts: Mapping[str, float],
+    meter: StepMeter,
+    memory: MemoryWatch,
+) -> Attempt:
+    """Collective: called on every rank. Forward, backward and, if the gradient is finite, the step.
+
+    Args:
+        batches: this rank's micro-batches of the step. counts: those of the step.
+    """
+    cfg, accelerator, state = run.cfg, run.accelerator, run.state
+    meter.restart_losses()
+    losses_seen = []
+    for turn, batch in enumerate(batches):
+        last = turn == len(batches) - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            number = turn * accelerator.num_processes + accelerator.process_index
+            seed_dropout(cfg.run.seed, state.samples_seen, number)
+            with memory.holds(batch):
+                losses = model(batch.to(accelerator.device), counts)
+                # DDP averages gradients over ranks; the loss is a sum over them.
+                accelerator.backward(losses.total * accelerator.num_processes)
+            meter.add(losses.total, losses.terms)
+            losses_seen.append(losses.total.detach())
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    grad_norm = accelerator.clip_grad_norm_(parameters, cfg.optim.max_grad_norm or math.inf)
+    run.checkpoints.wait_for_copy()
+    return Attempt(take_step(run.optimizer, grad_norm), grad_norm, losses_seen)
 
 
 def seed_dropout(seed: int, samples_seen: int, number: int) -> None:
@@ -134,19 +157,17 @@ def seed_dropout(seed: int, samples_seen: int, number: int) -> None:
     torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
 
 
-def take_step(
-    accelerator: Accelerator, optimizer: torch.optim.Optimizer, grad_norm: torch.Tensor
-) -> bool:
-    """The optimizer step, unless the gradient is not finite; whether it was taken.
+def take_step(optimizer: torch.optim.Optimizer, grad_norm: torch.Tensor) -> bool:
+    """The optimizer step, unless the gradient's norm is not finite; whether it was taken.
 
-    All ranks decide alike, since they share the gradient. The fp16 scaler has to see the bad step as
-    well: it skips it by itself and lowers its scale.
+    All ranks decide alike, since they share the gradient. It is not left to the fp16 scaler, which looks at each
+    value alone: clipping to a norm that overflows makes zeros of finite gradients, and AdamW would take them.
     """
     finite = bool(torch.isfinite(grad_norm))
-    if finite or accelerator.scaler is not None:
+    if finite:
         optimizer.step()
     optimizer.zero_grad()
-    return finite and not accelerator.optimizer_step_was_skipped
+    return finite
 
 
 def due(step: int, every: int | None) -> bool:
@@ -189,6 +210,8 @@ def log_step(
 ) -> None:
     """Collective: called on every rank. Write the step's numbers."""
     values = meter.values(grad_norm, lr)
+    if (scale := loss_scale(run.accelerator)) is not None:
+        values["train/loss_scale"] = scale
     if run.cfg.run.log_image_ids:
         own = [image_id for batch in batches for image_id in batch.image_ids]
         values["train/image_ids"] = gather_object(own)

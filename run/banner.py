@@ -62,6 +62,8 @@ def banner(
         f"{num_steps} steps = {epochs:.1f} epochs, warm-up {cfg.optim.warmup_steps}, "
         f"{cfg.optim.schedule} schedule, precision {cfg.train.precision}, {device}",
     )
+    if cfg.train.precision == "fp16" and device == "cpu":
+        yield _row("", "fp16 on a CPU is slow: for tests and debugging")
     yield from warnings_about(cfg, detector, data, num_steps)
 
 

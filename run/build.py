@@ -47,6 +47,7 @@ from run.facts import run_facts
 from run.feature_cache import Features, prepare_features
 from run.log import DONE, RunLog
 from run.memory_probe import Memory, check_measurable, probe_memory
+from run.precision import scaler_state, set_up_fp16
 from run.resume import resume
 from run.startup import check_launch, check_same, preflight, raise_descriptor_limit, rank_facts
 from run.together import ending_together
@@ -151,8 +152,7 @@ class Run:
             ends = self.cfg.train.on_failed_save == "end"
             report_failed_save(self.checkpoints, self.log, ends)
         rng = gather_rng(self.accelerator)
-        scaler = self.accelerator.scaler
-        self.state.scaler = scaler.state_dict() if scaler is not None else None
+        self.state.scaler = scaler_state(self.accelerator)
         tensors: dict[str, Mapping[str, torch.Tensor]] = {}
         # A checkpoint says that the numbers before it are on disk: later lives do not make them again.
         refused = None if self.log.is_written() else "metrics.jsonl or train.log cannot. Make room"
@@ -176,8 +176,6 @@ def start_processes(cfg: Config) -> Accelerator:
         keep_freed_memory()
     check_launch(cfg, accelerator.num_processes, os.environ)
     preflight(accelerator)
-    if cfg.train.precision == "fp16" and accelerator.device.type == "cpu":
-        raise UserError("train.precision fp16: needs a GPU; on a CPU set train.precision no")
     check_measurable(cfg, accelerator.device)
     return accelerator
 
@@ -297,7 +295,7 @@ def build_accelerator(cfg: Config) -> Accelerator:
     # of 1 x 1 convolutions, in which the strides that it means are those of sides of one
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     with refusing("accelerate refuses this environment (ACCELERATE_*, RANK, LOCAL_RANK, ...)"):
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # without it, CPU ranks would not find each other
             mixed_precision=cfg.train.precision,
             log_with=None if cfg.run.tracker == "none" else cfg.run.tracker,
@@ -308,3 +306,5 @@ def build_accelerator(cfg: Config) -> Accelerator:
                 InitProcessGroupKwargs(timeout=timedelta(seconds=cfg.run.collective_timeout_s)),
             ],
         )
+    set_up_fp16(accelerator, cfg.train)
+    return accelerator

@@ -18,6 +18,7 @@ from run.changes import (
     note_world,
     with_micro_batch,
 )
+from run.precision import load_scaler
 from run.together import told_by_main
 from settings.keys import Config
 from training.checkpoint import Checkpoints
@@ -156,8 +157,7 @@ def resume(
     load_model(folder, detector.model)
     load_optimizer(folder, detector.model, optimizer)
     load_rng(folder, accelerator.process_index)
-    if state.scaler and accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(state.scaler)
+    load_scaler(accelerator, state.scaler, cfg.train)
     ema.tensors = load_average(folder, detector.model) if cfg.train.ema_decay is not None else {}
     state = dataclasses.replace(state, facts=dict(facts))
     if before["train"]["global_batch_size"] != cfg.train.global_batch_size:

@@ -69,8 +69,8 @@ def report_skipped(
     if in_a_row > limit:
         raise UserError(
             f"step {step}: {in_a_row} steps in a row had no finite gradient "
-            "(train.max_skipped_steps). Lower optim.lr, or find the operation with "
-            "--run.detect_anomaly true; the checkpoints written so far are kept"
+            "(train.max_skipped_steps). Lower optim.lr, try train.precision no or bf16 if it is fp16 (which ends at "
+            "65504), or find the operation with --run.detect_anomaly true; the checkpoints written so far are kept"
         )
 
 

@@ -23,6 +23,7 @@ from settings.keys import (
     ModelConfig,
     TrainConfig,
 )
+from settings.precision_checks import check_loss_scale
 from settings.walk import config_to_dict, leaf_keys
 
 MOST_WORKERS = 512
@@ -62,6 +63,7 @@ def check_config(cfg: Config, world: int | None = None) -> None:
     problems = [
         *_not_finite(config_to_dict(cfg)),
         *_check_train(cfg, world),
+        *check_loss_scale(cfg.train),
         *_check_data(cfg.data),
         *_check_task(cfg),
         *_check_start(cfg),

@@ -15,6 +15,8 @@ FROZEN_STAGES = "stages:"
 AUTO = "auto"
 PROFILE_WARM_UP = 3
 """Steps before those that run.profile measures; after them comes one more, of which a trace is written"""
+LOSS_SCALE, LOSS_SCALE_GROWTH_STEPS = 65_536.0, 2_000
+"""Those of torch"""
 MAX_SIDE_PX = 16_384
 """No image is given to a model larger than this"""
 
@@ -273,7 +275,11 @@ class TrainConfig:
     """Images per forward pass on one device; default: global_batch_size / number of processes; auto: as many of
     these as fit into memory, tried before the first step; at a resume as many as before"""
     precision: Literal["no", "fp16", "bf16"] = "no"
-    """Mixed precision of the forward pass; weights stay in fp32. fp16 needs a GPU"""
+    """Mixed precision of the forward pass; weights stay in fp32. On a CPU fp16 is slow (docs/exactness.md)"""
+    loss_scale_start: float | None = harmless(None)
+    """fp16: what the loss is multiplied by at first; halved wherever gradients overflow; default: 65536"""
+    loss_scale_growth_steps: int | None = None
+    """fp16: steps without overflow after which the loss scale is doubled; default: 2000"""
     evaluate_every: int | None = harmless(None)
     """Steps between evaluations; default: only at the end"""
     checkpoint_every: int | None = harmless(None)
@@ -282,7 +288,8 @@ class TrainConfig:
     """Decay of the averaged weights that are evaluated and exported, e.g. 0.999, reached by
     and by; default: no average"""
     max_skipped_steps: int = harmless(20)
-    """Steps in a row that may be skipped for a gradient that is not finite before the run ends"""
+    """Steps in a row that may be skipped for a gradient that is not finite before the run ends; in fp16 those
+    that no loss scale has helped"""
     keep_checkpoints: int = harmless(2)
     """Newest checkpoints that are kept; the best one is kept besides"""
     on_failed_save: Literal["end", "continue"] = harmless("end")

@@ -126,7 +126,7 @@ def test_resnet_in_detr_is_frozen_whatever_is_asked():
 
 
 def test_accelerate_takes_fp16_on_a_cpu_and_silently_computes_in_fp32():
-    """Hence we refuse it ourselves."""
+    """Hence run/precision.py turns it on."""
     accelerator = Accelerator(mixed_precision="fp16", cpu=True)
     model = accelerator.prepare(torch.nn.Linear(1, 1))
     assert accelerator.mixed_precision == "fp16"

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 
@@ -8,16 +9,37 @@ from accelerate.state import AcceleratorState
 import tools.evaluate
 import tools.predict
 import train_accelerate
-from builders import metrics_lines, tiny_run
-from errors import UserError
-from runs import losses, train
+from builders import TINY_HEAD, VARIANTS, metrics_lines, tiny_run
+from lives import Strike
+from model.losses.set_criterion import SetCriterion
+from runs import ids, losses, norms, train
+
+MIXED_HEADS = ["detr", "deformable_detr_two_stage"]
+TOO_HIGH = 2.0**20
+"""Loss scale at which their gradients overflow"""
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
-def test_bf16_trains_and_is_evaluated_in_fp32(tmp_path):
+@pytest.fixture
+def dtypes(monkeypatch):
+    """Of all logits that have reached the criterion; first those of the small step that looks for what trains."""
+    seen = []
+    original = SetCriterion.__call__
+
+    def call(self, outputs, *rest):
+        seen.append(outputs.logits.dtype)
+        return original(self, outputs, *rest)
+
+    monkeypatch.setattr(SetCriterion, "__call__", call)
+    return seen
+
+
+def test_bf16_trains_and_is_evaluated_in_fp32(tmp_path, dtypes):
     train(tiny_run(tmp_path, train__precision="bf16"))
+    assert dtypes == [torch.float32, *[torch.bfloat16] * 3]
     run = tmp_path / "run"
+    assert "train/loss_scale" not in metrics_lines(run)[0]
     assert all(map(math.isfinite, losses(run)))
     arguments = ["--model", str(run / "export"), "--config", str(run / "config.yaml")]
     tools.evaluate.main([*arguments, "--out", str(tmp_path / "again")])
@@ -55,36 +77,87 @@ def test_averaged_weights_are_evaluated_exported_and_resumed(tmp_path):
     assert all(torch.equal(resumed[n], t) for n, t in average.items())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 is allowed where a GPU is")
-def test_fp16_on_a_cpu_is_refused(tmp_path):
-    with pytest.raises(UserError, match="fp16: needs a GPU"):
-        train(tiny_run(tmp_path, train__precision="fp16"))
+def mixed_run(tmp_path, head, name, **keys):
+    """Four images a step, one at a time, with dropout."""
+    arguments = {**TINY_HEAD[VARIANTS[head][0]], **VARIANTS[head][1], "dropout": 0.1}
+    values = {
+        "run__output_dir": tmp_path / name,
+        "model__head_args": json.dumps(arguments),
+        "train__precision": "fp16",
+        "train__micro_batch_size": 1,
+        "train__ema_decay": 0.9,
+    }
+    return tiny_run(tmp_path, head, **{**values, **keys})
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 needs a GPU")
-def test_fp16_trains_on_a_gpu(tmp_path):
-    train(tiny_run(tmp_path, train__precision="fp16", train__steps=20))
-    assert all(map(math.isfinite, losses(tmp_path / "run")))
-    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+def scales(run):
+    return [row["train/loss_scale"] for row in metrics_lines(run) if "train/loss_scale" in row]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 needs a GPU")
-def test_fp16_overflow_advances_nothing(tmp_path, monkeypatch):
-    original = train_accelerate.build_run
+def end_state(run):
+    return json.loads((run / "checkpoints/last/state/state.json").read_text())
 
-    def with_huge_scale(cfg, accelerator):
-        run = original(cfg, accelerator)
-        run.accelerator.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)
-        return run
 
-    monkeypatch.setattr(train_accelerate, "build_run", with_huge_scale)
-    train(
-        tiny_run(
-            tmp_path, train__precision="fp16", train__ema_decay=0.9, train__max_skipped_steps=40
-        )
-    )
-    rows = metrics_lines(tmp_path / "run")
-    assert any("train/skipped_image_ids" in row for row in rows)
-    assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3]
-    lrs = [row["train/lr"] for row in rows if "train/loss" in row]
-    assert lrs == pytest.approx([1e-4, 1e-4, 5e-5])
+def assert_same_end(one, other):
+    """Bit by bit: weights, average, moments; and every loss on the way."""
+    assert losses(one) == losses(other)
+    assert norms(one) == norms(other)
+    assert ids(one) == ids(other)
+    assert scales(one) == scales(other)
+    for name in ("model/trainable", "model/average", "state/optimizer"):
+        file = f"checkpoints/last/{name}.safetensors"
+        assert (one / file).read_bytes() == (other / file).read_bytes()
+
+
+@pytest.mark.parametrize("head", MIXED_HEADS)
+def test_an_overflow_in_fp16_leaves_no_trace(tmp_path, monkeypatch, dtypes, head):
+    """Scales that are far too high at each step, against those that fit: dozens of attempts more, and the same run."""
+    original, following = train_accelerate.log_step, itertools.repeat(TOO_HIGH)
+
+    def log_step(run, *rest):
+        original(run, *rest)
+        run.accelerator.scaler.update(next(following))
+
+    monkeypatch.setattr(train_accelerate, "log_step", log_step)
+    train(mixed_run(tmp_path, head, "high", train__loss_scale_start=TOO_HIGH))
+    high, fitting = len(dtypes), scales(tmp_path / "high")
+    assert all(1 <= scale < TOO_HIGH / 8 for scale in fitting)
+    following = iter([*fitting[1:], 1.0])
+    train(mixed_run(tmp_path, head, "fitting", train__loss_scale_start=fitting[0]))
+    assert set(dtypes[1:high]) == {torch.float16}
+    more_attempts = sum(math.log2(TOO_HIGH / scale) for scale in fitting)
+    assert high - (len(dtypes) - high) == 4 * more_attempts  # of four micro-batches
+    assert_same_end(tmp_path / "high", tmp_path / "fitting")
+    text = (tmp_path / "high/train.log").read_text()
+    assert f"at a loss scale of {TOO_HIGH:g}; taken with {fitting[0]:g}" in text
+    assert text.count("fp16 on a CPU is slow") == 1
+    assert "skipped" not in text
+    rows = [row for row in metrics_lines(tmp_path / "high") if "train/loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["train/lr"] for row in rows] == pytest.approx([1e-4, 1e-4, 5e-5])
+    state = end_state(tmp_path / "high")
+    assert (state["step"], state["samples_seen"]) == (3, 12)
+
+
+@pytest.mark.parametrize("head", MIXED_HEADS)
+def test_killed_while_the_scale_grows_and_on_two_processes(tmp_path, lives, head):
+    """Scales and images of one process, and after the kill of one rank bit for bit the run that was not killed."""
+    keys = {"train__steps": 4, "train__checkpoint_every": 1, "optim__lr": 1e-5}
+    keys |= {"train__loss_scale_start": 2.0**18, "train__loss_scale_growth_steps": 3}
+    one, two, killed = (tmp_path / name for name in ("one", "two", "killed"))
+    for run, world in ((one, 1), (two, 2)):
+        lives.finish(mixed_run(tmp_path, head, run.name, **keys), world)
+    arguments = mixed_run(tmp_path, head, killed.name, run__resume="auto", **keys)
+    assert -9 in lives.live(arguments, 2, (Strike("log", 3, rank=1),)), lives.outputs[-1]
+    kept = end_state(killed)
+    assert kept["step"] in (1, 2)
+    assert kept["scaler"]["_growth_tracker"] > 0
+    lives.finish(arguments, 2)
+    assert f"resumed at step {kept['step']}" in (killed / "train.log").read_text()
+    assert_same_end(killed, two)
+    assert end_state(killed)["scaler"] == end_state(two)["scaler"] == end_state(one)["scaler"]
+    assert any(later == 2 * scale for scale, later in itertools.pairwise(scales(two)))
+    assert scales(one) == scales(two)
+    assert ids(one) == ids(two)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    assert norms(two) == pytest.approx(norms(one), rel=1e-3)

@@ -17,7 +17,6 @@ class StepMeter:
         self.accelerator = accelerator
         self.images_per_step = images_per_step
         self.losses: dict[str, torch.Tensor] = {}
-        self.micro_losses: list[torch.Tensor] = []
         self.restart()
 
     def restart(self) -> None:
@@ -28,16 +27,18 @@ class StepMeter:
 
     def next_step(self, load: Callable[[], T]) -> T:
         """Begin a step by loading its data; the time it takes counts as waiting."""
-        self.losses, self.micro_losses = {}, []
         start = time.perf_counter()
         loaded = load()
         self._waited_s += time.perf_counter() - start
         self._steps += 1
         return loaded
 
+    def restart_losses(self) -> None:
+        """Begin to add up a step's losses."""
+        self.losses = {}
+
     def add(self, loss: torch.Tensor, terms: dict[str, torch.Tensor]) -> None:
         """Add a micro-batch's share of the step's loss and its terms."""
-        self.micro_losses.append(loss.detach())
         for name, value in {"loss": loss, **terms}.items():
             value = value.detach()
             self.losses[name] = self.losses[name] + value if name in self.losses else value

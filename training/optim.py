@@ -88,8 +88,8 @@ def build_optimizer(
 def can_be_fused(device: str, precision: str) -> bool:
     """Whether AdamW is to be fused on a kind of device.
 
-    Not with fp16: the scaler leaves it to the kernel to skip a step, so that accelerate takes it for one that was
-    done.
+    Not with fp16: torch's scaler then leaves it to the kernel to skip a step, and accelerate takes it for one that was
+    done. `take_step` asks neither, but the two together have not been tried on a GPU.
     """
     return device in ("cpu", "cuda") and precision != "fp16"
 

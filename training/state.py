@@ -34,7 +34,7 @@ class TrainState:
     step: int = 0
     """Optimizer steps done"""
     samples_seen: int = 0
-    """Place in the sample stream; steps that were skipped count as well"""
+    """Place in the sample stream; steps that were skipped count as well, attempts of fp16 with a lower scale do not"""
     evaluated_step: int = 0
     """Step of the last whole evaluation"""
     scaler: dict[str, Any] | None = None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 MOST_SAMPLES = 2**50
+MOST_STEPS_COUNTED = 2**31 - 1
 MOST_TEXT = 10_000
 SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 SLOTS = {"step", "exp_avg", "exp_avg_sq"}
@@ -45,6 +46,9 @@ def check_state(values: Any) -> None:
             raise ValueError("scaler is not the state of an fp16 scaler")
         for key, value in scaler.items():
             real_number(f"scaler {key}", value)
+        if scaler["scale"] <= 0:
+            raise ValueError(f"scaler scale {scaler['scale']} is not above 0")
+        whole_number("scaler _growth_tracker", scaler["_growth_tracker"], MOST_STEPS_COUNTED)
     if name is not None and not _is_text(name):
         raise ValueError("tracker_run is not a name")
     if not isinstance(bad, list) or not all(_is_text(text) for text in bad):

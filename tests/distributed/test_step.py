@@ -14,10 +14,20 @@ CASES = [
     if dtype == "float64" or boxes == "uneven"  # rounding is seen in the hard one
 ]
 CASES += [f"{name}-float64-uneven" for name in PARTLY_FROZEN]
+MIXED = [
+    f"{head}-{precision}-{boxes}"
+    for head in ("detr", "deformable_detr_two_stage")
+    for precision in ("fp16", "bf16")
+    for boxes in ("uneven", "full")
+]
+CASES += MIXED
 WORLDS = {"1x4": (1, 1), "2x2": (2, 1), "4x1": (4, 1), "2x1": (2, 2)}
 """(processes, images per micro-batch) by processes x accumulation"""
 ALL_WORLDS = {"1x1": (1, 4), **WORLDS}
-LIMITS = {"float64": 1e-10, "float32": 1e-5}
+LIMITS = {"float64": 1e-10, "float32": 1e-5, "fp16": 2**-9, "bf16": 2**-6}
+"""For fp16 and bf16 four times the rounding of one number: each micro-batch rounds its gradient of each matrix"""
+SAME_PASSES = 1e-6
+"""For them where the images of each pass are the same: what is added up is in fp32"""
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +57,25 @@ def test_step_equals_the_one_of_one_process_and_one_batch(steps, case, world):
     for name, value in values.items():
         difference, scale = (value - wanted[name]).norm(), wanted[name].norm().clamp(min=1e-12)
         assert difference / scale < LIMITS[case.split("-")[1]], name
+
+
+@pytest.mark.parametrize("world", ["2x2", "4x1"])
+@pytest.mark.parametrize("case", MIXED)
+def test_a_mixed_step_of_the_same_passes_is_the_same_on_any_world(steps, case, world):
+    wanted, values = steps["1x4"][case], steps[world][case]
+    for name, value in values.items():
+        difference, scale = (value - wanted[name]).norm(), wanted[name].norm().clamp(min=1e-12)
+        assert difference / scale < SAME_PASSES, name
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_a_mixed_step_is_rounded(steps, case):
+    """As its bounds are wide, it must be seen that it is not in fp32 at all; nor elsewhere than near it."""
+    head, precision, boxes = case.split("-")
+    value = steps["1x1"][case]["gradient"]
+    wanted = steps["1x1"][f"{head}-float64-{boxes}"]["gradient"]
+    rounding = LIMITS[precision] / 4
+    assert rounding / 4 < (value - wanted).norm() / wanted.norm() < 0.5
 
 
 def test_the_case_is_a_hard_one(steps):

@@ -117,6 +117,19 @@ def test_rounding_to_half_is_all_that_fp16_changes(tmp_path):
     assert len(sizes) == 4
 
 
+def test_in_fp16_the_head_cannot_tell_stored_from_live(tmp_path, monkeypatch):
+    keys = {"data__cache_precision": "fp16", "train__precision": "fp16"}
+    train(cached_run(tmp_path, run__output_dir=tmp_path / "stored", **keys))
+    monkeypatch.setattr(
+        TrainDataset, "features", property(lambda _: None, lambda *_: None), raising=False
+    )
+    train(cached_run(tmp_path, run__output_dir=tmp_path / "live", **keys))
+    one, other = tmp_path / "stored", tmp_path / "live"
+    assert losses(one)[0] == losses(other)[0]
+    assert losses(one) == pytest.approx(losses(other), rel=1e-3)
+    assert norms(one) == pytest.approx(norms(other), rel=1e-2)
+
+
 def test_run_goes_on_bit_exactly(tmp_path):
     stopped_and_resumed(
         tmp_path, lambda **keys: cached_run(tmp_path, **{**keys, "data__augment": AUGMENT})

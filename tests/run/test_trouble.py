@@ -29,8 +29,13 @@ def poison(monkeypatch, bad_id, times):
     monkeypatch.setattr(SetCriterion, "__call__", call)
 
 
-def test_step_with_a_nan_changes_nothing_and_names_its_images(tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_step_with_a_nan_changes_nothing_and_names_its_images(tmp_path, monkeypatch, precision):
+    """Not with a lower loss scale either: that is no remedy for a loss that is no number."""
     keys = {"train__steps": 4, "train__micro_batch_size": 1, "train__ema_decay": 0.5}
+    keys |= {"train__precision": precision}
+    if precision == "fp16":
+        keys |= {"train__loss_scale_start": 256.0}
     train(tiny_run(tmp_path, run__output_dir=tmp_path / "whole", **keys))
     poison(monkeypatch, bad_id=ids(tmp_path / "whole")[1][0], times=1)
     train(tiny_run(tmp_path, **keys))
@@ -45,6 +50,10 @@ def test_step_with_a_nan_changes_nothing_and_names_its_images(tmp_path, monkeypa
         sorted(steps[1]["train/image_ids"]) == ids(tmp_path / "whole")[2]
     )  # the next in the stream
     assert math.isfinite(steps[-1]["train/loss"])
+    scales = {r["train/loss_scale"] for r in steps if "train/loss_scale" in r}
+    assert scales == ({256.0} if precision == "fp16" else set())
+    state = json.loads((tmp_path / "run/checkpoints/last/state/state.json").read_text())
+    assert (state["step"], state["samples_seen"]) == (4, (4 + 1) * 4)
 
 
 def test_steps_without_a_single_box_are_finite(tmp_path):

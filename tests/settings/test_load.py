@@ -80,6 +80,22 @@ def test_all_contradictions_are_listed(tmp_path):
     [
         (["--train.steps", "many"], "train.steps"),
         (["--train.precision", "fp8"], "train.precision"),
+        (
+            ["--train.precision", "bf16", "--train.loss_scale_start", "65536"],
+            "train.loss_scale_start 65536.0: has no effect with train.precision bf16",
+        ),
+        (
+            ["--train.precision", "no", "--train.loss_scale_growth_steps", "2000"],
+            "train.loss_scale_growth_steps 2000: has no effect with train.precision no",
+        ),
+        (
+            ["--train.precision", "fp16", "--train.loss_scale_start", "0.5"],
+            r"train.loss_scale_start 0.5: must lie in 1 ... 1099511627776",
+        ),
+        (
+            ["--train.precision", "fp16", "--train.loss_scale_growth_steps", "0"],
+            "train.loss_scale_growth_steps 0: must lie in 1 ...",
+        ),
         (["--data.image_size.longest", "0"], "data.image_size.longest 0"),
         (["--optim.weight_decay", "-1"], "optim.weight_decay -1"),
         (["--optim.betas", "[0.9, 1.5]"], "optim.betas"),
@@ -194,7 +210,13 @@ def test_keys_that_may_change_at_a_resume_change_no_step():
     assert {"run.output_dir", "data.path", "train.micro_batch_size", "eval.batch_size"} <= harmless
     deciding = ("run.seed", "data.source", "data.augment", "data.image_size.longest", "model.head")
     deciding += ("model.head_args", "model.freeze", "train.global_batch_size", "train.precision")
-    deciding += ("train.steps", "train.ema_decay", "eval.metric", "eval.max_detections")
+    deciding += (
+        "train.loss_scale_growth_steps",
+        "train.steps",
+        "train.ema_decay",
+        "eval.metric",
+        "eval.max_detections",
+    )
     assert not harmless & set(deciding)
     assert not any(name.startswith("optim.") for name in harmless)
 
