@@ -60,7 +60,7 @@ def coco_metrics(
         wanted["flat_"] = (kind, predictions.flat)
     with without_collector():
         sums = _sums(objects, list(wanted.values()), counts, split, accelerator)
-    metrics = {
+    metrics: dict[str, Any] = {
         f"{prefix}{name}": _mean(*sums[part, :, number].sum(0))
         for part, prefix in enumerate(wanted)
         for number, name in enumerate(SUMMARY)
