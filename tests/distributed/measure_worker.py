@@ -1,6 +1,7 @@
 """Every kind of metrics, measured by all ranks together and by each alone: started by torchrun."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,31 +20,32 @@ CLASSES = 5
 TAXONOMY = Taxonomy(tuple(f"class{c}" for c in range(CLASSES)), tuple(range(CLASSES)))
 
 
-def triangles(rng, images, num):
-    """`num` on each of some images; of classes of which the last one is rare."""
-    image = np.repeat(images, num)
-    corners = rng.uniform(0, SIZE[0], (len(image), 3, 2))
+def triangles(corners, classes, image):
+    """Objects with masks, of corners [n, 3, 2] px."""
     low, high = corners.min(1), corners.max(1)
-    masks = [to_rle(Polygons(SIZE, (ring,)), SIZE) for ring in corners]
-    classes = rng.choice(CLASSES, len(image), p=[0.5, 0.25, 0.15, 0.08, 0.02])
-    boxes = np.column_stack([low, high - low])
-    return Objects(boxes, classes, image, masks=mask_column(masks))
+    masks = mask_column([to_rle(Polygons(SIZE, (ring,)), SIZE) for ring in corners])
+    return Objects(np.column_stack([low, high - low]), classes, image, masks=masks)
 
 
 def case(num_images, seed):
-    """A split, and predictions on most of its images: some right, some moved, some wrong."""
+    """A split, and predictions: some of its objects moved a little, so that no two shares are equal, and
+    others. Of the classes the last is rare."""
     rng = np.random.default_rng(seed)
-    truth = triangles(rng, np.arange(num_images), 4)
-    n = len(truth)
-    truth = Objects(
-        *(truth.boxes, truth.classes, truth.image, truth.boxes[:, 2:].prod(1)),
-        *(rng.uniform(size=n) < 0.05, np.arange(1, n + 1)),
-        masks=truth.masks,
+    n = 4 * num_images
+    corners = rng.uniform(0, SIZE[0], (n, 3, 2))
+    classes = rng.choice(CLASSES, n, p=[0.5, 0.25, 0.15, 0.08, 0.02])
+    image = np.repeat(np.arange(num_images), 4)
+    truth = triangles(corners, classes, image)
+    truth = replace(
+        truth,
+        areas=truth.boxes[:, 2:].prod(1),
+        iscrowd=rng.uniform(size=n) < 0.05,
+        numbers=np.arange(1, n + 1),
     )
-    right = truth.take(rng.uniform(size=n) < 0.6)
-    found = Objects.concat([right, triangles(rng, np.arange(0, num_images, 2), 3)])
-    scores = rng.uniform(size=len(found))
-    found = Objects(found.boxes, found.classes, found.image, scores=scores, masks=found.masks)
+    moved = triangles(corners + rng.normal(0, 1.5, corners.shape), classes, image)
+    others = triangles(rng.uniform(0, SIZE[0], (n, 3, 2)), classes, image)
+    found = Objects.concat([moved.take(rng.uniform(size=n) < 0.8), others])
+    found = replace(found, scores=rng.uniform(size=len(found)))
     found = found.take(np.lexsort((-found.scores, found.image)))
     records = [
         Record(i, f"{i}.jpg", SIZE[1], SIZE[0], objects)
@@ -56,7 +58,7 @@ def main(out):
     accelerator = Accelerator(cpu=True)
     for num_images, seed in ((23, 0), (1, 1)):  # of one image the other rank has none
         split, found = case(num_images, seed)
-        boxes = Objects(found.boxes, found.classes, found.image, scores=found.scores)
+        boxes = replace(found, masks=None)
         kinds = {
             "boxes": Predictions(boxes),
             "masks": Predictions(found, flat=found.take(found.scores > 0.5)),
@@ -69,8 +71,8 @@ def main(out):
                 measure(labels, split, predictions, TAXONOMY, who) for who in (accelerator, None)
             ]
             assert told[0] == told[1], (labels, told)
-            total = next(iter(told[0].values()))
-            assert (total == 0) if labels == "nothing" else (0.05 < total < 0.95), (labels, total)
+            if seed == 0 and labels != "nothing":  # or equal numbers would say little
+                assert 0.05 < next(iter(told[0].values())) < 0.95, (labels, told)
     (out / str(accelerator.process_index)).touch()
 
 
