@@ -4,11 +4,14 @@ What is being written stands beside its place under another name, and is renamed
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
+import multiprocessing
 import os
 import secrets
 import shutil
+import signal
 import stat
 import time
 from collections.abc import Iterator
@@ -23,6 +26,8 @@ SILENT_WAIT_S = 5.0
 """After which it is said that another process is waited for"""
 WRITING, REPLACED, REMOVING = ".writing-", ".replaced-", ".removing-"
 """What the names of unfinished things begin with"""
+PR_SET_PDEATHSIG = 1
+"""Number of the option in Linux's prctl.h"""
 
 
 def cache_root() -> Path:
@@ -100,6 +105,17 @@ def alone(file: Path) -> Iterator[bool]:
             # Not flock: forked processes would hold it as well, and may live on.
             waited = _lock(stack.enter_context(file.open("a")))
         yield waited
+
+
+def end_with_parent() -> None:
+    """Let this process be killed when the one that started it is gone, however: it would go on writing where
+    the next life of a run writes."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:  # Linux
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid != os.getppid():  # gone already
+        os._exit(1)
 
 
 def _lock(stream: IO[str]) -> bool:

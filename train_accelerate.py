@@ -30,7 +30,7 @@ from model.memory import MemoryWatch
 from report.drawing import draw_batch
 from run.banner import banner
 from run.build import Run, build_run, start_processes
-from run.evaluate import complete_best, evaluate
+from run.evaluate import complete_best, evaluate, finish_report
 from run.export import export
 from run.log import DONE, claim_run_folder
 from run.precision import Attempt, loss_scale, with_fitting_scale
@@ -200,6 +200,7 @@ def stop(run: Run) -> bool:
 
 def leave(run: Run) -> None:
     """The last words of a run that was stopped. On rank 0 alone."""
+    finish_report(run)
     run.stop.consume()
     run.log.say(f"stopped with a checkpoint of step {run.state.step}; --run.resume auto continues")
     run.log.close()

@@ -24,6 +24,7 @@ SCRIPTS: dict[str, tuple[str, str]] = {
     "whole_loop": (f"--data {{data}}/{PHOTOS}", f"--data {{data}}/{PHOTOS} --rounds 2 --sizes 400"),
     "masks": ("", "--repeats 1 --images 20"),
     "coco_metrics": ("", "--images 50"),
+    "evaluation": ("", "--images 50 --rounds 1 --steps 5"),
     "startup": ("", "--images 1000 --rounds 1"),
     "live_path": ("", "--only AdamW --rounds 1"),
 }

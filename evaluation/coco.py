@@ -1,11 +1,12 @@
 """COCO detection metrics, by faster-coco-eval."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 from faster_coco_eval import COCO, COCOeval_faster
 
 from data.coco_format import coco_content, coco_results
@@ -13,6 +14,7 @@ from data.objects import Objects
 from data.schema import Split
 from data.taxonomy import Taxonomy
 from evaluation.predictions import Predictions
+from evaluation.sharing import gather_rows, own_share, without_collector
 
 MAX_DETECTIONS = 100
 """Of an image, COCO looks at the best only"""
@@ -26,9 +28,16 @@ SUMMARY: dict[str, tuple[str, Any, int]] = {
     "AR_100": ("recall", slice(None), 0),
 }
 """The numbers of COCO: their table, and the place of the IoU threshold and of the range of areas in it"""
+OF_A_CLASS = ("AP", "AP50")
+"""Those that every class has, the first ones"""
 
 
-def coco_metrics(split: Split, predictions: Predictions, taxonomy: Taxonomy) -> dict[str, Any]:
+def coco_metrics(
+    split: Split,
+    predictions: Predictions,
+    taxonomy: Taxonomy,
+    accelerator: Accelerator | None = None,
+) -> dict[str, Any]:
     """AP (IoU 0.5 to 0.95), AP50, AP75, AP by size, AR_100 and `per_class` {name: {AP, AP50}}.
 
     The boxes of images that could not be read count as missed; `missing_images` says how many.
@@ -38,25 +47,28 @@ def coco_metrics(split: Split, predictions: Predictions, taxonomy: Taxonomy) -> 
     pipeline makes of them, where no two masks overlap.
 
     Classes are evaluated one by one, each on the images that it is on: time and memory follow the
-    objects, not images times classes.
+    objects, not images times classes. With an accelerator it is called on every rank, and each takes
+    some of them.
     """
-    objects = split.objects
+    objects, found = split.objects, predictions.objects
     counts = np.bincount(objects.classes[~objects.iscrowd], minlength=len(taxonomy.names))
-    truth = _by_class(objects, taxonomy)
-    kinds = ("bbox",) if predictions.objects.masks is None else ("segm", "bbox")
-    found = _by_class(predictions.objects, taxonomy)
-    tables = _tables(truth, found, counts, split, kinds[0])
-    metrics = _summary(tables, "")
-    for kind in kinds[1:]:
-        metrics |= _summary(_tables(truth, found, counts, split, kind), "box_")
+    kind = "bbox" if found.masks is None else "segm"
+    wanted = {"": (kind, found)}
+    if kind == "segm":
+        wanted["box_"] = ("bbox", found)
     if predictions.flat is not None:
-        found = _by_class(predictions.flat, taxonomy)
-        metrics |= _summary(_tables(truth, found, counts, split, kinds[0]), "flat_")
+        wanted["flat_"] = (kind, predictions.flat)
+    with without_collector():
+        sums = _sums(objects, list(wanted.values()), counts, split, accelerator)
+    metrics: dict[str, Any] = {
+        f"{prefix}{name}": _mean(*sums[part, :, number].sum(0))
+        for part, prefix in enumerate(wanted)
+        for number, name in enumerate(SUMMARY)
+    }
     metrics["missing_images"] = len(predictions.missing)
     metrics["per_class"] = {
         name: {
-            "AP": _mean([tables[c]["precision"][..., 0]] if c in tables else []),
-            "AP50": _mean([tables[c]["precision"][0, :, 0]] if c in tables else []),
+            **{number: _mean(*sums[0, c, place]) for place, number in enumerate(OF_A_CLASS)},
             "boxes": int(counts[c]),
         }
         for c, name in enumerate(taxonomy.names)
@@ -64,26 +76,42 @@ def coco_metrics(split: Split, predictions: Predictions, taxonomy: Taxonomy) -> 
     return metrics
 
 
-def _tables(
-    truth: Sequence[Objects], found: Sequence[Objects], counts: np.ndarray, split: Split, kind: str
-) -> dict[int, dict[str, np.ndarray]]:
-    """Those of `_class_tables` by class, for the classes that are there."""
-    present = np.flatnonzero(counts).tolist()
-    return {c: _class_tables(truth[c], found[c], split, kind) for c in present}
+def _sums(
+    truth: Objects,
+    wanted: Sequence[tuple[str, Objects]],
+    counts: np.ndarray,
+    split: Split,
+    accelerator: Accelerator | None,
+) -> np.ndarray:
+    """Collective: called on every rank. float64 [P, C, 7, 2]: sum and number of the measured values of
+    every number of SUMMARY, by what is wanted (kind, found) and class.
+
+    Each class is one rank's, so that nothing depends on how many there are.
+    """
+    present = np.flatnonzero(counts)
+    true = _places(truth, len(counts))
+    found = [_places(objects, len(counts)) for _, objects in wanted]
+    tasks = [(part, c) for part in range(len(wanted)) for c in present.tolist()]
+    costs = [len(true[c]) + len(found[part][c]) for part, c in tasks]
+    rows = []
+    for part, c in own_share(tasks, costs, accelerator):
+        kind, objects = wanted[part]
+        tables = _class_tables(truth.take(true[c]), objects.take(found[part][c]), split, kind)
+        values = (tables[table][iou, ..., areas] for table, iou, areas in SUMMARY.values())
+        measured = (own[own > -1] for own in values)
+        rows.append(np.concatenate([[part, c], *((own.sum(), own.size) for own in measured)]))
+    width = 2 + 2 * len(SUMMARY)
+    sums = np.zeros((len(wanted), len(counts), len(SUMMARY), 2))
+    for row in gather_rows(accelerator, np.array(rows).reshape(-1, width)):
+        sums[int(row[0]), int(row[1])] = row[2:].reshape(-1, 2)
+    return sums
 
 
-def _summary(tables: Mapping[int, Mapping[str, np.ndarray]], prefix: str) -> dict[str, Any]:
-    return {
-        f"{prefix}{name}": _mean([own[table][iou, ..., areas] for own in tables.values()])
-        for name, (table, iou, areas) in SUMMARY.items()
-    }
-
-
-def _by_class(objects: Objects, taxonomy: Taxonomy) -> list[Objects]:
-    """The objects of each class, in the order in which they were."""
+def _places(objects: Objects, num_classes: int) -> list[np.ndarray]:
+    """Where the objects of each class are, in the order in which they were."""
     order = np.argsort(objects.classes, kind="stable")
-    ends = np.searchsorted(objects.classes[order], np.arange(len(taxonomy.names) + 1)).tolist()
-    return [objects.take(order[start:end]) for start, end in pairwise(ends)]
+    ends = np.searchsorted(objects.classes[order], np.arange(num_classes + 1)).tolist()
+    return [order[start:end] for start, end in pairwise(ends)]
 
 
 def _class_tables(truth: Objects, found: Objects, split: Split, kind: str) -> dict[str, np.ndarray]:
@@ -116,8 +144,6 @@ def _class_tables(truth: Objects, found: Objects, split: Split, kind: str) -> di
     return {"precision": precision[:, :, 0, :, 0], "recall": recall[:, 0, :, 0]}
 
 
-def _mean(tables: list[np.ndarray]) -> float | None:
+def _mean(total: float, num: float) -> float | None:
     """Of all numbers that were measured."""
-    values = np.concatenate([np.zeros(0), *(table.ravel() for table in tables)])
-    values = values[values > -1]
-    return float(values.mean()) if values.size else None
+    return float(total / num) if num else None

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from accelerate import Accelerator
+
 from data.schema import Split
 from data.taxonomy import Taxonomy
 from evaluation.coco import coco_metrics
@@ -19,11 +21,18 @@ TOTALS = (
 
 
 def measure(
-    labels: Labels, split: Split, predictions: Predictions, taxonomy: Taxonomy
+    labels: Labels,
+    split: Split,
+    predictions: Predictions,
+    taxonomy: Taxonomy,
+    accelerator: Accelerator | None = None,
 ) -> dict[str, Any]:
-    """Numbers by name, among them `missing_images`, and `per_class` {name: {number's name: value}}."""
+    """Collective: called on every rank, with the same predictions, of which each measures a share; or by
+    one process without an accelerator.
+
+    Returns: numbers by name, among them `missing_images`, and `per_class` {name: {number's name: value}}."""
     if labels == "regions":
-        return region_metrics(split, predictions, taxonomy)
+        return region_metrics(split, predictions, taxonomy, accelerator)
     if labels == "segments":
-        return panoptic_metrics(split, predictions, taxonomy)
-    return coco_metrics(split, predictions, taxonomy)
+        return panoptic_metrics(split, predictions, taxonomy, accelerator)
+    return coco_metrics(split, predictions, taxonomy, accelerator)

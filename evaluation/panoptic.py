@@ -3,18 +3,25 @@
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 
 from data.objects import Objects
 from data.regions import label_map, segment_map
 from data.schema import Split
 from data.taxonomy import Taxonomy
 from evaluation.predictions import Predictions
+from evaluation.sharing import gather_rows, own_images
 
 MATCHED_IOU = 0.5
 """Two segments of a class are the same above it, and no third one can be then"""
 
 
-def panoptic_metrics(split: Split, predictions: Predictions, taxonomy: Taxonomy) -> dict[str, Any]:
+def panoptic_metrics(
+    split: Split,
+    predictions: Predictions,
+    taxonomy: Taxonomy,
+    accelerator: Accelerator | None = None,
+) -> dict[str, Any]:
     """PQ, SQ and RQ, PQ_things and PQ_stuff, and `per_class` {name: {PQ, SQ, RQ, segments}}.
 
     As the paper's own code has it: a found segment and a true one of its class are the same if more than
@@ -22,16 +29,11 @@ def panoptic_metrics(split: Split, predictions: Predictions, taxonomy: Taxonomy)
     these shares over the same ones, plus half of the others of either side; totals are means over the
     classes that are there or were found. A segment that lies for more than half on pixels that are not
     known, or on a crowd of its class, is no false one. Images that could not be read count as missed;
-    `missing_images` says how many.
+    `missing_images` says how many. With an accelerator it is called on every rank, and each counts on
+    some of the images.
     """
     num_classes = len(taxonomy.names)
-    counts = np.zeros((4, num_classes))
-    found = predictions.objects.by_image(len(split))
-    for record, own in zip(split.records, found, strict=True):
-        size = (record.height, record.width)
-        if record.unreadable and size == (1, 1):
-            continue  # nobody knows how large it is
-        counts += _of_image(record.objects, own, size, taxonomy)
+    counts = _counts(split, predictions.objects, taxonomy, accelerator)
     shared, same, extra, missed = counts
     either = same + extra / 2 + missed / 2
     quality = np.where(either > 0, shared / np.maximum(either, 0.5), np.nan)
@@ -55,6 +57,29 @@ def panoptic_metrics(split: Split, predictions: Predictions, taxonomy: Taxonomy)
             for c, name in enumerate(taxonomy.names)
         },
     }
+
+
+def _counts(
+    split: Split, found: Objects, taxonomy: Taxonomy, accelerator: Accelerator | None
+) -> np.ndarray:
+    """Collective: called on every rank. Those of `_of_image` over all images, added in their order
+    whoever counted them."""
+    num_classes = len(taxonomy.names)
+    found_by_image = found.by_image(len(split))
+    rows = [np.zeros((0, 6))]
+    for place in own_images(len(split), accelerator):
+        record = split.records[place]
+        size = (record.height, record.width)
+        if record.unreadable and size == (1, 1):
+            continue  # nobody knows how large it is
+        own = _of_image(record.objects, found_by_image[place], size, taxonomy)
+        there = np.flatnonzero(own.any(0))
+        rows.append(np.column_stack([np.full(len(there), place), there, own[:, there].T]))
+    everyone = gather_rows(accelerator, np.concatenate(rows))
+    everyone = everyone[np.argsort(everyone[:, 0], kind="stable")]
+    counts = np.zeros((num_classes, 4))
+    np.add.at(counts, everyone[:, 1].astype(int), everyone[:, 2:])
+    return counts.T
 
 
 def _of_image(

@@ -12,12 +12,11 @@ from data.batch import Batch
 from data.feed.loader import batches_of
 from data.masks import Rle, mask_column
 from data.objects import Objects
+from evaluation.sharing import gather_rows
 from model.memory import MemoryWatch
 from model.trainable import Trainable
 from settings.keys import EvalConfig, Labels
 
-GATHER_BYTES = 1 << 22
-"""Most bytes per rank and gather: device memory does not grow with the validation split"""
 NOTHING = Objects(
     np.zeros((0, 4)), np.zeros(0, np.int64), image=np.zeros(0, np.int64), scores=np.zeros(0)
 )
@@ -96,7 +95,7 @@ def predict_split(
                 seen += zip(batch.indices, batch.missing, strict=True)
     finally:
         trainable.train(was_training)
-    covered = _gather(accelerator, np.array(seen, dtype=np.float64).reshape(-1, 2)).astype(int)
+    covered = gather_rows(accelerator, np.array(seen, dtype=np.float64).reshape(-1, 2)).astype(int)
     assert sorted(covered[:, 0]) == list(range(num_images)), "each image is predicted once"
     missing = np.sort(covered[covered[:, 1] > 0, 0])
     objects = _gather_objects(accelerator, Objects.concat(tables))
@@ -122,7 +121,7 @@ def _gather_objects(accelerator: Accelerator, own: Objects) -> Objects:
     """Collective: called on every rank. The objects of all ranks, one rank's after the other's."""
     own = own if own.image is not None else NOTHING
     rows = np.column_stack([own.columns()[name] for name in COLUMNS]).astype(np.float64)
-    rows = _gather(accelerator, rows)
+    rows = gather_rows(accelerator, rows)
     ends = np.cumsum(list(COLUMNS.values()))
     parts = dict(zip(COLUMNS, np.split(rows, ends[:-1], axis=1), strict=True))
     return Objects(
@@ -136,13 +135,13 @@ def _gather_objects(accelerator: Accelerator, own: Objects) -> Objects:
 
 def _gather_masks(accelerator: Accelerator, own: np.ndarray | None) -> np.ndarray | None:
     """Collective: called on every rank. The run lengths of all ranks; None if no rank has a column."""
-    if not _gather(accelerator, np.array([[own is not None]], np.int64)).any():
+    if not gather_rows(accelerator, np.array([[own is not None]], np.int64)).any():
         return None
     masks = [] if own is None else list(own)
     shapes = np.array([(*mask.size, len(mask.counts)) for mask in masks], np.int64).reshape(-1, 3)
     text = np.frombuffer(b"".join(mask.counts for mask in masks), np.uint8)
-    shapes = _gather(accelerator, shapes)
-    text = _gather(accelerator, text[:, None])[:, 0]
+    shapes = gather_rows(accelerator, shapes)
+    text = gather_rows(accelerator, text[:, None])[:, 0]
     ends = np.cumsum(shapes[:, 2])
     return mask_column(
         [
@@ -156,20 +155,3 @@ def _most_batches(accelerator: Accelerator, loader: DataLoader[Batch]) -> int:
     """Collective: called on every rank. Batches of the rank that has most."""
     own = torch.tensor([len(loader)], device=accelerator.device)
     return int(accelerator.gather(own).max())
-
-
-def _gather(accelerator: Accelerator, rows: np.ndarray) -> np.ndarray:
-    """Collective: called on every rank. The rows, [n, C], of all ranks, whatever their n."""
-    if accelerator.num_processes == 1:
-        return rows
-    counts = accelerator.gather(torch.tensor([len(rows)], device=accelerator.device)).tolist()
-    chunks = []
-    most = GATHER_BYTES // (rows.shape[1] * rows.itemsize)
-    for start in range(0, max(counts), most):
-        own = torch.from_numpy(rows[start : start + most].copy())
-        padded = torch.zeros(min(most, max(counts) - start), rows.shape[1], dtype=own.dtype)
-        padded[: len(own)] = own
-        chunks.append(accelerator.gather(padded[None].to(accelerator.device)).cpu().numpy())
-    nothing = np.zeros((len(counts), 0, rows.shape[1]), rows.dtype)
-    parts = np.concatenate([nothing, *chunks], axis=1)
-    return np.concatenate([part[:count] for part, count in zip(parts, counts, strict=True)])

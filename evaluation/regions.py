@@ -3,23 +3,31 @@
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 
 from data.objects import Objects
 from data.regions import label_map
 from data.schema import Split
 from data.taxonomy import Taxonomy
 from evaluation.predictions import Predictions
+from evaluation.sharing import gather_rows, own_images
 
 
-def region_metrics(split: Split, predictions: Predictions, taxonomy: Taxonomy) -> dict[str, Any]:
+def region_metrics(
+    split: Split,
+    predictions: Predictions,
+    taxonomy: Taxonomy,
+    accelerator: Accelerator | None = None,
+) -> dict[str, Any]:
     """mIoU, pixel_accuracy, mean_accuracy, and `per_class` {name: {IoU, accuracy, pixels}}.
 
     Pixels are counted in the decoded images, over the whole split; those whose class is not known take no
     part. IoU is of all pixels of a class at once, and its mean is over the classes that are there or were
     predicted; that of accuracy over those that are there (as mmsegmentation has both). Images that could
-    not be read count as missed; `missing_images` says how many.
+    not be read count as missed; `missing_images` says how many. With an accelerator it is
+    called on every rank, and each counts on some of the images.
     """
-    pixels = confusion(split, predictions.objects, taxonomy)
+    pixels = confusion(split, predictions.objects, taxonomy, accelerator)
     num_classes = len(taxonomy.names)
     right = np.diag(pixels)
     true, found = pixels.sum(1), pixels[:, :num_classes].sum(0)
@@ -37,12 +45,16 @@ def region_metrics(split: Split, predictions: Predictions, taxonomy: Taxonomy) -
     }
 
 
-def confusion(split: Split, found: Objects, taxonomy: Taxonomy) -> np.ndarray:
-    """int64 [C, C + 1]: pixels of true class c for which class d was predicted; in the last column those
+def confusion(
+    split: Split, found: Objects, taxonomy: Taxonomy, accelerator: Accelerator | None = None
+) -> np.ndarray:
+    """Collective: called on every rank. int64 [C, C + 1]: pixels of true class c for which class d was predicted; in the last column those
     for which none was."""
     num_classes = len(taxonomy.names)
     pixels = np.zeros((num_classes, num_classes + 1), np.int64)
-    for record, own in zip(split.records, found.by_image(len(split)), strict=True):
+    found_by_image = found.by_image(len(split))
+    for place in own_images(len(split), accelerator):
+        record, own = split.records[place], found_by_image[place]
         size = (record.height, record.width)
         if record.unreadable and size == (1, 1):
             continue  # nobody knows how large it is
@@ -52,7 +64,8 @@ def confusion(split: Split, found: Objects, taxonomy: Taxonomy) -> np.ndarray:
         column = np.where(predicted > 0, predicted - 1, num_classes)[known]
         pairs = (truth[known] - 1) * (num_classes + 1) + column
         pixels += np.bincount(pairs, minlength=pixels.size).reshape(pixels.shape)
-    return pixels
+    cells = gather_rows(accelerator, pixels.reshape(-1, 1))
+    return cells.reshape(-1, *pixels.shape).sum(0)
 
 
 def _ratios(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:

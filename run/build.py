@@ -42,6 +42,7 @@ from errors import UserError, refusing
 from model.build import Detector, build_model
 from model.stages import stage_numbers
 from model.start import completed
+from run.aside import Aside
 from run.changes import with_micro_batch
 from run.facts import run_facts
 from run.feature_cache import Features, prepare_features
@@ -84,6 +85,8 @@ class Run:
     facts: dict[str, Any]
     """What run.json records"""
     num_steps: int
+    reports: Aside = dataclasses.field(default_factory=Aside)
+    """Writes the files of evaluations"""
     features: Features | None = None
     """What the backbone makes of the images, where that is stored"""
     memory: Memory | None = None
@@ -159,7 +162,9 @@ class Run:
         if self.accelerator.is_main_process:
             optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's wrapper
             tensors = checkpoint_tensors(self.detector.model, optimizer, self.ema.tensors, rng)
-        self.checkpoints.save(tensors, self.state, self.cfg, refused=refused)
+        self.checkpoints.save(
+            tensors, self.state, self.cfg, refused=refused, after=self.reports.wait
+        )
 
 
 def start_processes(cfg: Config) -> Accelerator:

@@ -9,22 +9,21 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 
-from data.dataset import Data
 from errors import UserError
 from evaluation.metrics import measure
 from evaluation.predictions import Predictions, flat_threshold, predict_split
 from model.memory import MemoryWatch
 from report.evaluation import metric_lines, read_metrics, write_report
 from run.build import Run
-from run.log import RunLog
 from run.together import on_main, told_by_main
-from settings.keys import EvalConfig
 from training.counts import any_rank
 from training.state import load_model, load_state
 
 
 def evaluate(run: Run) -> bool:
     """Collective: called on every rank. Score the validation split, and note whether it is the best.
+
+    The files of the evaluation are written while training goes on.
 
     Returns: False if the run was asked to stop meanwhile; then nothing is noted.
     """
@@ -35,12 +34,15 @@ def evaluate(run: Run) -> bool:
         return False
     metrics, predictions = scored
     value = metrics[str(run.cfg.eval.metric)]
-    # Whether to save depends on it, and saving is collective.
+    # Whether to save depends on it, and on another kind of CPU the last digit may be another.
     tensor = torch.tensor([math.nan if value is None else value], device=run.accelerator.device)
     value = broadcast(tensor).item()
+    run.log.metrics(step, {f"eval/{k}": v for k, v in metrics.items() if k != "per_class"})
+    for line in metric_lines(metrics):
+        run.log.say(f"eval {step:>{len(str(run.num_steps))}}  {line}")
     if run.accelerator.is_main_process:
-        folder = evaluation_folder(run.folder, step)
-        report_evaluation(folder, step, metrics, predictions, run.data, run.cfg.eval, run.log)
+        finish_report(run)
+        begin_report(run, step, metrics, predictions)
     run.state.evaluated_step = step
     run.checkpoints.record(value, step)
     return True
@@ -49,7 +51,7 @@ def evaluate(run: Run) -> bool:
 def score(
     run: Run, stopped: Callable[[], bool] = lambda: False
 ) -> tuple[dict[str, Any], Predictions] | None:
-    """Collective: called on every rank. Metrics (of the main rank alone) and predictions.
+    """Collective: called on every rank. Metrics and predictions, the same on all ranks.
 
     Returns: None if it was stopped.
     """
@@ -66,10 +68,9 @@ def score(
     )
     if predictions is None:
         return None
-    metrics: dict[str, Any] = {str(run.cfg.eval.metric): None}
-    if run.accelerator.is_main_process:
-        metrics = measure(run.data.labels, run.data.val, predictions, run.data.taxonomy)
-        metrics["seconds"] = round(time.perf_counter() - start, 2)
+    data = run.data
+    metrics = measure(data.labels, data.val, predictions, data.taxonomy, run.accelerator)
+    metrics["seconds"] = round(time.perf_counter() - start, 2)
     return metrics, predictions
 
 
@@ -102,6 +103,7 @@ def _write_anew(run: Run, step: int, metrics: dict[str, Any], predictions: Predi
 
 
 def _best_without_files(run: Run) -> Path | None:
+    finish_report(run)
     best = run.checkpoints.best_folder() or run.checkpoints.newest()
     if best is None:
         return None
@@ -109,26 +111,29 @@ def _best_without_files(run: Run) -> Path | None:
     return best if read_metrics(evaluation_folder(run.folder, step)) is None else None
 
 
-def report_evaluation(
-    folder: Path,
-    step: int,
-    metrics: dict[str, Any],
-    predictions: Predictions,
-    data: Data,
-    cfg: EvalConfig,
-    log: RunLog,
-) -> None:
-    """Write metrics and drawings of a step, and say them. On rank 0 alone."""
+def begin_report(run: Run, step: int, metrics: dict[str, Any], predictions: Predictions) -> None:
+    """Write metrics and drawings of a step, in a process beside the training. On rank 0 alone."""
+    folder = evaluation_folder(run.folder, step)
     try:
-        write_report(folder, metrics, predictions, data, cfg)
-    except OSError as error:  # a full disk: checkpoints decide whether the run goes on
-        log.say(
-            f"warning: the evaluation of step {step} could not be written: {error}; what the export "
-            "needs of it is made anew"
+        run.reports.start(
+            lambda: write_report(folder, metrics, predictions, run.data, run.cfg.eval)
         )
-    log.metrics(step, {f"eval/{k}": v for k, v in metrics.items() if k != "per_class"})
-    for line in metric_lines(metrics):
-        log.say(f"eval {step:>{len(str(log.num_steps))}}  {line}")
+    except (OSError, UserError) as error:  # a full disk: checkpoints decide whether the run goes on
+        _tell_failure(run, step, str(error))
+
+
+def finish_report(run: Run) -> None:
+    """Wait for the last report, and say so if it came to nothing. On rank 0 alone."""
+    failure = run.reports.finish()
+    if failure is not None:
+        _tell_failure(run, run.state.evaluated_step, failure)
+
+
+def _tell_failure(run: Run, step: int, failure: str) -> None:
+    run.log.say(
+        f"warning: the evaluation of step {step} could not be written: {failure}; what the export needs of it "
+        "is made anew"
+    )
 
 
 def evaluation_folder(run_folder: Path, step: int) -> Path:

@@ -86,7 +86,7 @@ def evaluate(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
         MemoryWatch(accelerator.device, "eval.batch_size"),
     )
     assert predictions is not None, "nothing stops it"
-    metrics = measure(data.labels, data.val, predictions, data.taxonomy)
+    metrics = measure(data.labels, data.val, predictions, data.taxonomy, accelerator)
     metrics["seconds"] = round(time.perf_counter() - start, 2)
     if accelerator.is_main_process:
         print(f"{len(data.val)} validation images, {metrics['seconds']} s")

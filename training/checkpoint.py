@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -107,6 +107,7 @@ class Checkpoints(Shelf):
         cfg: Config,
         wait: bool = False,
         refused: str | None = None,
+        after: Callable[[], None] = lambda: None,
     ) -> None:
         """Begin to copy and write a checkpoint (and wait for it, if `wait`).
 
@@ -114,6 +115,7 @@ class Checkpoints(Shelf):
 
         Args:
             refused: why this state must not be saved, on the main rank; it is then a failed save.
+            after: waits for what else has to be on disk before a checkpoint says that it was done.
 
         `tensors` must not change before `wait_for_copy` has returned. A save that fails leaves its
         reason in `failure`, and the older checkpoints as they were.
@@ -134,7 +136,7 @@ class Checkpoints(Shelf):
         self._copied.clear()
         self._writer = threading.Thread(
             target=self._copy_and_write,
-            args=(state.step, self.is_best(state.step), tensors, texts, self._protected()),
+            args=(state.step, self.is_best(state.step), tensors, texts, self._protected(), after),
             name="checkpoint",
         )
         self._writer.start()
@@ -158,6 +160,7 @@ class Checkpoints(Shelf):
         tensors: Mapping[str, Mapping[str, torch.Tensor]],
         texts: Mapping[str, str],
         protected: set[str],
+        after: Callable[[], None],
     ) -> None:
         name = step_name(step)
         try:
@@ -175,6 +178,7 @@ class Checkpoints(Shelf):
                 for file, text in texts.items():
                     (temporary / file).write_text(text)
                 flush_all(temporary)
+                after()
                 write_manifest(temporary)
             point(self.folder / "last", name)
             if best:

@@ -5,7 +5,6 @@ whose size and times are those of the last run has the header it had then.
 """
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import multiprocessing
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from data.images import headers
 from data.images.headers import BadHeader, Header, names_of_images
-from disk import cache_root, write_whole
+from disk import cache_root, end_with_parent, write_whole
 from errors import process_rank
 
 FORMAT = 3
@@ -29,8 +28,6 @@ FORMAT = 3
 MANY = 5000
 """New images that are worth starting processes for"""
 AT_ONCE = 200
-PR_SET_PDEATHSIG = 1
-"""Number of the option in Linux's prctl.h"""
 NAMES = tuple(field.name for field in fields(Header))
 
 
@@ -70,12 +67,10 @@ def _state(path: str | Path) -> list[int] | None:
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
-def _end_with_parent() -> None:
+def _start() -> None:
     """Let a process that reads headers end by a signal, and when the one that started it is gone, however."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:  # Linux
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
 
 
 class _Cache:
@@ -112,7 +107,7 @@ class _Cache:
         # A file that ends its process is met again, and told, where the dataset is read.
         with (
             contextlib.suppress(BrokenProcessPool),
-            ProcessPoolExecutor(workers, fork, _end_with_parent) as pool,
+            ProcessPoolExecutor(workers, fork, _start) as pool,
         ):
             found = pool.map(headers.inspect, new, chunksize=AT_ONCE)
             hidden = True if process_rank() else None  # None: unless it is a terminal

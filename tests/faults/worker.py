@@ -19,7 +19,7 @@ MOMENTS = {
     "log": "train_accelerate.log_step",
     "evaluate": "evaluation.predictions._in_split",
     "metrics": "run.evaluate.measure",
-    "report": "run.evaluate.write_report",
+    "report": "run.evaluate.begin_report",
     "write": "training.checkpoint.save_file",
     "manifest": "training.checkpoint.write_manifest",
     "flush": "disk.flush",
