@@ -37,6 +37,7 @@ from data.feed.loader import (
 from data.feed.sampler import StepSampler
 from data.feed.transforms import Augment
 from data.feed.worker_memory import workers_short
+from devices import pins
 from disk import write_whole
 from errors import UserError, refusing
 from model.build import Detector, build_model
@@ -117,7 +118,7 @@ class Run:
             features=None if self.features is None else self.features.train,
             views=cfg.data.cache_features or None,
         )
-        pin = accelerator.device.type == "cuda"
+        pin = pins(accelerator.device)
         most = 0
         if self.data.labels != "boxes":
             most = int(self.data.train.table.counts.max()) + 1
@@ -136,7 +137,7 @@ class Run:
             self.detector.rule,
             self.cfg.eval.batch_size,
             self.cfg.data.num_workers,
-            self.accelerator.device.type == "cuda",
+            pins(self.accelerator.device),
             self.accelerator.process_index,
             self.accelerator.num_processes,
             None if self.features is None else self.features.val,

@@ -36,6 +36,7 @@ from accelerate import Accelerator
 
 from data.build import build_data
 from data.feed.loader import eval_loader
+from devices import pins
 from evaluation.metrics import measure
 from evaluation.predictions import flat_threshold, predict_split
 from export.detector import load_detector
@@ -76,7 +77,7 @@ def evaluate(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
             detector.rule,
             cfg.eval.batch_size,
             cfg.data.num_workers,
-            accelerator.device.type == "cuda",
+            pins(accelerator.device),
             accelerator.process_index,
             accelerator.num_processes,
         ),
