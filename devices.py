@@ -18,6 +18,13 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
+def compute_in_fp32() -> None:
+    """Let fp32 be fp32: on NVIDIA GPUs cuDNN's convolutions round their inputs to TF32 (10 bits of 23) unless they are
+    told not to; matrix products do not by default."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def wait_for(device: torch.device) -> None:
     """Return when everything that the device was asked for is done."""
     if device.type != "cpu":

@@ -37,7 +37,7 @@ from data.feed.loader import (
 from data.feed.sampler import StepSampler
 from data.feed.transforms import Augment
 from data.feed.worker_memory import workers_short
-from devices import pins
+from devices import compute_in_fp32, pins
 from disk import write_whole
 from errors import UserError, refusing
 from model.build import Detector, build_model
@@ -49,7 +49,15 @@ from run.feature_cache import Features, prepare_features
 from run.log import DONE, RunLog
 from run.memory_probe import Memory, check_measurable, probe_memory
 from run.resume import resume
-from run.startup import check_launch, check_same, preflight, raise_descriptor_limit, rank_facts
+from run.startup import (
+    check_deterministic,
+    check_launch,
+    check_same,
+    choose_deterministic_kernels,
+    preflight,
+    raise_descriptor_limit,
+    rank_facts,
+)
 from run.together import ending_together
 from run.trouble import report_failed_save
 from settings.checks import micro_batch_size
@@ -172,11 +180,14 @@ def start_processes(cfg: Config) -> Accelerator:
         UserError: if they are not what launcher and configuration say.
     """
     raise_descriptor_limit()
+    compute_in_fp32()
+    if cfg.run.deterministic:
+        choose_deterministic_kernels()
     accelerator = build_accelerator(cfg)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     check_launch(cfg, accelerator.num_processes, os.environ)
-    preflight(accelerator)
+    preflight(accelerator, cfg.run.preflight_timeout_s)
     if cfg.train.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("train.precision fp16: needs a GPU; on a CPU set train.precision no")
     check_measurable(cfg, accelerator.device)
@@ -194,6 +205,8 @@ def build_parts(cfg: Config, accelerator: Accelerator) -> tuple[Config, Data, De
         accelerator
     ):  # what one process makes the others wait for by locks of files
         cfg = completed(cfg)
+        if cfg.run.deterministic:
+            check_deterministic(cfg.model.head, accelerator.device)
         Augment(cfg.data.augment)  # refuses what it cannot do, before anything is written
         labels = LABELS[cfg.model.task]
         data = build_data(cfg.data, cfg.run.seed, cfg.run.max_bad_images, labels)

@@ -54,6 +54,7 @@ PUT = {
         (f"{CRITERION}.class_loss", "if self.focal:", "logits.sum().item()"),
         (f"{CRITERION}.cost", "c = self.config", "logits[torch.tensor([0])]"),
     ],
+    "not synchronised": [("training/state.py:Snapshot.take", "wait_for(device)", "continue")],
     "mixed": [(f"{CRITERION}.cost", "c = self.config", "logits + torch.ones(1)")],
     "array": [(f"{CRITERION}.cost", "c = self.config", "logits.numpy()")],
 }
@@ -97,5 +98,6 @@ def test_faults_in_a_step_are_seen(found):
         "model/losses/set_criterion.py:class_loss: _local_scalar_dense",
         "model/losses/set_criterion.py:cost: a copy",
     }
+    assert "is not finite" in found["not synchronised"]["error"]
     assert "same device" in found["mixed"]["error"]
     assert "numpy" in found["array"]["error"]
