@@ -10,6 +10,7 @@ from torch import nn
 
 from data.batch import Batch
 from data.objects import Objects
+from devices import sent
 from model.finding import BOXES, fused
 from model.given_maps import giving
 from model.heads.family import HeadFamily, call_with_mask
@@ -118,7 +119,7 @@ class Trainable(nn.Module):
         call = call_with_mask if self.family is None else self.family.call
         with self._given(batch):
             outputs = call(self.model, self._pixels(batch), batch.pixel_mask)
-        return outputs, torch.tensor(batch.orig_sizes, device=batch.pixel_mask.device)
+        return outputs, sent(torch.tensor(batch.orig_sizes), batch.pixel_mask.device)
 
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Before the first step: what the head has to know of training images, not augmented."""

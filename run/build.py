@@ -37,6 +37,7 @@ from data.feed.loader import (
 from data.feed.sampler import StepSampler
 from data.feed.transforms import Augment
 from data.feed.worker_memory import workers_short
+from devices import compute_in_fp32, pins
 from disk import write_whole
 from errors import UserError, refusing
 from model.build import Detector, build_model
@@ -50,7 +51,15 @@ from run.log import DONE, RunLog
 from run.memory_probe import Memory, check_measurable, probe_memory
 from run.precision import scaler_state, set_up_fp16
 from run.resume import resume
-from run.startup import check_launch, check_same, preflight, raise_descriptor_limit, rank_facts
+from run.startup import (
+    check_deterministic,
+    check_launch,
+    check_same,
+    choose_deterministic_kernels,
+    preflight,
+    raise_descriptor_limit,
+    rank_facts,
+)
 from run.together import ending_together
 from run.trouble import report_failed_save
 from settings.checks import micro_batch_size
@@ -121,7 +130,7 @@ class Run:
             features=None if self.features is None else self.features.train,
             views=cfg.data.cache_features or None,
         )
-        pin = accelerator.device.type == "cuda"
+        pin = pins(accelerator.device)
         most = 0
         if self.data.labels != "boxes":
             most = int(self.data.train.table.counts.max()) + 1
@@ -140,7 +149,7 @@ class Run:
             self.detector.rule,
             self.cfg.eval.batch_size,
             self.cfg.data.num_workers,
-            self.accelerator.device.type == "cuda",
+            pins(self.accelerator.device),
             self.accelerator.process_index,
             self.accelerator.num_processes,
             None if self.features is None else self.features.val,
@@ -176,11 +185,14 @@ def start_processes(cfg: Config) -> Accelerator:
         UserError: if they are not what launcher and configuration say.
     """
     raise_descriptor_limit()
+    compute_in_fp32()
+    if cfg.run.deterministic:
+        choose_deterministic_kernels()
     accelerator = build_accelerator(cfg)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     check_launch(cfg, accelerator.num_processes, os.environ)
-    preflight(accelerator)
+    preflight(accelerator, cfg.run.preflight_timeout_s)
     check_measurable(cfg, accelerator.device)
     return accelerator
 
@@ -196,6 +208,8 @@ def build_parts(cfg: Config, accelerator: Accelerator) -> tuple[Config, Data, De
         accelerator
     ):  # what one process makes the others wait for by locks of files
         cfg = completed(cfg)
+        if cfg.run.deterministic:
+            check_deterministic(cfg.model.head, accelerator.device)
         Augment(cfg.data.augment)  # refuses what it cannot do, before anything is written
         labels = LABELS[cfg.model.task]
         data = build_data(cfg.data, cfg.run.seed, cfg.run.max_bad_images, labels)

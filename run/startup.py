@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,8 +21,16 @@ from errors import UserError
 from settings.keys import Config
 from settings.walk import config_to_dict
 
-PREFLIGHT_TIMEOUT_S = 30.0
+SAY_EVERY_S = 30.0
 ENOUGH_DESCRIPTORS = 65_536
+UNDETERMINED = {
+    "the backward pass of grid_sample (deformable attention)": (
+        *("deformable_detr", "rt_detr_v2", "d_fine", "deimv2"),
+        *("rf_detr", "rf_detr_seg", "mask2former"),
+    ),
+    "the running sums of its position embeddings": ("detr", "conditional_detr"),
+}
+"""What torch has no deterministic kernel for on a GPU, and the heads that need it"""
 ROOMS = ("settings", "data", "model", "training", "evaluation", "report", "export", "run", "street")
 """Folders with the code of a run"""
 
@@ -45,8 +54,34 @@ def check_launch(cfg: Config, world: int, environment: Mapping[str, str]) -> Non
         raise UserError("\n  ".join(["the launcher contradicts the run:", *problems]))
 
 
-def preflight(accelerator: Accelerator, timeout_s: float = PREFLIGHT_TIMEOUT_S) -> None:
+def choose_deterministic_kernels() -> None:
+    """Of this process, before it uses a GPU. What has none then raises an error; see `run.trouble.explain`."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
+    # Which finds faults, and costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def check_deterministic(head: str | None, device: torch.device) -> None:
+    """Refuse run.deterministic for a head that cannot be so on this device.
+
+    Raises:
+        UserError: naming the head and what it needs.
+    """
+    for what, heads in UNDETERMINED.items():
+        if head in heads and device.type != "cpu":
+            raise UserError(
+                f"run.deterministic true: {head} on {device.type} needs {what}, of which torch has no deterministic "
+                "kernel; set it false, or take maskformer, pmd or linear, or a CPU"
+            )
+
+
+def preflight(accelerator: Accelerator, timeout_s: float) -> None:
     """Collective: called on every rank. One small all-reduce that must end in time.
+
+    It begins when a process has imported what it needs, which takes some nodes longer than others, and NCCL
+    makes its connections in it.
 
     Raises:
         UserError: if the processes do not reach each other.
@@ -56,6 +91,8 @@ def preflight(accelerator: Accelerator, timeout_s: float = PREFLIGHT_TIMEOUT_S) 
     sums: list[float] = []
 
     def add_up() -> None:
+        if accelerator.device.type != "cpu":  # a new thread begins at the first device
+            torch.accelerator.set_device_index(accelerator.device.index or 0)
         value = torch.ones(1, device=accelerator.device)
         dist.all_reduce(value)
         sums.append(value.item())
@@ -63,12 +100,21 @@ def preflight(accelerator: Accelerator, timeout_s: float = PREFLIGHT_TIMEOUT_S) 
     # In a thread, since NCCL connects inside the first call and does not return before it has.
     thread = threading.Thread(target=add_up, daemon=True)
     thread.start()
-    thread.join(timeout_s)
+    start = time.monotonic()
+    while thread.is_alive() and (left := start + timeout_s - time.monotonic()) > 0:
+        thread.join(min(SAY_EVERY_S, left))
+        if thread.is_alive() and accelerator.is_main_process:
+            print(
+                f"waiting until the {accelerator.num_processes} processes reach each other: "
+                f"{time.monotonic() - start:.0f} of {timeout_s:.0f} s (run.preflight_timeout_s)",
+                flush=True,
+            )
     if sums != [accelerator.num_processes]:
         raise UserError(
             f"the {accelerator.num_processes} processes do not reach each other (an all-reduce gave "
             f"{sums or 'nothing'} in {timeout_s:.0f} s); check the main address and port, firewalls, "
-            "and NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME"
+            "and NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME; raise run.preflight_timeout_s where a node only "
+            "starts slowly"
         )
 
 

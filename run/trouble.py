@@ -16,6 +16,8 @@ from training.state import TrainState
 
 LOST_PEERS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 """Words of torch.distributed where another process of the run is gone"""
+NOT_DETERMINISTIC = "does not have a deterministic implementation"
+"""Words of torch for what run.deterministic forbids"""
 LOST_WORKER = "DataLoader worker (pid"
 """Words of torch where a data worker is gone"""
 
@@ -37,6 +39,10 @@ def explain(error: Exception) -> str | None:
         return (
             "another process of this run has ended, and its own last line says why; this one cannot "
             f"go on alone ({text})"
+        )
+    if NOT_DETERMINISTIC in str(error):
+        return (
+            f"run.deterministic true: {text.partition(', but you')[0]} on this device; set it false"
         )
     if is_out_of_memory(error):
         return f"out of memory ({text}). Checkpoints written so far are intact"

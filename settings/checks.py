@@ -296,6 +296,7 @@ def _check_run(cfg: Config) -> Iterator[str]:
         yield f"eval.score_threshold {cfg.eval.score_threshold}: must lie between 0 and 1"
     yield from _positive("run.log_every", cfg.run.log_every)
     yield from _positive("run.collective_timeout_s", cfg.run.collective_timeout_s)
+    yield from _positive("run.preflight_timeout_s", cfg.run.preflight_timeout_s)
     if cfg.run.max_bad_images < 0:
         yield f"run.max_bad_images {cfg.run.max_bad_images}: must be 0 or more"
     yield from _positive("eval.max_detections", cfg.eval.max_detections)

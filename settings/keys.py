@@ -79,6 +79,11 @@ class RunConfig:
     """Draw the first N steps' images with their boxes, as the model gets them, into samples/"""
     collective_timeout_s: int = harmless(1800)
     """Longest time that a rank waits for the others, s; more than the longest evaluation"""
+    preflight_timeout_s: int = harmless(300)
+    """Longest time until all processes have reached each other, s: the slowest one's start, and NCCL's connections"""
+    deterministic: bool = harmless(False)
+    """Kernels that give the same bits in every run (slower); on GPUs only for maskformer, pmd and linear, since the
+    others need kernels of which there is none such. CPUs give the same bits in any case"""
     max_bad_images: int = harmless(10)
     """Images that cannot be read and are left out; more end the run, since the folder may be wrong"""
     profile: int | None = harmless(None)
@@ -275,7 +280,8 @@ class TrainConfig:
     """Images per forward pass on one device; default: global_batch_size / number of processes; auto: as many of
     these as fit into memory, tried before the first step; at a resume as many as before"""
     precision: Literal["no", "fp16", "bf16"] = "no"
-    """Mixed precision of the forward pass; weights stay in fp32. On a CPU fp16 is slow (docs/exactness.md)"""
+    """Mixed precision of the forward pass; weights stay in fp32. no: fp32 throughout, TF32 nowhere.
+    On a CPU fp16 is slow (docs/exactness.md)"""
     loss_scale_start: float | None = harmless(None)
     """fp16: what the loss is multiplied by at first; halved wherever gradients overflow; default: 65536"""
     loss_scale_growth_steps: int | None = None

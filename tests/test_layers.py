@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BASE = {"errors", "disk"}
+BASE = {"errors", "disk", "devices"}
 DATA = {*BASE, "settings", "data"}
 MODEL = {*DATA, "model", "model.losses"}
 EVALUATION = {*MODEL, "data.feed", "data.images", "evaluation"}
 MAY_IMPORT = {
+    "devices": set(),
     "errors": set(),
     "disk": {"errors"},
     "settings": BASE,

@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -75,6 +76,21 @@ def test_averaged_weights_are_evaluated_exported_and_resumed(tmp_path):
     train(tiny_run(tmp_path, train__steps=4, run__resume="auto", **keys))
     resumed = load_file(tmp_path / "run/checkpoints/step-000004/model/average.safetensors")
     assert all(torch.equal(resumed[n], t) for n, t in average.items())
+
+
+def test_fp32_is_no_tf32_and_kernels_are_deterministic_if_asked(tmp_path, monkeypatch):
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    try:
+        train(tiny_run(tmp_path, run__deterministic=True))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cudnn.benchmark
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark = False
 
 
 def mixed_run(tmp_path, head, name, **keys):

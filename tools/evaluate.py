@@ -36,6 +36,7 @@ from accelerate import Accelerator
 
 from data.build import build_data
 from data.feed.loader import eval_loader
+from devices import compute_in_fp32, pins
 from evaluation.metrics import measure
 from evaluation.predictions import flat_threshold, predict_split
 from export.detector import load_detector
@@ -60,6 +61,7 @@ def evaluate(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
     wanted = None if cfg.model.task == "detection" else cfg.model.task
     detector = load_detector(args.model, wanted)
     data_cfg = replace(cfg.data, image_size=detector.rule.size, augment=[])
+    compute_in_fp32()
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     with ending_together(accelerator):
         data = build_data(data_cfg, cfg.run.seed, labels=detector.labels)
@@ -76,7 +78,7 @@ def evaluate(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
             detector.rule,
             cfg.eval.batch_size,
             cfg.data.num_workers,
-            accelerator.device.type == "cuda",
+            pins(accelerator.device),
             accelerator.process_index,
             accelerator.num_processes,
         ),

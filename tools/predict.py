@@ -52,6 +52,7 @@ from data.feed.transforms import resize
 from data.images.decode import decode
 from data.objects import Objects
 from data.regions import label_map
+from devices import compute_in_fp32
 from disk import write_whole
 from export.detector import LoadedDetector, load_detector
 from report.drawing import draw_objects, legend_of, with_legend
@@ -86,6 +87,7 @@ def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
     maps = drawing_names(files, args.out, LABEL_MAPS)
     detector = load_detector(args.model, args.task)
     regions = detector.labels == "regions"
+    compute_in_fp32()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     detector.trainable.to(device)
     if regions:

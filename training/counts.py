@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from accelerate import Accelerator
 
+from devices import sent
+
 
 class MicroBatchCounts(Protocol):
     """What a step has to know of one micro-batch; the names are the same in each."""
@@ -46,9 +48,8 @@ def agree(
     own = torch.tensor(
         [*sums.values(), *maxima.values(), *map(float, flags.values())],
         dtype=torch.float64 if accelerator.device.type == "cpu" else torch.float32,
-        device=accelerator.device,
     )
-    everyone = accelerator.gather(own[None])  # [W, N]
+    everyone = accelerator.gather(sent(own, accelerator.device)[None])  # [W, N]
     total, largest = torch.stack([everyone.sum(0), everyone.amax(0)]).tolist()
     of_sums, of_maxima = len(sums), len(sums) + len(maxima)
     return Agreed(

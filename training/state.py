@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from devices import pins, wait_for
 from errors import UserError
 from training.validity import check_random, check_slots, check_state, check_tensors
 
@@ -75,11 +76,12 @@ class Snapshot:
             for name, tensor in tensors.items():
                 tensor, copy = tensor.detach(), kept.get(name)
                 if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
-                    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                    pinned = pins(tensor.device)
+                    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
                 copies[name] = copy.copy_(tensor, non_blocking=True)
-                devices |= {tensor.device} if tensor.is_cuda else set()
+                devices.add(tensor.device)
         for device in devices:
-            torch.cuda.synchronize(device)
+            wait_for(device)
 
 
 def checkpoint_tensors(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from data.batch import Batch
+from devices import sent
 from model.losses.boxes import centred, corners
 from model.losses.matching import per_image
 
@@ -66,15 +67,15 @@ def noisy_queries(
     for row, num in enumerate(numbers):
         generator = torch.Generator().manual_seed(batch.noise_keys[row])
         random[row, :, :, :num] = torch.rand(groups, 2, num, 10, generator=generator)
-    random = random.to(device)
-    there = torch.arange(most, device=device) < torch.tensor(numbers, device=device)[:, None]
+    random = sent(random, device)
+    there = sent(torch.arange(most) < torch.tensor(numbers)[:, None], device)
     classes = _padded(batch.objects.classes, numbers, most, num_classes)[:, None, None]
     swapped = (random[..., 0] < config.label_noise_ratio / 2) & there[:, None, None]
     other = (random[..., 1] * num_classes).long().clamp(max=num_classes - 1)
     classes = torch.where(swapped, other, classes)
     boxes = _padded(batch.objects.boxes, numbers, most, 0.0)[:, None, None]
     reach = torch.cat([boxes[..., 2:]] * 2, dim=-1) * config.box_noise_scale / 2
-    far = torch.tensor([0.0, 1.0], device=device).view(1, 1, 2, 1, 1)
+    far = torch.arange(2.0, device=device).view(1, 1, 2, 1, 1)
     shift = (random[..., 6:] + far) * torch.where(random[..., 2:6] < 0.5, -1.0, 1.0)
     moved = centred((corners(boxes) + shift * reach).clamp(0, 1))
     return NoisyQueries(
@@ -104,5 +105,5 @@ def _pairs(
         queries.append(place.flatten())
         objects.append((first + torch.arange(num)).repeat(groups))
         first += num
-    table = torch.stack([torch.cat(column) for column in (images, queries, objects)]).to(device)
+    table = sent(torch.stack([torch.cat(column) for column in (images, queries, objects)]), device)
     return table[0], table[1], table[2]

@@ -4,6 +4,7 @@ An edge lies at W(0), ..., W(N) times a fraction of a reference box from where t
 probability; W is fine near 0 and coarse far from it.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -28,11 +29,20 @@ class Bins:
 
     def values(self, like: torch.Tensor) -> torch.Tensor:
         """W(0), ..., W(N), rising."""
+        return _values(self, like.dtype, like.device)
+
+    def numbers(self) -> list[float]:
+        """W(0), ..., W(N)."""
         last = abs(self.up) * abs(self.scale)
         step = (last + 1) ** (2 / (self.num - 2))
         side = [step**i - 1 for i in range(1, self.num // 2)]
-        both = [-2 * last, *(-v for v in reversed(side)), 0.0, *side, 2 * last]
-        return torch.tensor(both, dtype=like.dtype, device=like.device)
+        return [-2 * last, *(-v for v in reversed(side)), 0.0, *side, 2 * last]
+
+
+@functools.cache
+def _values(bins: Bins, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Copied to the device once."""
+    return torch.tensor(bins.numbers(), dtype=dtype, device=device)
 
 
 def edge_loss(

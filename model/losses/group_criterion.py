@@ -14,7 +14,7 @@ import torch
 from data.batch import Batch
 from model.losses.focal import focal_cost
 from model.losses.mask_criterion import MaskCriterion, MaskOutputs, targets
-from model.losses.matching import CostWeights, box_cost, match
+from model.losses.matching import CostWeights, box_cost, match, matched_on
 from model.losses.quality import QualityLoss, pair_losses
 from model.losses.set_criterion import SetOutputs
 from model.losses.terms import Counts, Losses, MasksOf, by_layer, fp32, object_counts
@@ -89,12 +89,11 @@ class GroupCriterion:
             goals, known = targets(batch, logits.dtype)
             cost = cost + self.masks.cost_of_masks(given, goals, known, batch)
         queries, places = match(cost, numbers)
-        layer, image, query = queries.to(logits.device)
-        target = places.to(logits.device)
+        layer, image, query, target = matched_on(logits.device, queries, places)
         losses = pair_losses(self.quality, logits, boxes, (layer, image, query), objects, target)
         sums = {"loss_ce": losses.classes, "loss_bbox": losses.l1, "loss_giou": losses.giou}
         if self.masks is not None and masks is not None:
-            mask, dice = self.masks.mask_losses(given, queries, places, goals, known)
+            mask, dice = self.masks.mask_losses(given, queries, query, target, goals, known)
             sums |= {"loss_mask": mask, "loss_dice": dice}
         return sums
 

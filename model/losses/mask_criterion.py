@@ -7,6 +7,7 @@ padded or ignored take no part, in proportion to their ignored pixels.
 Sources: MaskFormer (https://arxiv.org/abs/2107.06278), dice loss (https://arxiv.org/abs/1606.04797).
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from data.batch import Batch
 from data.masks import CELL_PIXELS, CELL_PX
 from model.losses.focal import GAMMA, sigmoid_focal_loss
-from model.losses.matching import match, per_image
+from model.losses.matching import match, matched_on, per_image
 from model.losses.terms import (
     Counts,
     Losses,
@@ -80,8 +81,7 @@ class MaskCriterion:
             goals, known = targets(batch, logits.dtype)
             cost = self.cost(outputs, logits, goals, known, batch)
             queries, places = match(cost, batch.num_objects)
-            layer, image, query = queries.to(logits.device)
-            found = places.to(logits.device)
+            layer, image, query, found = matched_on(logits.device, queries, places)
             class_sum, class_count = class_cross_entropy(
                 logits,
                 (layer, image, query),
@@ -89,7 +89,7 @@ class MaskCriterion:
                 step_counts,
                 self.weights.no_object,
             )
-            mask_sums, dice_sums = self.mask_losses(outputs, queries, places, goals, known)
+            mask_sums, dice_sums = self.mask_losses(outputs, queries, query, found, goals, known)
             per_mask = max(step_counts["masks"], 1.0)
             terms = {
                 "loss_ce": class_sum / class_count,
@@ -143,6 +143,7 @@ class MaskCriterion:
         self,
         outputs: MaskOutputs,
         queries: torch.Tensor,
+        query: torch.Tensor,
         places: torch.Tensor,
         goals: torch.Tensor,
         known: torch.Tensor,
@@ -150,18 +151,19 @@ class MaskCriterion:
         """Sums of the mask and the dice losses of each layer's matched masks, [L] each.
 
         Args:
-            queries: int64 [3, K] on the host: layer, image, query of every match. places: int64 [K] on
-                the host: its object, numbered through the batch.
+            queries: int64 [3, K] on the host: layer, image, query of every match. query, places: int64 [K]
+                on the device: its query, and its object, numbered through the batch.
         """
         layers = outputs.logits.shape[0]
         sums = [[goals.new_zeros(()), goals.new_zeros(())] for _ in range(layers)]
-        for layer, image in sorted(set(zip(*queries[:2].tolist(), strict=True))):
-            own = ((queries[0] == layer) & (queries[1] == image)).nonzero()[:, 0]
-            parts = own.split(max(1, SQUARES_AT_ONCE // known[image].numel()))
-            for part in parts:
-                chosen = queries[2, part].to(goals.device)
-                goal = goals[places[part].to(goals.device)]
-                given = (outputs.masks, layer, image, chosen, goal, known[image])
+        numbers = Counter(zip(*queries[:2].tolist(), strict=True))  # layer by layer, image by image
+        shares = list(numbers.values())
+        own = zip(numbers, query.split(shares), places.split(shares), strict=True)
+        for (layer, image), chosen, targets in own:
+            most = max(1, SQUARES_AT_ONCE // known[image].numel())
+            parts = list(zip(chosen.split(most), targets.split(most), strict=True))
+            for part, target in parts:
+                given = (outputs.masks, layer, image, part, goals[target], known[image])
                 if len(parts) == 1:
                     found = self._sums(*given)
                 else:  # of many large masks, those of one part at a time are kept

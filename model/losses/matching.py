@@ -8,6 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from data.objects import Objects
+from devices import sent
 from model.losses.boxes import box_giou
 
 
@@ -68,6 +69,19 @@ def match(cost: torch.Tensor, num_targets: Sequence[int]) -> tuple[torch.Tensor,
         torch.from_numpy(np.concatenate(queries, axis=1)),
         torch.from_numpy(np.concatenate(targets)),
     )
+
+
+def matched_on(
+    device: torch.device, queries: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Layer, image, query and target of what `match` gave, on a device: one copy, which nobody waits for."""
+    layer, image, query, target = sent(torch.cat([queries, targets[None]]), device)
+    return layer, image, query, target
+
+
+def mark(values: torch.Tensor, place: tuple[torch.Tensor, ...], number: float) -> None:
+    """In place: `values[place] = number`, for which CUDA would be waited for: the number would be copied to it."""
+    values.index_put_(place, values.new_full((), number))
 
 
 def per_image(column: torch.Tensor, num_targets: Sequence[int], fill: float) -> torch.Tensor:

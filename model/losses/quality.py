@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from data.objects import Objects
 from model.losses.boxes import box_giou, box_iou
+from model.losses.matching import mark
 
 QualityLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits, whether a query is to be called a class, IoU where it is), all [..., C] -> loss, [..., C]"""
@@ -84,7 +85,7 @@ def pair_losses(
     iou = box_iou(own, goal).detach()
     called, good = torch.zeros_like(logits), torch.zeros_like(logits)
     where = (*place, objects.classes[target])
-    called[where] = 1.0
+    mark(called, where, 1.0)
     good[where] = iou
     num = len(logits)
     return PairLosses(

@@ -19,12 +19,13 @@ from data.objects import Objects
 from model.losses.denoising import LARGEST, NoisyQueries
 from model.losses.distribution import Bins, distillation, edge_loss
 from model.losses.focal import focal_cost
-from model.losses.matching import CostWeights, box_cost, match
+from model.losses.matching import CostWeights, box_cost, mark, match, matched_on
 from model.losses.quality import QualityLoss, pair_losses
 from model.losses.terms import Counts, Losses, by_layer, fp32, object_counts
 
 Pairs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-"""Layer, image, query and object (numbered through the batch) of each match, int64 [K]"""
+"""Layer, image, query and object (numbered through the batch) of each match, int64 [K]; layer by layer, as many in
+each"""
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,7 @@ class RefinedCriterion:
             CostWeights(c.matcher_class_cost, c.matcher_bbox_cost, c.matcher_giou_cost),
         )
         queries, targets = match(cost, batch.num_objects)
-        layer, image, query = queries.to(cost.device)
-        return layer, image, query, targets.to(cost.device)
+        return matched_on(cost.device, queries, targets)
 
     def terms(
         self,
@@ -171,7 +171,7 @@ class RefinedCriterion:
         for place_of, ending in enumerate(names, start=layers):
             terms |= {f"{name}{ending}": value[place_of] for name, value in per_layer.items()}
         if found.edges is not None and found.references is not None and self.bins is not None:
-            inner = place[0] < layers
+            inner = slice(len(target) // len(found.logits) * layers)  # pairs come layer by layer
             place = (place[0][inner], place[1][inner], place[2][inner])
             references = found.references.detach()[place[1:]]
             goal = objects.boxes.to(found.boxes.dtype)[target[inner]]
@@ -199,7 +199,7 @@ class RefinedCriterion:
         weight = sure.expand(layers, *sure.shape).clone()
         weight[place] = iou
         paired = torch.zeros_like(weight, dtype=torch.bool)
-        paired[place] = True
+        mark(paired, place, True)
         loss = distillation(students, teacher, weight[: layers - 1])
         paired = paired[: layers - 1]
         with_object = (loss * paired).sum((1, 2))

@@ -17,7 +17,7 @@ from data.batch import Batch
 from data.objects import Objects
 from model.losses.boxes import box_giou
 from model.losses.focal import focal_cost, sigmoid_focal_loss
-from model.losses.matching import CostWeights, box_cost, match
+from model.losses.matching import CostWeights, box_cost, mark, match, matched_on
 from model.losses.terms import (
     Counts,
     Losses,
@@ -109,9 +109,9 @@ class SetCriterion:
         """Each term of each decoder layer, [L], before weighting."""
         per_box = max(step_counts["boxes"], 1.0)
         queries, targets = match(self.cost(logits, boxes, objects, num_objects), num_objects)
-        layer, image, query = queries.to(logits.device)
-        classes = objects.classes[targets.to(logits.device)]
-        goal = objects.boxes.to(boxes.dtype)[targets.to(boxes.device)]
+        layer, image, query, target = matched_on(logits.device, queries, targets)
+        classes = objects.classes[target]
+        goal = objects.boxes.to(boxes.dtype)[target]
         found = boxes[layer, image, query]  # [L K, 4]
         num_layers = logits.shape[0]
         l1 = (found - goal).abs().sum(-1).view(num_layers, -1).sum(1)
@@ -135,7 +135,7 @@ class SetCriterion:
         """Sum of each layer's classification loss, [L], and the step's count to divide it by."""
         if self.focal:
             goal = torch.zeros_like(logits)
-            goal[(*matched, classes)] = 1.0
+            mark(goal, (*matched, classes), 1.0)
             loss = sigmoid_focal_loss(logits, goal, self.config.focal_alpha)
             return loss.sum((1, 2, 3)), max(step_counts["boxes"], 1.0)
         return class_cross_entropy(

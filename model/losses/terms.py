@@ -72,7 +72,7 @@ def class_cross_entropy(
     goal = torch.full(logits.shape[:3], no_object, device=logits.device)
     goal[matched] = classes
     weight = torch.ones(no_object + 1, dtype=logits.dtype, device=logits.device)
-    weight[no_object] = no_object_weight
+    weight[no_object:] = no_object_weight  # a GPU would be waited for to write a single place
     loss = F.cross_entropy(logits.flatten(0, 2), goal.flatten(), weight, reduction="none")
     unmatched = step_counts["images"] * logits.shape[2] - step_counts["matched"]
     total_weight = step_counts["matched"] + no_object_weight * unmatched

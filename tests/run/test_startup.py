@@ -1,8 +1,10 @@
 import pytest
+import torch
 
 from builders import ROOT, launch, tiny_run
 from errors import UserError
-from run.startup import _num_processes_of, check_launch, code_digest
+from run.startup import _num_processes_of, check_deterministic, check_launch, code_digest
+from run.trouble import explain
 from settings.keys import Config, RunConfig, TrainConfig
 
 SIMPLE = Config(run=RunConfig(), train=TrainConfig(steps=10, precision="no"))
@@ -125,3 +127,26 @@ def test_error_of_the_main_rank_alone_ends_all_with_one_line(tmp_path):
     assert ours.count("is not empty; choose another folder") == 1
     assert "gloo" not in ours
     assert "Connection closed" not in ours
+
+
+@pytest.mark.parametrize("head", ["detr", "deformable_detr", "rf_detr_seg", "mask2former"])
+def test_heads_without_deterministic_kernels_are_refused_on_a_gpu(head):
+    check_deterministic(head, torch.device("cpu"))
+    with pytest.raises(UserError, match=f"run.deterministic true: {head} on cuda needs"):
+        check_deterministic(head, torch.device("cuda"))
+
+
+def test_other_heads_may_be_deterministic_on_a_gpu():
+    for head in ("maskformer", "pmd", "linear"):
+        check_deterministic(head, torch.device("cuda"))
+
+
+def test_kernels_that_torch_refuses_are_told_in_one_line():
+    error = RuntimeError(
+        "upsample_bicubic2d_backward_out_cuda does not have a deterministic implementation, but you set "
+        "'torch.use_deterministic_algorithms(True)'. You can turn off determinism just for this operation"
+    )
+    assert explain(error) == (
+        "run.deterministic true: upsample_bicubic2d_backward_out_cuda does not have a deterministic implementation "
+        "on this device; set it false"
+    )
