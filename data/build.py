@@ -18,7 +18,8 @@ from data.schema import Split
 from data.splits import split_off
 from data.taxonomy import Taxonomy, build_taxonomy, with_background, with_stuff
 from errors import UserError
-from settings.keys import EVERY_PIXEL, DataConfig, Labels
+from settings.keys import DataConfig
+from settings.tasks import EVERY_PIXEL, Labels
 
 READERS = {
     "synthetic": "data.sources.synthetic",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from data.findings import Findings
 from data.schema import Split
 from data.taxonomy import Taxonomy
-from settings.keys import Labels
+from settings.tasks import Labels
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from data.schema import Split
 from data.table import RecordTable
 from data.taxonomy import Taxonomy
 from disk import ROOT, alone, cache_root, whole_folder
-from settings.keys import DataConfig, Labels
+from settings.keys import DataConfig
+from settings.tasks import Labels
 
 NOT_READ = {
     *("strict", "image_size", "augment", "num_workers"),

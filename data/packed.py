@@ -22,7 +22,8 @@ from data.index import NOT_READ, load, store
 from data.schema import Split
 from disk import WRITING, write_whole
 from errors import UserError
-from settings.keys import DataConfig, Labels
+from settings.keys import DataConfig
+from settings.tasks import Labels
 
 FORMAT = 1
 """Raise it when the form changes"""

@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from data.schema import EncodedImages, Split, Subset
 from data.sources.files import ImageFiles
-from settings.keys import DataConfig, Labels
+from settings.keys import DataConfig
+from settings.tasks import Labels
 
 FOLDERS = ("coco", "imagefolder", "voc", "yolo", "label_maps")
 """Sources whose every file lies in the dataset's folder"""

@@ -10,7 +10,7 @@ from evaluation.coco import coco_metrics
 from evaluation.panoptic import panoptic_metrics
 from evaluation.predictions import Predictions
 from evaluation.regions import region_metrics
-from settings.keys import Labels
+from settings.tasks import Labels
 
 TOTALS = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100"),

@@ -15,7 +15,8 @@ from data.objects import Objects
 from evaluation.sharing import gather_rows
 from model.memory import MemoryWatch
 from model.trainable import Trainable
-from settings.keys import EvalConfig, Labels
+from settings.keys import EvalConfig
+from settings.tasks import Labels
 
 NOTHING = Objects(
     np.zeros((0, 4)), np.zeros(0, np.int64), image=np.zeros(0, np.int64), scores=np.zeros(0)

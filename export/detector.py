@@ -36,7 +36,7 @@ from model.neck import plain_config
 from model.normalization import Normalization
 from model.source import SAFE, local_folder, quiet_transformers
 from model.trainable import STUFF_KEY, Trainable
-from settings.keys import LABELS, Labels, Task
+from settings.tasks import LABELS, Labels, Task
 
 INTEGERS = ("num_batches_tracked", "_index", "position_ids", "progress")
 """Ends of the names of tensors that are no weights"""

@@ -13,7 +13,7 @@ from data.boxes import from_corners
 from data.masks import Rle, bounds, encode, encode_all, mask_column, merged
 from data.objects import Objects
 from data.regions import regions_of
-from settings.keys import Task
+from settings.tasks import Task
 
 MASKS_AT_ONCE = 16
 """Masks that are made as large as the image at the same time"""

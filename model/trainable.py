@@ -17,7 +17,7 @@ from model.heads.family import HeadFamily, call_with_mask
 from model.losses.terms import Counts, Losses
 from model.neck import inner_backbone
 from model.normalization import Normalization
-from settings.keys import Task
+from settings.tasks import Task
 
 NO_THRESHOLD = -1.0
 STUFF_KEY = "stuff_classes"

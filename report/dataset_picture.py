@@ -28,7 +28,8 @@ from report.dataset_charts import (
 )
 from report.dataset_text import percent
 from report.drawing import draw_objects
-from settings.keys import ImageSizeConfig, Labels
+from settings.keys import ImageSizeConfig
+from settings.tasks import Labels
 
 PICTURE_TITLE = "Dataset as checked by permafrost"
 """Stands in the file, by which an earlier picture is known"""

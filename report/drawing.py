@@ -14,7 +14,7 @@ from data.feed.collate import absolute
 from data.masks import CELL_PIXELS, CELL_PX, Mask, encode, mask_column, pixels_of
 from data.objects import Objects
 from errors import printable
-from settings.keys import EVERY_PIXEL, Labels
+from settings.tasks import EVERY_PIXEL, Labels
 
 TRUTH = (60, 220, 60)
 COLOURS = [

@@ -22,7 +22,8 @@ from errors import UserError, csv_cell, printable
 from evaluation.metrics import TOTALS
 from evaluation.predictions import Predictions
 from report.drawing import beside, draw_objects, legend_of, save_grid
-from settings.keys import EVERY_PIXEL, EvalConfig, ImageSizeConfig
+from settings.keys import EvalConfig, ImageSizeConfig
+from settings.tasks import EVERY_PIXEL
 
 REPORT_FILES = {"metrics.json", "per_class.csv", "predictions.json", "predictions.png"}
 COUNTED = ("boxes", "pixels", "segments")

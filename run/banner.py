@@ -13,7 +13,8 @@ from data.schema import Split
 from errors import printable
 from model.build import Detector
 from settings.checks import micro_batch_size
-from settings.keys import EVERY_PIXEL, Config, Labels
+from settings.keys import Config
+from settings.tasks import EVERY_PIXEL, Labels
 
 LABEL_VALUES = "; data.label_values says what is what in label maps, e.g. [0, 255]"
 

@@ -63,7 +63,8 @@ from run.startup import (
 from run.together import ending_together
 from run.trouble import report_failed_save
 from settings.checks import micro_batch_size
-from settings.keys import LABELS, Config
+from settings.keys import Config
+from settings.tasks import LABELS
 from settings.walk import config_to_dict
 from training.checkpoint import Checkpoints
 from training.counts import any_rank

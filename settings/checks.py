@@ -16,7 +16,6 @@ from settings.keys import (
     FROZEN_STAGES,
     MAX_SIDE_PX,
     MAX_SYNTHETIC_SEED,
-    METRICS,
     PROFILE_WARM_UP,
     Config,
     DataConfig,
@@ -24,6 +23,7 @@ from settings.keys import (
     TrainConfig,
 )
 from settings.precision_checks import check_loss_scale
+from settings.tasks import METRICS
 from settings.walk import config_to_dict, leaf_keys
 
 MOST_WORKERS = 512
@@ -178,10 +178,9 @@ def _check_data(data: DataConfig) -> Iterator[str]:
         yield from _positive(f"data.{key}", getattr(data, key))
     if data.cache_features < 0:
         yield f"data.cache_features {data.cache_features}: must be 0 or more"
-    yield from _positive("data.image_size.longest", data.image_size.longest)
-    shortest = data.image_size.shortest
+    longest, shortest = data.image_size.longest, data.image_size.shortest
+    yield from _positive("data.image_size.longest", longest)
     yield from _positive("data.image_size.shortest", shortest)
-    longest = data.image_size.longest
     if longest is not None and shortest and shortest > longest:
         yield f"data.image_size.shortest {shortest}: exceeds longest {longest}"
     if longest is not None and longest > MAX_SIDE_PX:

@@ -6,6 +6,8 @@ The text below a key is its `--help`.
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
+from settings.tasks import Task
+
 MAX_SYNTHETIC_SEED = 500_000
 """Training scenes have seeds below it, validation scenes that much more; from twice that on, seeds
 belong to the pretraining of the shipped backbone"""
@@ -22,27 +24,6 @@ MAX_SIDE_PX = 16_384
 
 T = TypeVar("T")
 Fit = Literal["pad", "stretch"]
-Task = Literal[
-    "detection", "instance_segmentation", "semantic_segmentation", "panoptic_segmentation"
-]
-Labels = Literal["boxes", "masks", "regions", "segments"]
-"""What is learnt of images: boxes of objects, masks of objects, the class of every pixel, or this and to which
-object it belongs"""
-EVERY_PIXEL: tuple[Labels, ...] = ("regions", "segments")
-"""What gives every pixel a class, or says that it is not known"""
-LABELS: dict[Task, Labels] = {
-    "detection": "boxes",
-    "instance_segmentation": "masks",
-    "semantic_segmentation": "regions",
-    "panoptic_segmentation": "segments",
-}
-METRICS: dict[Task, tuple[str, ...]] = {
-    "detection": ("AP", "AP50", "AP75"),
-    "instance_segmentation": ("AP", "AP50", "AP75"),
-    "semantic_segmentation": ("mIoU", "pixel_accuracy", "mean_accuracy"),
-    "panoptic_segmentation": ("PQ", "SQ", "RQ", "PQ_things", "PQ_stuff"),
-}
-"""What can decide which checkpoint is the best; the first one does by default"""
 
 
 def harmless(default: T) -> T:

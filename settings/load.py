@@ -20,8 +20,9 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from disk import ROOT
 from errors import UserError
 from settings.checks import check_config
-from settings.keys import METRICS, Config
+from settings.keys import Config
 from settings.plain_yaml import load_plain
+from settings.tasks import METRICS
 from settings.walk import leaf_keys
 
 EMBEDDED_DEFAULT = ROOT / "configs" / "synthetic.yaml"

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from errors import UserError, ending_with_one_line
-from settings.keys import EVERY_PIXEL, LABELS, Config, DataConfig
+from settings.keys import Config, DataConfig
 from settings.load import load_config
+from settings.tasks import EVERY_PIXEL, LABELS
 
 
 def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:

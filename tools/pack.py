@@ -60,7 +60,7 @@ from tqdm import tqdm
 from data.build import build_data
 from data.packed import Pack
 from model.start import completed
-from settings.keys import LABELS
+from settings.tasks import LABELS
 
 
 def main(argv: Sequence[str]) -> None:

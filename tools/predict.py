@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from errors import UserError, ending_with_one_line, printable
-from settings.keys import EVERY_PIXEL, Task
+from settings.tasks import EVERY_PIXEL, Task
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -27,7 +27,8 @@ from data.regions import partition
 from data.schema import Split
 from data.taxonomy import Taxonomy
 from errors import UserError
-from settings.keys import EVERY_PIXEL, DataConfig, ImageSizeConfig, Labels
+from settings.keys import DataConfig, ImageSizeConfig
+from settings.tasks import EVERY_PIXEL, Labels
 
 T = TypeVar("T")
 NOISE = 1

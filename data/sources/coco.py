@@ -19,7 +19,8 @@ from data.sources.panoptic import is_panoptic, read_panoptic
 from data.sources.segmentations import box_of_segmentation
 from data.sources.values import Unique, as_id, as_int, as_size, short
 from errors import UserError
-from settings.keys import DataConfig, Labels
+from settings.keys import DataConfig
+from settings.tasks import Labels
 
 
 def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels = "boxes") -> Split:

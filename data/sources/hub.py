@@ -25,7 +25,8 @@ from data.sources.label_maps import label_names
 from data.sources.rows import Rows
 from data.sources.store import ensure_stored
 from errors import UserError
-from settings.keys import DataConfig, Labels
+from settings.keys import DataConfig
+from settings.tasks import Labels
 
 
 @dataclass(frozen=True)

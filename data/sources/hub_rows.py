@@ -9,7 +9,8 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from data.sources.rows import CATEGORY_KEYS, LABEL_MAP_COLUMNS
 from errors import UserError
-from settings.keys import DataConfig, Labels
+from settings.keys import DataConfig
+from settings.tasks import Labels
 
 
 def open_rows(

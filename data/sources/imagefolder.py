@@ -28,7 +28,8 @@ from data.sources.files import (
 from data.sources.label_maps import label_names, names_of_folder
 from data.sources.rows import LABEL_MAP_COLUMNS, Rows
 from errors import UserError
-from settings.keys import EVERY_PIXEL, DataConfig, Labels
+from settings.keys import DataConfig
+from settings.tasks import EVERY_PIXEL, Labels
 
 
 def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels = "boxes") -> Split:

@@ -24,7 +24,8 @@ from data.sources.files import (
 from data.sources.label_pictures import LabelRules, dense_record
 from data.sources.values import as_int
 from errors import UserError
-from settings.keys import DataConfig, Labels
+from settings.keys import DataConfig
+from settings.tasks import Labels
 
 LAYOUTS = [
     *(("images/{split}", f"{folder}/{{split}}") for folder in ("annotations", "labels", "masks")),

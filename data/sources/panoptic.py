@@ -25,7 +25,7 @@ from data.sources.label_pictures import (
     record_of,
 )
 from data.sources.values import as_flag, as_id, as_int, short
-from settings.keys import Labels
+from settings.tasks import Labels
 
 
 def is_panoptic(content: dict[str, Any]) -> bool:

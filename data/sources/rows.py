@@ -11,7 +11,8 @@ from data.sources.annotations import Boxes
 from data.sources.label_pictures import LabelRules, dense_record
 from data.sources.panoptic import panoptic_record
 from data.sources.values import Unique, as_id, as_size, short
-from settings.keys import DataConfig, Labels
+from settings.keys import DataConfig
+from settings.tasks import Labels
 
 CATEGORY_KEYS = ("category", "category_id")
 LABEL_MAP_COLUMNS = (

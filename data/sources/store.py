@@ -16,7 +16,8 @@ from data.sources.addresses import own_address
 from data.sources.hub_rows import encoded, guarded, open_rows
 from disk import alone, cache_root, whole_folder
 from errors import UserError
-from settings.keys import EVERY_PIXEL, DataConfig, Labels
+from settings.keys import DataConfig
+from settings.tasks import EVERY_PIXEL, Labels
 
 FORMAT = 2
 """Raise it when the stored form changes, so that old stores are not read"""

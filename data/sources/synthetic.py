@@ -17,7 +17,8 @@ from data.objects import Objects
 from data.sources.coco import read_split as read_split  # the written files are a COCO dataset
 from data.taxonomy import Taxonomy
 from disk import alone, cache_root, whole_folder
-from settings.keys import MAX_SYNTHETIC_SEED, DataConfig, Labels
+from settings.keys import MAX_SYNTHETIC_SEED, DataConfig
+from settings.tasks import Labels
 from street.paint import PART
 from street.scenes import Scene, render_scene
 

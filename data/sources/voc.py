@@ -34,7 +34,8 @@ from data.sources.files import (
 from data.sources.values import Unique, as_size, short
 from data.sources.xml_tree import XmlError, parse_xml
 from errors import UserError
-from settings.keys import DataConfig, Labels
+from settings.keys import DataConfig
+from settings.tasks import Labels
 
 ANNOTATIONS, IMAGES = "Annotations", "JPEGImages"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")

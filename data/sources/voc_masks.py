@@ -24,7 +24,8 @@ from data.sources.label_maps import refuse_ignored
 from data.sources.label_pictures import LabelRules, dense_record, read_label_map
 from data.sources.values import Unique
 from errors import UserError
-from settings.keys import DataConfig, Labels
+from settings.keys import DataConfig
+from settings.tasks import Labels
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

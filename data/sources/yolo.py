@@ -24,8 +24,9 @@ from data.sources.files import ImageFiles, Inside, existing_folder, image_files,
 from data.sources.segmentations import box_of_polygon
 from data.sources.values import Unique, as_int, short
 from errors import UserError
-from settings.keys import DataConfig, Labels
+from settings.keys import DataConfig
 from settings.plain_yaml import load_plain
+from settings.tasks import Labels
 
 NO_LABELS = {"classes.txt", "labels.txt"}
 """Files beside labels that are none"""

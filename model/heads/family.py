@@ -13,7 +13,8 @@ from errors import UserError
 from model.backbone import Backbone
 from model.finding import BOXES, Finder
 from model.losses.terms import Criterion
-from settings.keys import Fit, Task
+from settings.keys import Fit
+from settings.tasks import Task
 
 PROBE_PX = 128
 """Side of the blank image that a model is tried on, if it is not too small for it"""
