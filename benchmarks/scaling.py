@@ -90,6 +90,7 @@ def main() -> None:
     give("--disk-gb-s", type=float, default=1.0, help="writing checkpoints, assumed")
     give("--network-stat-us", type=float, default=200.0, help="per file on a network disk, assumed")
     give("--val-images", type=int, default=5000)
+    give("--classes", type=int, default=80, help="metrics of boxes are shared out by them")
     give(
         "--metrics-s", type=float, default=7.8, help="per 200,000 predictions (docs/benchmarks.md)"
     )
@@ -126,7 +127,7 @@ def main() -> None:
     )
     for world in WORLDS:
         predicting = args.val_images / world / (MICRO / args.step_s) * 0.5  # no backward pass
-        metrics = args.metrics_s * args.val_images * 100 / 200_000
+        metrics = args.metrics_s * args.val_images * 100 / 200_000 / min(world, args.classes)
         size = COPIES * gradient
         saving = size / (args.disk_gb_s * 1e9) + size / (hashing * 1e9)
         print(f"| {world:,} | {predicting + metrics:.1f} | {metrics:.1f} | {saving:.2f} |")

@@ -1,13 +1,12 @@
 """From `cfg.data` to two clean splits and the taxonomy."""
 
-import contextlib
-import gc
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from data.cleaning import cleaned
+from data.collector import without_collector
 from data.dataset import Data
 from data.findings import IMAGE_KINDS, Finding, Findings, Remedy
 from data.images.header_cache import cached_headers
@@ -73,7 +72,7 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "
 
         cfg = ensure_written(cfg, seed, labels)
     read = importlib.import_module(READERS[cfg.source]).read_split
-    with cached_headers(cfg.path, cfg.num_workers), _without_collections():
+    with cached_headers(cfg.path, cfg.num_workers), without_collector():
         train = read(cfg, "train", findings, labels)
         val = train if cfg.val_split is None else read(cfg, "val", findings, labels)
     if val.dense != train.dense:
@@ -102,18 +101,6 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "
             )
     refuse_many([train, val], taxonomy, labels)
     return Data(train, val, taxonomy, findings, labels)
-
-
-@contextlib.contextmanager
-def _without_collections() -> Iterator[None]:
-    """Without the search for garbage: hundreds of thousands of rows are none, and each search walks them all."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def refuse_many(splits: Sequence[Split], taxonomy: Taxonomy, labels: Labels) -> None:

@@ -10,11 +10,12 @@ from accelerate import Accelerator
 from faster_coco_eval import COCO, COCOeval_faster
 
 from data.coco_format import coco_content, coco_results
+from data.collector import without_collector
 from data.objects import Objects
 from data.schema import Split
 from data.taxonomy import Taxonomy
 from evaluation.predictions import Predictions
-from evaluation.sharing import gather_rows, own_share, without_collector
+from evaluation.sharing import gather_rows, own_share
 
 MAX_DETECTIONS = 100
 """Of an image, COCO looks at the best only"""

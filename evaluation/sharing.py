@@ -1,8 +1,6 @@
 """What the processes of a run measure together: each its share, and what was found is put together."""
 
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -51,16 +49,3 @@ def gather_rows(accelerator: Accelerator | None, rows: np.ndarray) -> np.ndarray
     nothing = np.zeros((len(counts), 0, rows.shape[1]), rows.dtype)
     parts = np.concatenate([nothing, *chunks], axis=1)
     return np.concatenate([part[:count] for part, count in zip(parts, counts, strict=True)])
-
-
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """Inside of the block Python looks for no circles of garbage: among hundreds of thousands of
-    dictionaries that takes half of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
