@@ -9,6 +9,7 @@ import torch
 
 from data.masks import Planes
 from data.objects import Objects
+from devices import pins
 
 LARGE = ("pixel_values", "pixel_mask", "masks", "ignored")
 """What of a batch goes from a worker as tensors, beside the maps"""
@@ -99,8 +100,11 @@ class Batch:
         return self._each(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on `device`; copies from pinned memory do not block."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        """The batch on `device`; copies from pinned memory do not block.
+
+        Apple's GPUs read memory of the host that a copy was to free, unless it blocks.
+        """
+        return self._each(lambda tensor: tensor.to(device, non_blocking=pins(device)))
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         pixels, mask = change(self.pixel_values), change(self.pixel_mask)

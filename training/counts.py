@@ -47,7 +47,8 @@ def agree(
             maxima[name] = max(maxima.get(name, value), value)
     own = torch.tensor(
         [*sums.values(), *maxima.values(), *map(float, flags.values())],
-        dtype=torch.float64 if accelerator.device.type == "cpu" else torch.float32,
+        # fp32 counts pixels to 17 million only; Apple's GPUs have nothing else.
+        dtype=torch.float32 if accelerator.device.type == "mps" else torch.float64,
     )
     everyone = accelerator.gather(sent(own, accelerator.device)[None])  # [W, N]
     total, largest = torch.stack([everyone.sum(0), everyone.amax(0)]).tolist()
