@@ -84,7 +84,7 @@ def one(num_images: int, detections: int, rounds: int, num_steps: int) -> None:
             if main:
                 aside.start(lambda: write_report(out, told[-1], predictions, data, cfg))
 
-        lost: dict[Callable[[], None], list[float]] = {before: [], now: []}
+        lost: dict[Callable[[], None], list[np.ndarray]] = {before: [], now: []}
         for _ in range(rounds):
             for way, seconds in lost.items():
                 alone = seconds_of(accelerator, steps)
@@ -92,21 +92,27 @@ def one(num_images: int, detections: int, rounds: int, num_steps: int) -> None:
                 assert aside.finish() is None
         if main:
             assert all(metrics == told[0] for metrics in told), "the same numbers"
-            first, second = (statistics.median(seconds) for seconds in lost.values())
-            world = accelerator.num_processes
-            spread = "; ".join(" ".join(f"{s:.1f}" for s in own) for own in lost.values())
-            print(f"| {world} | {first:.2f} | {second:.2f} | {first / second:.1f} | {spread} |")
+            for place, what in enumerate(("wall", "CPU of the busiest rank")):
+                rounds_of = [[float(pair[place]) for pair in pairs] for pairs in lost.values()]
+                first, second = map(statistics.median, rounds_of)
+                spread = "; ".join(" ".join(f"{s:.1f}" for s in own) for own in rounds_of)
+                print(
+                    f"| {accelerator.num_processes} | {what} | {first:.1f} | {second:.1f} | "
+                    f"{first / second:.1f} | {spread} |"
+                )
     accelerator.end_training()
 
 
-def seconds_of(accelerator: Accelerator, *actions: Callable[[], None]) -> float:
-    """Collective: called on every rank. Wall seconds until all ranks have done them."""
+def seconds_of(accelerator: Accelerator, *actions: Callable[[], None]) -> np.ndarray:
+    """Collective: called on every rank. Until all ranks have done them, float64 [2]: wall seconds, and CPU
+    seconds of the rank that took most, which say more on a machine without free cores."""
     accelerator.wait_for_everyone()
-    start = time.perf_counter()
+    start, begun = time.perf_counter(), time.process_time()
     for action in actions:
         action()
-    accelerator.wait_for_everyone()
-    return time.perf_counter() - start
+    own = torch.tensor([time.process_time() - begun], dtype=torch.float64)
+    busiest = accelerator.gather(own).max().item()
+    return np.array([time.perf_counter() - start, busiest])
 
 
 def main() -> None:
@@ -125,15 +131,15 @@ def main() -> None:
         one(args.images, args.detections, args.rounds, args.steps)
         return
     print(f"{conditions()}; {args.images * args.detections:,} predictions\n")
-    print("| Processes | Lost before, s | Lost now, s | Ratio | Rounds: before; now |")
-    print("|---|---|---|---|---|")
+    print("| Processes | Seconds | Lost before | Lost now | Ratio | Rounds: before; now |")
+    print("|---|---|---|---|---|---|")
     for processes in args.processes:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc_per_node", str(processes), "-m", "benchmarks.evaluation", "--one"]
         for name in ("images", "detections", "rounds", "steps"):
             command += [f"--{name}", str(getattr(args, name))]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        print(done.stdout.splitlines()[-1])
+        print("\n".join(done.stdout.splitlines()[-2:]), flush=True)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,19 @@ def test_signal_while_evaluating(whole, run, lives, world):
     assert rest == others
 
 
+@pytest.mark.parametrize(("moment", "world"), [("report", 1), ("metrics", 2)])
+def test_kill_between_predictions_and_files(whole, run, lives, moment, world):
+    """The evaluation is made again: no checkpoint said that it was there."""
+    strike = Strike(moment, 1, after=True)
+    assert -signal.SIGKILL in lives.live(short_run(whole, "run"), world, (strike,))
+    assert [p.name for p in (run / "checkpoints").glob("step-*")] == ["step-000005"]
+    lives.finish(short_run(whole, "run", run__resume="auto"), world)
+    (losses, *rest), (wanted, *others) = numbers(run), numbers(whole / "whole")
+    assert losses == (wanted if world == 1 else pytest.approx(wanted, rel=1e-5))
+    assert rest == others
+    assert {p.name for p in (run / "eval").iterdir()} == {"step-000006", "step-000012"}
+
+
 def test_stop_file_is_honoured_once(whole, run, lives):
     run.mkdir()
     (run / "STOP").touch()
