@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 import torch.utils.backend_registration as registration
-from torch.utils._pytree import tree_map_only
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "fake"
@@ -134,37 +133,56 @@ def on_fake(tensor):
     return _named_as(tensor, ON_FAKE)
 
 
+def mapped(change, value, kinds=torch.Tensor):
+    """The same with `change` done to what is of these kinds, also inside of lists."""
+    if isinstance(value, kinds):
+        return change(value)
+    return [mapped(change, v, kinds) for v in value] if isinstance(value, list | tuple) else value
+
+
+@functools.cache
+def facts(op):
+    """Its name, without and with its overload, places of its tensors, and names of those that it writes into."""
+    schema = op._schema
+    name = schema.name.removeprefix("aten::")
+    full = f"{name}.{schema.overload_name}".rstrip(".")
+    tensors = [n for n, arg in enumerate(schema.arguments) if str(arg.type) == "Tensor"]
+    return name, full, tensors, [arg.name for arg in schema.arguments if arg.is_out]
+
+
 def kernel(op, *args, **kwargs):
     """Any operation on fake tensors."""
-    # Numbers among tensors arrive as numbers, which only some operations take.
-    tensors = zip(args, op._schema.arguments, strict=False)
-    args = tuple(
-        torch.tensor(value)
-        if isinstance(value, int | float) and str(of.type) == "Tensor"
-        else value
-        for value, of in tensors
-    )
-    name = op._schema.name.removeprefix("aten::")
-    full = f"{name}.{op._schema.overload_name}".rstrip(".")
+    name, full, places, outs = facts(op)
     if name == "_copy_from":
         return copy(*args, **kwargs)
+    args = list(args)
+    for place in places:  # numbers among tensors arrive as numbers, which only some operations take
+        if place < len(args) and isinstance(args[place], int | float):
+            args[place] = torch.tensor(args[place])
     given = []
-    tree_map_only((torch.Tensor, torch.Generator), given.append, (args, kwargs))
+    mapped(given.append, [args, list(kwargs.values())], (torch.Tensor, torch.Generator))
     refuse_mixed(op, name, full, given, args)
     if name in WAITING or full in WAITING:
         LOG.wait(name)
     elif name in INDEXING and name != "index":  # which copies for itself
         wait_for_indices(args[1])
-    translated = {}
+    return done_on_cpu(op, args, kwargs, [out for out in outs if out in kwargs])
 
-    def translate(tensor):
-        return translated.setdefault(id(tensor), on_cpu(tensor))
 
-    cpu_args, cpu_kwargs = tree_map_only(torch.Tensor, translate, (args, kwargs))
+def done_on_cpu(op, args, kwargs, outs):
+    """What the operation gives on the same memory; tensors that it changed are those that were given."""
+    fake = {}
+
+    def translated(tensor):
+        cpu = on_cpu(tensor)
+        fake[id(cpu)] = (tensor, cpu)
+        return cpu
+
+    cpu_args = mapped(translated, args)
+    cpu_kwargs = {name: mapped(translated, value) for name, value in kwargs.items()}
     if is_fake_device(kwargs.get("device")):
         cpu_kwargs["device"] = torch.device("cpu")
     cpu_kwargs.pop("pin_memory", None)
-    outs = [arg.name for arg in op._schema.arguments if arg.is_out and arg.name in kwargs]
     small = [name for name in outs if is_fake(kwargs[name]) and not kwargs[name].numel()]
     cpu_kwargs |= {name: torch.empty(0, dtype=kwargs[name].dtype) for name in small}
     result = op(*cpu_args, **cpu_kwargs)
@@ -172,10 +190,8 @@ def kernel(op, *args, **kwargs):
         for name in small:
             kwargs[name].data = on_fake(cpu_kwargs[name])
         return tuple(kwargs[name] for name in outs) if len(outs) > 1 else kwargs[outs[0]]
-    back = {id(cpu): tensor for tensor in given if (cpu := translated.get(id(tensor))) is not None}
-    return tree_map_only(
-        torch.Tensor, lambda t: back[id(t)] if id(t) in back else on_fake(t), result
-    )
+    back = mapped(lambda t: fake[id(t)][0] if id(t) in fake else on_fake(t), result)
+    return tuple(back) if isinstance(result, tuple) else back
 
 
 def convolution_backward(gradient, values, weight, *rest):
