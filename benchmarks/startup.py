@@ -34,8 +34,9 @@ STARTS: dict[str, tuple[str, ...]] = {
     "index": ("headers-", "dataset-"),
     "packed": ("headers-", "dataset-"),
 }
-READ = 5000
 """What of the cache is left, by name of a start"""
+READ = 5000
+"""Images that are read at random places"""
 
 
 def write_dataset(root: Path, num: int) -> None:

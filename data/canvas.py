@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ def side_multiple(strides: Iterable[int]) -> int:
     return COMMON_MULTIPLE_PX if COMMON_MULTIPLE_PX % needed == 0 else needed
 
 
+@lru_cache(maxsize=1 << 16)  # sizes recur, and each step asks for those of all its images
 def resized_size(height: int, width: int, cfg: ImageSizeConfig) -> tuple[int, int]:
     """(height, width) after the one resize; known before the image is decoded."""
     if cfg.fit == "stretch":

@@ -6,7 +6,7 @@ Reading maps the files: any image in any order, no name looked up, nothing parse
 
 import dataclasses
 import json
-import secrets
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from data.dataset import Data
 from data.images.headers import Header, inspect
 from data.index import NOT_READ, load, store
 from data.schema import Split
-from disk import WRITING, write_whole
+from disk import WRITING, flush, write_whole
 from errors import UserError
 from settings.keys import DataConfig
 from settings.tasks import Labels
@@ -68,12 +68,7 @@ class Shards:
         """
         shard, row = divmod(number, self.size)
         if shard not in self._mapped:
-            try:
-                self._mapped[shard] = (
-                    pa.ipc.open_file(pa.memory_map(str(self.file(shard)))).get_batch(0).column(0)
-                )
-            except (OSError, ValueError) as error:  # Arrow's errors are among them
-                raise UserError(f"{self.file(shard)}: cannot be read: {error}") from error
+            self._mapped[shard] = self.column(shard)
         content = self._mapped[shard][row].as_buffer()
         if content is None:
             raise UserError(
@@ -81,18 +76,27 @@ class Shards:
             )
         return content.to_pybytes()
 
-    def damaged(self) -> list[str]:
-        """Names of files that do not have the size with which they were written; a mapped file that is too short
-        would end the process.
+    def column(self, shard: int) -> pa.Array:
+        """The encoded images of a file, mapped.
 
         Raises:
-            ValueError: for a list of sizes that is none.
+            UserError: if it cannot be read.
         """
         try:
+            batch = pa.ipc.open_file(pa.memory_map(str(self.file(shard)))).get_batch(0)
+            batch.validate(full=True)  # a wrong offset would end the process
+            return batch.column(0)
+        except (OSError, ValueError, IndexError) as error:  # Arrow's errors are among them
+            raise UserError(f"{self.file(shard)}: cannot be read: {error}") from error
+
+    def damaged(self) -> list[str] | None:
+        """Names of files that do not have the size with which they were written (a mapped file that is too short
+        would end the process); None if the sizes are not there."""
+        try:
             sizes = json.loads((self.folder / SIZES).read_text())
-        except FileNotFoundError:  # not complete yet
-            return []
-        return [name for name, size in sizes.items() if _size(self.folder / name) != size]
+            return [name for name, size in sizes.items() if _size(self.folder / name) != size]
+        except (OSError, ValueError, AttributeError):
+            return None
 
     def images(self, places: pa.Array) -> PackedImages:
         """The images of some numbers."""
@@ -134,7 +138,7 @@ class Pack:
 
     def missing(self) -> list[int]:
         """Shards that are not there yet, or not as they were written."""
-        damaged = self.shards.damaged()
+        damaged = self.shards.damaged() or []
         files = {shard: self.shards.file(shard) for shard in range(self.num_shards)}
         return [n for n, file in files.items() if not file.is_file() or file.name in damaged]
 
@@ -148,12 +152,13 @@ class Pack:
         about = {**_about(cfg, seed, self.data.labels), "fingerprint": self.data.fingerprint()}
         text = json.dumps({**about, "shard_images": self.size}, indent=2) + "\n"
         file = self.folder / ABOUT
+        others = {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
         if not file.exists():
-            if any(not path.name.startswith(".") for path in self.folder.iterdir()):
+            if others - {ABOUT}:
                 raise UserError(
                     f"{self.folder}: is neither empty nor a packed dataset; give another folder"
                 )
-            write_whole(file, text)
+            write_whole(file, text)  # another job may do the same
         elif file.read_text() != text:
             raise UserError(
                 f"{self.folder}: holds another dataset, or was made by other keys; give another folder"
@@ -171,7 +176,9 @@ class Pack:
             self._encoded(number, progress)
             for number in range(first, min(first + self.size, self.num_images))
         ]
-        temporary = file.with_name(f"{WRITING}{file.name}-{secrets.token_hex(4)}")
+        temporary = file.with_name(
+            f"{WRITING}{file.name}"
+        )  # what a killed job left is written over
         try:
             batch = pa.record_batch({"image": pa.array(images, pa.large_binary())})
             with (
@@ -179,12 +186,23 @@ class Pack:
                 pa.ipc.new_file(sink, batch.schema) as writer,
             ):
                 writer.write_batch(batch)
+            flush(temporary)
             temporary.replace(file)
         finally:
             temporary.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Write the index, by which the folder becomes a dataset."""
+        """Write the index, by which the folder becomes a dataset.
+
+        Raises:
+            UserError: if a shard cannot be read, or has not all of its images.
+        """
+        for shard in range(self.num_shards):
+            expected = min(self.size, self.num_images - shard * self.size)
+            if len(self.shards.column(shard)) != expected:
+                raise UserError(
+                    f"{self.shards.file(shard)}: has not {expected} images; remove it, and call again"
+                )
         files = [self.shards.file(shard) for shard in range(self.num_shards)]
         write_whole(self.folder / SIZES, json.dumps({file.name: _size(file) for file in files}))
         if load(self.folder / INDEX, self.shards) is None:
@@ -220,10 +238,13 @@ def load_packed(cfg: DataConfig, seed: int, labels: Labels) -> Data:
     Raises:
         UserError: if it is not there, not complete, or not what the configuration asks for.
     """
-    folder = Path(str(cfg.packed)).expanduser()
+    folder = Path(os.path.expanduser(str(cfg.packed)))
     try:
         found: dict[str, Any] = json.loads((folder / ABOUT).read_text())
-    except (OSError, ValueError) as error:
+        size = found["shard_images"]
+        if not (isinstance(size, int) and size > 0 and isinstance(found["data"], dict)):
+            raise ValueError(f"{ABOUT} is not as it was written")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"data.packed {cfg.packed}: is no folder that tools.pack has made ({error})"
         ) from error
@@ -232,12 +253,13 @@ def load_packed(cfg: DataConfig, seed: int, labels: Labels) -> Data:
         raise UserError(
             "\n  ".join([f"data.packed {cfg.packed} was made of another dataset:", *differing])
         )
-    shards = Shards(folder, found["shard_images"])
-    data, damaged = load(folder / INDEX, shards), shards.damaged()
+    shards = Shards(folder, size)
+    damaged = shards.damaged()
     if damaged:
         raise UserError(
             f"data.packed {cfg.packed}: {', '.join(damaged[:MAX_NAMED])} is not as it was written; call tools.pack again"
         )
+    data = None if damaged is None else load(folder / INDEX, shards)
     if data is None:
         raise UserError(
             f"data.packed {cfg.packed}: is not complete, or damaged; call tools.pack again, it goes on where it ended"
@@ -267,10 +289,10 @@ def _differing(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
     if found.get("format") != FORMAT:
         yield "by another version of tools.pack; pack it again"
         return
-    if found["labels"] != wanted["labels"]:
-        yield f"for {found['labels']}, and model.task wants {wanted['labels']}"
-    if found["seed"] != wanted["seed"]:
-        yield f"with run.seed {found['seed']}, which decides what is held out; this run has {wanted['seed']}"
+    if found.get("labels") != wanted["labels"]:
+        yield f"for {found.get('labels')}, and model.task wants {wanted['labels']}"
+    if found.get("seed") != wanted["seed"]:
+        yield f"with run.seed {found.get('seed')}, which decides what is held out; this run has {wanted['seed']}"
     for key, value in wanted["data"].items():
         if found["data"].get(key) != value:
             yield f"data.{key} was {found['data'].get(key)}, and is {value}"

@@ -40,7 +40,7 @@ class RecordTable(Sequence[Record]):
         self._is_number, self._unreadable = (
             _array(images, name).view(bool) for name in ("id_is_number", "unreadable")
         )
-        self.sizes = images.column("size").values.to_numpy().reshape(-1, 2)
+        self.sizes = images.column("size").flatten().to_numpy().reshape(-1, 2)
         """int64 [N, 2]: (height, width) of every decoded image, px"""
         self.counts = _array(images, "num_objects")
         """int64 [N]: objects of every image"""

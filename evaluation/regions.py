@@ -48,8 +48,8 @@ def region_metrics(
 def confusion(
     split: Split, found: Objects, taxonomy: Taxonomy, accelerator: Accelerator | None = None
 ) -> np.ndarray:
-    """Collective: called on every rank. int64 [C, C + 1]: pixels of true class c for which class d was predicted; in the last column those
-    for which none was."""
+    """Collective: called on every rank. int64 [C, C + 1]: pixels of true class c for which class d was
+    predicted; in the last column those for which none was."""
     num_classes = len(taxonomy.names)
     pixels = np.zeros((num_classes, num_classes + 1), np.int64)
     found_by_image = found.by_image(len(split))

@@ -40,7 +40,7 @@ def gather_rows(accelerator: Accelerator | None, rows: np.ndarray) -> np.ndarray
         return rows
     counts = accelerator.gather(torch.tensor([len(rows)], device=accelerator.device)).tolist()
     chunks = []
-    most = GATHER_BYTES // (rows.shape[1] * rows.itemsize)
+    most = max(1, GATHER_BYTES // max(1, rows.shape[1] * rows.itemsize))
     for start in range(0, max(counts), most):
         own = torch.from_numpy(rows[start : start + most].copy())
         padded = torch.zeros(min(most, max(counts) - start), rows.shape[1], dtype=own.dtype)

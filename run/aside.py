@@ -7,6 +7,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+import torch
+
 from disk import end_with_parent
 from errors import UserError
 from training.stopping import SIGNALS
@@ -73,6 +75,7 @@ def _work(work: Callable[[], None], answering: Connection) -> None:
     end_with_parent()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LONGEST_S)
+    torch.set_num_threads(1)  # others of OpenMP are not in a fork, and would be waited for
     gc.disable()  # nothing here frees what is another process's: tensors on the device, data workers
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -82,4 +85,6 @@ def _work(work: Callable[[], None], answering: Connection) -> None:
         work()
     except (OSError, UserError) as error:
         failure = str(error)
+    except Exception as error:  # in this process it would be lost
+        failure = repr(error)
     answering.send(failure)

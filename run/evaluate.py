@@ -1,5 +1,6 @@
 """Score the validation split in the course of a run."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast
 
+from disk import recover
 from errors import UserError
 from evaluation.metrics import measure
 from evaluation.predictions import Predictions, flat_threshold, predict_split
@@ -130,6 +132,8 @@ def finish_report(run: Run) -> None:
 
 
 def _tell_failure(run: Run, step: int, failure: str) -> None:
+    with contextlib.suppress(OSError):
+        recover(evaluation_folder(run.folder, step))  # what a killed process left half written
     run.log.say(
         f"warning: the evaluation of step {step} could not be written: {failure}; what the export needs of it "
         "is made anew"

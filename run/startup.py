@@ -89,13 +89,17 @@ def preflight(accelerator: Accelerator, timeout_s: float) -> None:
     if accelerator.num_processes == 1:
         return
     sums: list[float] = []
+    failures: list[Exception] = []
 
     def add_up() -> None:
-        if accelerator.device.type != "cpu":  # a new thread begins at the first device
-            torch.accelerator.set_device_index(accelerator.device.index or 0)
-        value = torch.ones(1, device=accelerator.device)
-        dist.all_reduce(value)
-        sums.append(value.item())
+        try:
+            if accelerator.device.type != "cpu":  # a new thread begins at the first device
+                torch.accelerator.set_device_index(accelerator.device.index or 0)
+            value = torch.ones(1, device=accelerator.device)
+            dist.all_reduce(value)
+            sums.append(value.item())
+        except Exception as error:  # in a thread it would be lost
+            failures.append(error)
 
     # In a thread, since NCCL connects inside the first call and does not return before it has.
     thread = threading.Thread(target=add_up, daemon=True)
@@ -112,7 +116,7 @@ def preflight(accelerator: Accelerator, timeout_s: float) -> None:
     if sums != [accelerator.num_processes]:
         raise UserError(
             f"the {accelerator.num_processes} processes do not reach each other (an all-reduce gave "
-            f"{sums or 'nothing'} in {timeout_s:.0f} s); check the main address and port, firewalls, "
+            f"{failures or sums or 'nothing'} in {time.monotonic() - start:.0f} s); check the main address and port, firewalls, "
             "and NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME; raise run.preflight_timeout_s where a node only "
             "starts slowly"
         )

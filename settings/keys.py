@@ -61,7 +61,8 @@ class RunConfig:
     collective_timeout_s: int = harmless(1800)
     """Longest time that a rank waits for the others, s; more than the longest evaluation"""
     preflight_timeout_s: int = harmless(300)
-    """Longest time until all processes have reached each other, s: the slowest one's start, and NCCL's connections"""
+    """Longest time of the first exchange of all processes, s: NCCL's connections, and what one starts later than others.
+    That they find each other at all is waited for before, as long as run.collective_timeout_s"""
     deterministic: bool = harmless(False)
     """Kernels that give the same bits in every run (slower); on GPUs only for maskformer, pmd and linear, since the
     others need kernels of which there is none such. CPUs give the same bits in any case"""

@@ -39,7 +39,13 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     args, rest = parser.parse_known_args(argv)
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: must be 1 or more")
-    return args, load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
+    cfg = load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
+    if cfg.data.packed is not None:
+        raise UserError(
+            "data.packed: a packed dataset was checked when it was made, and files are what is checked here; leave "
+            "the key out"
+        )
+    return args, cfg
 
 
 def _cores() -> int:

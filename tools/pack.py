@@ -8,6 +8,7 @@ parts, for N jobs; whichever is last completes the folder.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,9 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     if args.shard_images < 1:
         raise UserError(f"--shard-images {args.shard_images}: give a number of images")
     cfg = load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
+    args.out = Path(os.path.expanduser(args.out))
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out {args.out}: is a file; give a folder")
     if cfg.data.packed is not None:
         raise UserError("data.packed: this dataset is packed already; leave the key out")
     return args, cfg
@@ -74,6 +78,10 @@ def pack(args: argparse.Namespace, cfg: Config) -> None:
     Raises:
         UserError: for anything wrong with the dataset, or if the folder cannot be written.
     """
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)  # before the work
+    except OSError as error:
+        raise UserError(f"--out {args.out}: cannot be made: {error.strerror}") from error
     cfg = completed(cfg)
     data = build_data(cfg.data, cfg.run.seed, cfg.run.max_bad_images, LABELS[cfg.model.task])
     made = Pack(args.out, data, args.shard_images)
@@ -88,7 +96,7 @@ def pack(args: argparse.Namespace, cfg: Config) -> None:
             made.finish()
     except OSError as error:
         raise UserError(
-            f"--out {args.out}: cannot be written: {error}; make room, and call again"
+            f"--out {args.out}: cannot be written: {error}. What is there stays; call again when it can"
         ) from error
     whole = f"{made.num_images} images in {made.num_shards} shard(s) in {args.out}"
     if rest:

@@ -31,11 +31,13 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--json", metavar="FILE", help="write the report there as well")
     parser.add_argument(
-        "--quick", action="store_true", help="without whole runs in child processes: 30 seconds"
+        "--quick", action="store_true", help="without whole runs in child processes"
     )
     args = parser.parse_args(argv)
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise UserError(f"--json {args.json}: there is no such folder")
+    if args.json and Path(args.json).is_dir():
+        raise UserError(f"--json {args.json}: is a folder; give a file")
     return args
 
 
@@ -43,11 +45,13 @@ if __name__ == "__main__":  # before imports that take seconds
     with ending_with_one_line():
         GIVEN = arguments(sys.argv[1:])
 
+import signal
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
@@ -114,6 +118,9 @@ def main(argv: Sequence[str]) -> int:
 
 def run_all(args: argparse.Namespace) -> int:
     """Collective: called on every rank. The whole self-test; its exit status."""
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # children and folders are left by nobody
     accelerator = start_processes(configured(IN_ALL_PRECISIONS[0], world=1))
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -132,7 +139,7 @@ def run_all(args: argparse.Namespace) -> int:
             test.ask_main("data workers", partial(data_workers, bench))
             test.ask_main("snapshot under load", partial(snapshot_under_load, bench, folder))
         if not args.quick:
-            test.ask_main("whole runs", partial(whole_runs, folder))
+            test.ask_main("whole runs", partial(whole_runs, folder, device))
     report = test.report(facts)
     if accelerator.is_main_process:
         print(f"\n{report.summary()}")
@@ -143,12 +150,12 @@ def run_all(args: argparse.Namespace) -> int:
     return status
 
 
-def whole_runs(folder: Path) -> list[Line]:
+def whole_runs(folder: Path, device: torch.device) -> list[Line]:
     """What child processes show, in runs of their own."""
-    whole = folder / "whole"
-    output = lives.undisturbed(whole)
+    whole, recipe = folder / "whole", lives.recipe(device)
+    output = lives.undisturbed(whole, *recipe)
     return [
-        lives.kill_and_resume(folder / "killed", whole),
+        lives.kill_and_resume(folder / "killed", whole, *recipe),
         lives.export_as_logged(whole),
         *lives.where_time_goes(output),
     ]

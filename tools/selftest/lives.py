@@ -1,15 +1,20 @@
 """Whole small runs in child processes: killed and resumed, exported, and where their time goes."""
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+import torch
 from safetensors.torch import load_file
 
 from disk import ROOT
@@ -52,6 +57,7 @@ SMALL = (
 
 
 COMPARED = ("AP", "AP50", "AR_100")
+"""Metrics that the log and the exported model share"""
 SAME_METRIC = 1e-4
 
 
@@ -59,73 +65,108 @@ class ChildError(Exception):
     """A child run ended otherwise than it should."""
 
 
-def start(*arguments: str) -> subprocess.Popen:
-    """A small run of the embedded default."""
-    return child(str(ROOT / "train_accelerate.py"), *SMALL, *arguments)
-
-
-def child(*command: str) -> subprocess.Popen:
+@dataclass
+class Child:
     """A Python process in a process group of its own, as a world of one."""
+
+    process: subprocess.Popen
+    output: IO[str]
+    """What it prints: a file, since nobody reads while it runs"""
+
+    def kill(self) -> None:
+        """With everything that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def printed(self) -> str:
+        """So far."""
+        self.output.seek(0)
+        return self.output.read()
+
+
+def child(*command: str) -> Child:
+    """Start one."""
     environment = {n: v for n, v in os.environ.items() if not n.startswith(OF_A_LAUNCHER)}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
-    return subprocess.Popen(
+    output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (it lives as long as the child)
+    process = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
         env=environment,
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.STDOUT,
-        text=True,
         start_new_session=True,
     )
+    return Child(process, output)
 
 
-def finish(process: subprocess.Popen) -> str:
-    """What a run printed until its end.
+def start(*arguments: str) -> Child:
+    """A small run of the embedded default, if nothing else is said."""
+    return child(str(ROOT / "train_accelerate.py"), *arguments, *SMALL)
+
+
+def finish(started: Child) -> str:
+    """What a process printed until its end.
 
     Raises:
         ChildError: if it failed, or takes too long.
     """
     try:
-        output, _ = process.communicate(timeout=LIFE_S)
+        status = started.process.wait(LIFE_S)
     except subprocess.TimeoutExpired as error:
-        os.killpg(process.pid, signal.SIGKILL)
         raise ChildError(f"a run of {STEPS} steps took more than {LIFE_S:.0f} s") from error
-    if process.returncode:
+    finally:
+        started.kill()  # also where this process is asked to end
+    output = started.printed()
+    if status:
         last = (output.strip().splitlines() or ["nothing was printed"])[-1]
-        raise ChildError(f"a run ended with status {process.returncode}: {last}")
+        raise ChildError(f"a run ended with status {status}: {last}")
     return output
 
 
-def undisturbed(folder: Path) -> str:
+def recipe(device: torch.device) -> tuple[str, ...]:
+    """Arguments of runs that are bit-equal on this device: on GPUs few heads have kernels that are."""
+    if device.type == "cpu":
+        return ()
+    masks = str(ROOT / "configs" / "synthetic_masks.yaml")
+    return ("--config", masks, "--run.deterministic", "true")
+
+
+def undisturbed(folder: Path, *recipe: str) -> str:
     """What a run to its end printed, with a profile of its steps."""
-    return finish(start("--run.output_dir", str(folder), "--run.profile", str(PROFILED)))
+    return finish(start(*recipe, "--run.output_dir", str(folder), "--run.profile", str(PROFILED)))
 
 
-def kill_and_resume(folder: Path, whole: Path) -> Line:
+def kill_and_resume(folder: Path, whole: Path, *recipe: str) -> Line:
     """Kill a run after its first checkpoint, resume it, and compare it with one that was not killed.
 
     Args:
-        whole: folder of that run.
+        whole: folder of that run, of the same recipe.
     """
     name = "kill and resume"
-    process = start("--run.output_dir", str(folder))
+    own = (*recipe, "--run.output_dir", str(folder))
+    running = start(*own)
     saved = folder / "checkpoints" / "last"
     until = time.monotonic() + LIFE_S
-    while process.poll() is None and not saved.is_symlink() and time.monotonic() < until:
-        time.sleep(0.005)
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    try:
+        while (
+            running.process.poll() is None and not saved.is_symlink() and time.monotonic() < until
+        ):
+            time.sleep(0.005)
+    finally:
+        running.kill()
     if not saved.is_symlink():
+        last = (running.printed().strip().splitlines() or ["nothing was printed"])[-1]
         return Line.of(
-            name, False, "there was no checkpoint before the run ended", "see the line above"
+            name, False, f"there was no checkpoint before the run ended: {last}", "see what it says"
         )
     killed_at = int(saved.readlink().name.rpartition("-")[2])
     if (folder / "DONE").exists() or killed_at >= STEPS:
         return Line(
             name, Verdict.UNKNOWN, f"{STEPS} steps were over before the run could be killed"
         )
-    output = finish(start("--run.output_dir", str(folder), "--run.resume", "auto"))
+    output = finish(start(*own, "--run.resume", "auto"))
     began = re.search(r"resumed at step (\d+)", output)
     if began is None:
         return Line.of(name, False, "the run began anew", "look at its checkpoints folder")

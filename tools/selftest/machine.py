@@ -19,6 +19,7 @@ from data.canvas import ResizedSizes
 from data.feed.loader import TrainDataset, batches_of, train_loader
 from data.feed.sampler import StepSampler
 from data.feed.worker_memory import SHARED_MEMORY, workers_short
+from devices import wait_for
 from tools.selftest.report import Line, Verdict
 from tools.selftest.steps import Bench
 
@@ -81,18 +82,13 @@ def _seconds(accelerator: Accelerator, numbers: int, rounds: int) -> float:
     values = torch.zeros(numbers, device=accelerator.device)
     seconds = []
     for turn in range(rounds + 1):
-        _synchronize(accelerator.device)
+        wait_for(accelerator.device)
         begun = time.perf_counter()
         dist.all_reduce(values)
-        _synchronize(accelerator.device)
+        wait_for(accelerator.device)
         if turn:
             seconds.append(time.perf_counter() - begun)
     return statistics.median(seconds)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def data_workers(bench: Bench) -> list[Line]:
