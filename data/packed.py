@@ -93,7 +93,9 @@ class Shards:
         """Names of files that do not have the size with which they were written (a mapped file that is too short
         would end the process); None if the sizes are not there."""
         try:
-            sizes = json.loads((self.folder / SIZES).read_text())
+            sizes: dict[str, int] = json.loads((self.folder / SIZES).read_text())
+            if not sizes:
+                return None
             return [name for name, size in sizes.items() if _size(self.folder / name) != size]
         except (OSError, ValueError, AttributeError):
             return None

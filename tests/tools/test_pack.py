@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import multiprocessing
 import shutil
 
 import numpy as np
@@ -60,9 +62,7 @@ def test_every_format_is_the_same_when_packed(tmp_path, name):
         for shard in pack.missing():
             pack.write(shard)
         pack.finish()
-        again = load_packed(
-            cfg.__class__(**{**vars(cfg), "packed": str(tmp_path / labels)}), 3, labels
-        )
+        again = load_packed(dataclasses.replace(cfg, packed=str(tmp_path / labels)), 3, labels)
         assert again.fingerprint() == data.fingerprint()
         assert again.taxonomy == data.taxonomy
         assert list(again.findings) == list(data.findings)
@@ -150,6 +150,55 @@ def test_what_is_damaged_is_refused_and_made_again(tmp_path):
         train([*arguments, "--data.packed", str(folder)])
     packed(tmp_path, *arguments)
     train([*arguments, "--data.packed", str(folder)])
+
+
+def test_a_shard_that_is_cut_off_before_the_folder_is_complete_is_seen(tmp_path):
+    arguments = [*tiny_run(tmp_path), "--out", str(tmp_path / "packed"), "--shard-images", "3"]
+    tools.pack.main([*arguments, "--share", "1/2"])
+    shard = tmp_path / "packed/images-00000.arrow"
+    shard.write_bytes(shard.read_bytes()[:200])
+    (tmp_path / "packed/.writing-images-00001.arrow").write_bytes(b"of a killed job")
+    with pytest.raises(UserError, match=r"images-00000.arrow: cannot be read"):
+        tools.pack.main([*arguments, "--share", "2/2"])
+    assert not list((tmp_path / "packed").glob(".writing-*"))
+    shard.unlink()
+    tools.pack.main(arguments)
+    train(tiny_run(tmp_path, data__packed=tmp_path / "packed"))
+
+
+def test_jobs_that_begin_at_once_do_not_refuse_each_other(tmp_path):
+    cfg = write_format(tmp_path / "set", "coco")
+    data = build_data(cfg, 0)
+    fork = multiprocessing.get_context("fork")
+    for turn in range(10):
+        jobs = [
+            fork.Process(target=Pack(tmp_path / str(turn), data).begin, args=(cfg, 0))
+            for _ in range(4)
+        ]
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.join()
+        assert [job.exitcode for job in jobs] == [0] * 4
+
+
+@pytest.mark.parametrize("name", ["packed.json", "shards.json"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "{}", '{"shard_images": 0, "data": {}}', '{"a": "b"}']
+)
+def test_notes_of_a_pack_that_are_none_are_refused(tmp_path, name, text):
+    cfg = write_format(tmp_path / "set", "coco")
+    data = build_data(cfg, 0)
+    pack = Pack(tmp_path / "packed", data)
+    pack.begin(cfg, 0)
+    pack.write(0)
+    pack.finish()
+    (tmp_path / "packed" / name).write_text(text)
+    found = dataclasses.replace(cfg, packed=str(tmp_path / "packed"))
+    with pytest.raises(
+        UserError, match=r"data\.packed .*(tools.pack has made|not complete|as it was written)"
+    ):
+        load_packed(found, 0, "boxes")
 
 
 def test_images_that_cannot_be_read_count_as_missed_as_with_files(tmp_path):

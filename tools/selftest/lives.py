@@ -103,7 +103,7 @@ def child(*command: str) -> Child:
 
 def start(*arguments: str) -> Child:
     """A small run of the embedded default, if nothing else is said."""
-    return child(str(ROOT / "train_accelerate.py"), *arguments, *SMALL)
+    return child(str(ROOT / "train_accelerate.py"), *SMALL, *arguments)
 
 
 def finish(started: Child) -> str:
