@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
 from data.batch import Batch
@@ -73,6 +74,11 @@ def predict_split(
     Raises:
         UserError: naming the batch that the device's memory does not hold.
     """
+
+    def predict(batch: Batch) -> tuple[Objects, Objects | None]:
+        on_device = batch.to(accelerator.device)
+        return trainable.predict_with_flat(on_device, max_detections, flat_threshold)
+
     was_training = trainable.training
     trainable.eval()
     tables: list[Objects] = []
@@ -85,11 +91,13 @@ def predict_split(
                     return None
                 batch = next(batches, None)
                 if batch is None:  # another rank has one more
+                    if isinstance(
+                        trainable, FSDPModule
+                    ):  # and cannot do it without this one's weights
+                        predict(loader.collate_fn([loader.dataset[0]]))
                     continue
                 with memory.holds(batch):
-                    found, own_flat = trainable.predict_with_flat(
-                        batch.to(accelerator.device), max_detections, flat_threshold
-                    )
+                    found, own_flat = predict(batch)
                 tables.append(_in_split(found, batch))
                 if own_flat is not None:
                     flat.append(_in_split(own_flat, batch))

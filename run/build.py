@@ -5,7 +5,6 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -70,6 +69,7 @@ from training.checkpoint import Checkpoints
 from training.counts import any_rank
 from training.ema import Ema
 from training.optim import build_optimizer, can_be_fused
+from training.sharding import whole_files
 from training.state import TrainState, checkpoint_tensors, gather_rng
 from training.stopping import StopRequest
 
@@ -166,14 +166,16 @@ class Run:
             report_failed_save(self.checkpoints, self.log, ends)
         rng = gather_rng(self.accelerator)
         self.state.scaler = scaler_state(self.accelerator)
-        tensors: dict[str, Mapping[str, torch.Tensor]] = {}
         # A checkpoint says that the numbers before it are on disk: later lives do not make them again.
         refused = None if self.log.is_written() else "metrics.jsonl or train.log cannot. Make room"
-        if self.accelerator.is_main_process:
-            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's wrapper
-            tensors = checkpoint_tensors(self.detector.model, optimizer, self.ema.tensors, rng)
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's wrapper
+        tensors = checkpoint_tensors(self.detector.model, optimizer, self.ema.tensors, rng)
         self.checkpoints.save(
-            tensors, self.state, self.cfg, refused=refused, after=self.reports.wait
+            whole_files(tensors, self.accelerator.is_main_process),
+            self.state,
+            self.cfg,
+            refused=refused,
+            after=self.reports.wait,
         )
 
 

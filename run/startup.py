@@ -206,6 +206,11 @@ def _check_accelerate(cfg: Config, environment: Mapping[str, str]) -> Iterator[s
             f"accelerate's gradient_accumulation_steps {accumulation}: accumulation follows from "
             "train.global_batch_size and train.micro_batch_size; drop it from the accelerate config"
         )
+    if environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        yield (
+            f"accelerate's distributed_type FSDP, train.parallel {cfg.train.parallel}: what is cut belongs into the "
+            "configuration; take accelerate_configs/fsdp2.yaml and --train.parallel fsdp2"
+        )
     if environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
         yield "accelerate's dynamo_backend: not supported; drop it from the accelerate config"
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from training.sharding import cut_like
 from training.state import trainable_tensors
 
 
@@ -30,8 +31,10 @@ class Ema:
         self._own = {n: tensor.detach() for n, tensor in trainable_tensors(self.model).items()}
         if not self.tensors:
             self.tensors = {name: tensor.clone() for name, tensor in self._own.items()}
-        device = next(self.model.parameters()).device
-        self.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        self.tensors = {
+            name: cut_like(tensor.to(self._own[name].device), self._own[name])
+            for name, tensor in self.tensors.items()
+        }
 
     @torch.no_grad()
     def update(self, step: int) -> None:
