@@ -5,6 +5,7 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -69,7 +70,7 @@ from training.checkpoint import Checkpoints
 from training.counts import any_rank
 from training.ema import Ema
 from training.optim import build_optimizer, can_be_fused
-from training.sharding import whole_files
+from training.sharding import gathered
 from training.state import TrainState, checkpoint_tensors, gather_rng
 from training.stopping import StopRequest
 
@@ -165,17 +166,21 @@ class Run:
             ends = self.cfg.train.on_failed_save == "end"
             report_failed_save(self.checkpoints, self.log, ends)
         rng = gather_rng(self.accelerator)
+        tensors: Mapping[str, Mapping[str, torch.Tensor]] = {}
         self.state.scaler = scaler_state(self.accelerator)
         # A checkpoint says that the numbers before it are on disk: later lives do not make them again.
         refused = None if self.log.is_written() else "metrics.jsonl or train.log cannot. Make room"
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's wrapper
-        tensors = checkpoint_tensors(self.detector.model, optimizer, self.ema.tensors, rng)
+        cut, is_main = self.cfg.train.parallel == "fsdp2", self.accelerator.is_main_process
+        if cut or is_main:
+            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's wrapper
+            tensors = checkpoint_tensors(self.detector.model, optimizer, self.ema.tensors, rng)
+        if cut:
+            tensors = gathered(tensors, is_main)
         self.checkpoints.save(
-            whole_files(tensors, self.accelerator.is_main_process),
-            self.state,
-            self.cfg,
+            *(tensors, self.state, self.cfg),
             refused=refused,
             after=self.reports.wait,
+            copied=cut,
         )
 
 

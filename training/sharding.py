@@ -9,6 +9,7 @@ train, loses the optimizer's state of a checkpoint that was loaded before it wra
 of the forward pass, where ours is that of autocast.
 """
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -49,6 +50,8 @@ def wrapped(
 
 def shard(trainable: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
     """Collective: called on every rank. Cut what trains, and the optimizer's state with it."""
+    # Terms of the loss are views, which nobody changes in place.
+    warnings.filterwarnings("ignore", rf".*\(FSDP{type(trainable).__name__}\) returned a view")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     whole_ones = {n: p for n, p in trainable.named_parameters() if p.requires_grad}
     for parameter in whole_ones.values():
@@ -89,24 +92,29 @@ def cut_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def whole_files(
-    files: Mapping[str, Mapping[str, torch.Tensor]], keeps: bool
-) -> dict[str, Mapping[str, torch.Tensor]]:
-    """Collective if there are cut tensors: called on every rank. Tensors by file, whole.
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank has of a tensor; in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
-    They are put together one by one and go to main memory, so that a device needs room for the largest one alone.
+
+def gathered(
+    files: Mapping[str, Mapping[str, torch.Tensor]], keeps: bool
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Collective: called on every rank. Copies of tensors by file, whole and in main memory.
+
+    They are put together one by one, so that a device needs room for the largest one alone.
 
     Args:
         keeps: whether this rank gets them; the others get nothing.
     """
-    found: dict[str, Mapping[str, torch.Tensor]] = {}
+    found: dict[str, dict[str, torch.Tensor]] = {file: {} for file in files}
     for file, tensors in files.items():
-        kept: dict[str, torch.Tensor] = {}
         for name, tensor in tensors.items():
             full = whole(tensor)
             if keeps:
-                kept[name] = full.cpu() if isinstance(tensor, DTensor) else full
-        found[file] = kept
+                found[file][name] = (
+                    full.cpu() if isinstance(tensor, DTensor) else full.cpu().clone()
+                )
     return found if keeps else {}
 
 

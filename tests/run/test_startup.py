@@ -26,6 +26,7 @@ def test_plain_launch_is_fine():
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision fp16, train.precision no"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "gradient_accumulation_steps 4"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "distributed_type FSDP, train.parallel ddp"),
         ({"WORLD_SIZE": "2"}, "started 2 processes, but each sees a world of 1"),
         ({"SLURM_PROCID": "0", "SLURM_NNODES": "2"}, "SLURM gave 2 nodes and only 1 process"),
     ],
