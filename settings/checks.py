@@ -65,7 +65,7 @@ def check_config(cfg: Config, world: int | None = None) -> None:
         *_not_finite(config_to_dict(cfg)),
         *_check_train(cfg, world),
         *check_loss_scale(cfg.train),
-        *check_parallel(cfg, world),
+        *check_parallel(cfg),
         *_check_data(cfg.data),
         *_check_task(cfg),
         *_check_start(cfg),

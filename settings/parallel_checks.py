@@ -5,13 +5,11 @@ from collections.abc import Iterator
 from settings.keys import AUTO, FROZEN_STAGES, Config
 
 
-def check_parallel(cfg: Config, world: int) -> Iterator[str]:
-    """Contradictions of train.parallel with other keys and with the number of processes."""
+def check_parallel(cfg: Config) -> Iterator[str]:
+    """Contradictions of train.parallel with other keys."""
     if cfg.train.parallel != "fsdp2":
         return
     told = "train.parallel fsdp2"
-    if world == 1:
-        yield f"{told}: needs several processes, each with a part of the weights; set ddp for one"
     if cfg.model.freeze == "all":
         yield (
             f"{told} with model.freeze all: nothing of the backbone trains, and what is frozen is whole on each process; "

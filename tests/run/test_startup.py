@@ -36,6 +36,13 @@ def test_contradictions_with_the_launcher_are_named(environment, message):
         check_launch(SIMPLE, 1, environment)
 
 
+def test_one_process_cannot_share_weights():
+    cfg = Config(train=TrainConfig(steps=10, parallel="fsdp2"))
+    check_launch(cfg, 2, {})
+    with pytest.raises(UserError, match="train.parallel fsdp2 on one process"):
+        check_launch(cfg, 1, {})
+
+
 def test_number_of_processes_is_read_from_the_launchers_command(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("num_processes: 8\n")
