@@ -79,7 +79,7 @@ def predict_split(
         on_device = batch.to(accelerator.device)
         return trainable.predict_with_flat(on_device, max_detections, flat_threshold)
 
-    was_training = trainable.training
+    was_training, in_parts = trainable.training, isinstance(trainable, FSDPModule)
     trainable.eval()
     tables: list[Objects] = []
     flat: list[Objects] = []
@@ -91,9 +91,7 @@ def predict_split(
                     return None
                 batch = next(batches, None)
                 if batch is None:  # another rank has one more
-                    if isinstance(
-                        trainable, FSDPModule
-                    ):  # and cannot do it without this one's weights
+                    if in_parts:  # and needs what this one has of the weights
                         predict(loader.collate_fn([loader.dataset[0]]))
                     continue
                 with memory.holds(batch):

@@ -43,8 +43,8 @@ def assert_equal_steps(told, processes):
 
 
 def test_steps_are_those_of_ddp_and_each_process_holds_its_part(tmp_path):
-    told = steps_by_both(tmp_path, 2, "2,1", CASES)
-    assert len(told) == 2 * len(CASES)
+    told = steps_by_both(tmp_path, 2, "1", CASES)
+    assert len(told) == len(CASES)
     assert_equal_steps(told, 2)
 
 
@@ -132,11 +132,7 @@ def test_run_is_that_of_ddp(folder):
 def test_killed_run_goes_on_to_the_same_bits(folder, lives):
     killed = folder / "killed"
     arguments = run_of(folder, "killed", "fsdp2", run__resume="auto")
-    for strike in (
-        Strike("step", 4, rank=1),
-        Strike("manifest", 1),
-        Strike("evaluate", 1, rank=0),
-    ):
+    for strike in (Strike("manifest", 1), Strike("step", 4, rank=1)):
         assert any(lives.live(arguments, 2, (strike,)))
     lives.finish(arguments, 2)
     assert losses(killed) == losses(folder / "fsdp2")
@@ -190,6 +186,7 @@ def test_evaluation_that_came_to_nothing_is_made_anew(folder, lives):
     assert found["AP"] == wanted["AP"]
 
 
+@pytest.mark.slow
 def test_bf16_and_profile(folder, lives):
     for parallel in ("ddp", "fsdp2"):
         keys = {"train__precision": "bf16", "run__profile": 1, "train__steps": 6}
