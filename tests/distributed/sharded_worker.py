@@ -93,8 +93,8 @@ def trained(accelerator: Accelerator, folder: Path, case: str, micro: int, paral
     trained = {n: p for n, p in detector.model.named_parameters() if p.requires_grad}
     moments = [s["exp_avg"] for s in optimizer.state.values()]
     result = {
-        "loss": torch.tensor(losses),
-        "norm": torch.tensor(norms),
+        "loss": torch.tensor(losses, dtype=torch.float64),
+        "norm": torch.tensor(norms, dtype=torch.float64),
         "weights": torch.cat([whole(p).detach().flatten() for p in trained.values()]),
         "moments": torch.cat([whole(m).flatten() for m in moments]),
         "average": torch.cat(
