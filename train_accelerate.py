@@ -27,6 +27,7 @@ from data.feed.loader import batches_of
 from disk import write_whole
 from export.hub import resolve_repo_id
 from model.memory import MemoryWatch
+from model.trainable import PREDICT
 from report.drawing import draw_batch
 from run.banner import banner
 from run.build import Run, build_run, start_processes
@@ -48,6 +49,7 @@ from training.checkpoint import Checkpoints
 from training.counts import agree
 from training.meter import StepMeter, memory_mb, take
 from training.optim import keep_counters_on_cpu, lr_factor, set_lr
+from training.sharding import whole, wrapped
 from training.state import TrainState
 from training.stopping import EXIT_STOPPED, leaving_at_signals
 
@@ -146,7 +148,7 @@ def attempt_step(
             meter.add(losses.total, losses.terms)
             losses_seen.append(losses.total.detach())
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-    grad_norm = accelerator.clip_grad_norm_(parameters, cfg.optim.max_grad_norm or math.inf)
+    grad_norm = whole(accelerator.clip_grad_norm_(parameters, cfg.optim.max_grad_norm or math.inf))
     run.checkpoints.wait_for_copy()
     return Attempt(take_step(run.optimizer, grad_norm), grad_norm, losses_seen)
 
@@ -278,7 +280,9 @@ def _whole_run(cfg: Config) -> int:
             run.log.say(f"memory      {run.memory}")
         if run.state.step:
             run.log.say(f"resumed at step {run.state.step}")
-        model, run.optimizer = accelerator.prepare(run.detector.trainable, run.optimizer)
+        model, run.optimizer = wrapped(
+            accelerator, run.detector.trainable, run.optimizer, cfg.train.parallel, PREDICT
+        )
         keep_counters_on_cpu(run.optimizer)
         run.ema.start()
     with run.stop.listening():

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
 from data.batch import Batch
@@ -73,7 +74,12 @@ def predict_split(
     Raises:
         UserError: naming the batch that the device's memory does not hold.
     """
-    was_training = trainable.training
+
+    def predict(batch: Batch) -> tuple[Objects, Objects | None]:
+        on_device = batch.to(accelerator.device)
+        return trainable.predict_with_flat(on_device, max_detections, flat_threshold)
+
+    was_training, in_parts = trainable.training, isinstance(trainable, FSDPModule)
     trainable.eval()
     tables: list[Objects] = []
     flat: list[Objects] = []
@@ -85,11 +91,11 @@ def predict_split(
                     return None
                 batch = next(batches, None)
                 if batch is None:  # another rank has one more
+                    if in_parts:  # and needs what this one has of the weights
+                        predict(loader.collate_fn([loader.dataset[0]]))
                     continue
                 with memory.holds(batch):
-                    found, own_flat = trainable.predict_with_flat(
-                        batch.to(accelerator.device), max_detections, flat_threshold
-                    )
+                    found, own_flat = predict(batch)
                 tables.append(_in_split(found, batch))
                 if own_flat is not None:
                     flat.append(_in_split(own_flat, batch))

@@ -20,6 +20,8 @@ from model.normalization import Normalization
 from settings.tasks import Task
 
 NO_THRESHOLD = -1.0
+PREDICT = ("predict", "predict_with_flat")
+"""Methods of a Trainable besides `forward` that read its weights"""
 STUFF_KEY = "stuff_classes"
 """Entry of a panoptic model's config: classes whose segments of an image are one"""
 

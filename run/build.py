@@ -70,6 +70,7 @@ from training.checkpoint import Checkpoints
 from training.counts import any_rank
 from training.ema import Ema
 from training.optim import build_optimizer, can_be_fused
+from training.sharding import gathered
 from training.state import TrainState, checkpoint_tensors, gather_rng
 from training.stopping import StopRequest
 
@@ -165,15 +166,21 @@ class Run:
             ends = self.cfg.train.on_failed_save == "end"
             report_failed_save(self.checkpoints, self.log, ends)
         rng = gather_rng(self.accelerator)
+        tensors: Mapping[str, Mapping[str, torch.Tensor]] = {}
         self.state.scaler = scaler_state(self.accelerator)
-        tensors: dict[str, Mapping[str, torch.Tensor]] = {}
         # A checkpoint says that the numbers before it are on disk: later lives do not make them again.
         refused = None if self.log.is_written() else "metrics.jsonl or train.log cannot. Make room"
-        if self.accelerator.is_main_process:
+        cut, is_main = self.cfg.train.parallel == "fsdp2", self.accelerator.is_main_process
+        if cut or is_main:
             optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate's wrapper
             tensors = checkpoint_tensors(self.detector.model, optimizer, self.ema.tensors, rng)
+        if cut:
+            tensors = gathered(tensors, is_main)
         self.checkpoints.save(
-            tensors, self.state, self.cfg, refused=refused, after=self.reports.wait
+            *(tensors, self.state, self.cfg),
+            refused=refused,
+            after=self.reports.wait,
+            copied=cut,
         )
 
 

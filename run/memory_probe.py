@@ -136,8 +136,11 @@ def probe_memory(
 ) -> Memory | None:
     """Collective: called on every rank. Try what memory holds, and choose the micro-batch if that is left to it.
 
-    Returns: None where nothing is tried: on a CPU with a micro_batch_size.
+    Returns: None where nothing is tried: on a CPU with a micro_batch_size, and before weights are cut into parts,
+        which need not fit whole.
     """
+    if cfg.train.parallel == "fsdp2":
+        return None
     if accelerator.device.type != "cuda" and cfg.train.micro_batch_size != AUTO:
         return None
     return tried(cfg, accelerator, data, detector, features)

@@ -49,7 +49,7 @@ def check_launch(cfg: Config, world: int, environment: Mapping[str, str]) -> Non
     Raises:
         UserError: listing every contradiction.
     """
-    problems = [*_check_world(world, environment), *_check_accelerate(cfg, environment)]
+    problems = [*_check_world(cfg, world, environment), *_check_accelerate(cfg, environment)]
     if problems:
         raise UserError("\n  ".join(["the launcher contradicts the run:", *problems]))
 
@@ -166,7 +166,7 @@ def code_digest(root: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_world(world: int, environment: Mapping[str, str]) -> Iterator[str]:
+def _check_world(cfg: Config, world: int, environment: Mapping[str, str]) -> Iterator[str]:
     gpus = _number(environment.get("SLURM_GPUS_ON_NODE", "0"))
     if gpus and not torch.cuda.is_available():
         yield (
@@ -182,6 +182,11 @@ def _check_world(world: int, environment: Mapping[str, str]) -> Iterator[str]:
         yield (
             f"accelerate launch was asked for {wanted} processes and started {world}; on GPUs add "
             "--multi_gpu, on CPUs use torchrun --nproc_per_node"
+        )
+    if world == 1 and cfg.train.parallel == "fsdp2":
+        yield (
+            "train.parallel fsdp2 on one process, which has nobody to share weights with; start several, or set "
+            "--train.parallel ddp, which goes on from the same checkpoints"
         )
     nodes = _number(environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES", "1")))
     if "SLURM_PROCID" in environment and world < nodes:
@@ -209,6 +214,11 @@ def _check_accelerate(cfg: Config, environment: Mapping[str, str]) -> Iterator[s
         yield (
             f"accelerate's gradient_accumulation_steps {accumulation}: accumulation follows from "
             "train.global_batch_size and train.micro_batch_size; drop it from the accelerate config"
+        )
+    if environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        yield (
+            f"accelerate's distributed_type FSDP, train.parallel {cfg.train.parallel}: what is cut belongs into the "
+            "configuration; take accelerate_configs/fsdp2.yaml and --train.parallel fsdp2"
         )
     if environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
         yield "accelerate's dynamo_backend: not supported; drop it from the accelerate config"

@@ -22,6 +22,7 @@ from settings.keys import (
     ModelConfig,
     TrainConfig,
 )
+from settings.parallel_checks import check_parallel
 from settings.precision_checks import check_loss_scale
 from settings.tasks import METRICS
 from settings.walk import config_to_dict, leaf_keys
@@ -64,6 +65,7 @@ def check_config(cfg: Config, world: int | None = None) -> None:
         *_not_finite(config_to_dict(cfg)),
         *_check_train(cfg, world),
         *check_loss_scale(cfg.train),
+        *check_parallel(cfg),
         *_check_data(cfg.data),
         *_check_task(cfg),
         *_check_start(cfg),
@@ -124,12 +126,11 @@ def _check_train(cfg: Config, world: int) -> Iterator[str]:
             f"train.epochs {train.epochs} and train.steps {train.steps}: set exactly one of them "
             "(on the command line, '--train.epochs null' drops the one in the YAML)"
         )
-    for key in ("epochs", "steps", "global_batch_size", "evaluate_every"):
+    every = ("evaluate_every", "checkpoint_every", "keep_checkpoints")
+    for key in ("epochs", "steps", "global_batch_size", *every):
         yield from _positive(f"train.{key}", getattr(train, key))
     if not isinstance(train.micro_batch_size, str):
         yield from _positive("train.micro_batch_size", train.micro_batch_size)
-    yield from _positive("train.checkpoint_every", train.checkpoint_every)
-    yield from _positive("train.keep_checkpoints", train.keep_checkpoints)
     if train.ema_decay is not None and not 0 < train.ema_decay < 1:
         yield f"train.ema_decay {train.ema_decay}: must lie between 0 and 1"
     if train.max_skipped_steps < 0:
@@ -293,9 +294,8 @@ def _check_run(cfg: Config) -> Iterator[str]:
         yield "the configuration holds a null character, which no name can have"
     if not 0 <= cfg.eval.score_threshold <= 1:
         yield f"eval.score_threshold {cfg.eval.score_threshold}: must lie between 0 and 1"
-    yield from _positive("run.log_every", cfg.run.log_every)
-    yield from _positive("run.collective_timeout_s", cfg.run.collective_timeout_s)
-    yield from _positive("run.preflight_timeout_s", cfg.run.preflight_timeout_s)
+    for key in ("log_every", "collective_timeout_s", "preflight_timeout_s", "profile"):
+        yield from _positive(f"run.{key}", getattr(cfg.run, key))
     if cfg.run.max_bad_images < 0:
         yield f"run.max_bad_images {cfg.run.max_bad_images}: must be 0 or more"
     yield from _positive("eval.max_detections", cfg.eval.max_detections)
@@ -304,7 +304,6 @@ def _check_run(cfg: Config) -> Iterator[str]:
         yield f"eval.max_detections {cfg.eval.max_detections}: COCO's metrics look at 100 at most"
     if cfg.run.tracker not in TRACKERS:
         yield f"run.tracker {cfg.run.tracker}: must be {', '.join(TRACKERS[:-1])} or {TRACKERS[-1]}"
-    yield from _positive("run.profile", cfg.run.profile)
     needed, steps = PROFILE_WARM_UP + (cfg.run.profile or 0) + 1, cfg.train.steps
     if cfg.run.profile and steps and steps < needed:
         yield f"run.profile {cfg.run.profile}: needs {needed} steps, and train.steps is {steps}"

@@ -24,6 +24,7 @@ MAX_SIDE_PX = 16_384
 
 T = TypeVar("T")
 Fit = Literal["pad", "stretch"]
+Parallel = Literal["ddp", "fsdp2"]
 
 
 def harmless(default: T) -> T:
@@ -261,6 +262,9 @@ class TrainConfig:
     micro_batch_size: int | Literal["auto"] | None = harmless(None)
     """Images per forward pass on one device; default: global_batch_size / number of processes; auto: as many of
     these as fit into memory, tried before the first step; at a resume as many as before"""
+    parallel: Parallel = harmless("ddp")
+    """What each process holds of the weights that train, their moments and their average. ddp: all of it.
+    fsdp2: a part, for backbones that are trained and do not fit on one device (docs/scaling.md)"""
     precision: Literal["no", "fp16", "bf16"] = "no"
     """Mixed precision of the forward pass; weights stay in fp32. no: fp32 throughout, TF32 nowhere.
     On a CPU fp16 is slow (docs/exactness.md)"""

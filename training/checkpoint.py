@@ -108,6 +108,7 @@ class Checkpoints(Shelf):
         wait: bool = False,
         refused: str | None = None,
         after: Callable[[], None] = lambda: None,
+        copied: bool = False,
     ) -> None:
         """Begin to copy and write a checkpoint (and wait for it, if `wait`).
 
@@ -116,6 +117,8 @@ class Checkpoints(Shelf):
         Args:
             refused: why this state must not be saved, on the main rank; it is then a failed save.
             after: waits for what else has to be on disk before a checkpoint says that it was done.
+            copied: whether the tensors are copies of their own, which lie in main memory and nobody changes; they are
+                given up when they are written.
 
         `tensors` must not change before `wait_for_copy` has returned. A save that fails leaves its
         reason in `failure`, and the older checkpoints as they were.
@@ -136,7 +139,10 @@ class Checkpoints(Shelf):
         self._copied.clear()
         self._writer = threading.Thread(
             target=self._copy_and_write,
-            args=(state.step, self.is_best(state.step), tensors, texts, self._protected(), after),
+            args=(
+                *(state.step, self.is_best(state.step), tensors, texts, self._protected(), after),
+                copied,
+            ),
             name="checkpoint",
         )
         self._writer.start()
@@ -161,11 +167,15 @@ class Checkpoints(Shelf):
         texts: Mapping[str, str],
         protected: set[str],
         after: Callable[[], None],
+        copied: bool,
     ) -> None:
         name = step_name(step)
         try:
             try:
-                self._snapshot.take(tensors)
+                if copied:
+                    self._snapshot.files = {file: dict(own) for file, own in tensors.items()}
+                else:
+                    self._snapshot.take(tensors)
             finally:
                 self._copied.set()
             self._check_finite()
@@ -190,6 +200,8 @@ class Checkpoints(Shelf):
             self.failure = self._failed(step, f"{error}. Make room")
         except Exception as error:  # in a thread it would be lost
             self.failure = self._failed(step, str(error))
+        if copied:
+            self._snapshot.files = {}
 
     def _failed(self, step: int, why: str) -> str:
         kept = self.names()

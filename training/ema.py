@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from training.sharding import cut_like, own_part
 from training.state import trainable_tensors
 
 
@@ -30,8 +31,10 @@ class Ema:
         self._own = {n: tensor.detach() for n, tensor in trainable_tensors(self.model).items()}
         if not self.tensors:
             self.tensors = {name: tensor.clone() for name, tensor in self._own.items()}
-        device = next(self.model.parameters()).device
-        self.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        self.tensors = {
+            name: cut_like(tensor.to(self._own[name].device), self._own[name])
+            for name, tensor in self.tensors.items()
+        }
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -43,8 +46,10 @@ class Ema:
         for name in self._own.keys() - set(real):
             self.tensors[name].copy_(self._own[name])
         if real:
-            averages = [self.tensors[name] for name in real]
-            torch._foreach_lerp_(averages, [self._own[name] for name in real], 1.0 - decay)
+            averages, own = (
+                [own_part(tensors[name]) for name in real] for tensors in (self.tensors, self._own)
+            )
+            torch._foreach_lerp_(averages, own, 1.0 - decay)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ from torch import nn
 
 from devices import pins, wait_for
 from errors import UserError
+from training.sharding import cut_like
 from training.validity import check_random, check_slots, check_state, check_tensors
 
 WEIGHTS = "model/trainable.safetensors"
@@ -184,7 +185,7 @@ def load_model(folder: Path, model: nn.Module, averaged: bool = False) -> None:
     )
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+            tensor.copy_(cut_like(tensors[name], tensor))
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

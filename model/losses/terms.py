@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +29,7 @@ class Counts:
         return {**self.sums, **self.maxima}
 
 
-@dataclass(frozen=True)
-class Losses:
+class Losses(NamedTuple):
     """A micro-batch's share of the step's loss: the shares of all add up to it."""
 
     total: torch.Tensor

@@ -26,6 +26,7 @@ def test_plain_launch_is_fine():
         ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision fp16, train.precision no"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "gradient_accumulation_steps 4"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "distributed_type FSDP, train.parallel ddp"),
         ({"WORLD_SIZE": "2"}, "started 2 processes, but each sees a world of 1"),
         ({"SLURM_PROCID": "0", "SLURM_NNODES": "2"}, "SLURM gave 2 nodes and only 1 process"),
     ],
@@ -33,6 +34,13 @@ def test_plain_launch_is_fine():
 def test_contradictions_with_the_launcher_are_named(environment, message):
     with pytest.raises(UserError, match=message):
         check_launch(SIMPLE, 1, environment)
+
+
+def test_one_process_cannot_share_weights():
+    cfg = Config(train=TrainConfig(steps=10, parallel="fsdp2"))
+    check_launch(cfg, 2, {})
+    with pytest.raises(UserError, match="train.parallel fsdp2 on one process"):
+        check_launch(cfg, 1, {})
 
 
 def test_number_of_processes_is_read_from_the_launchers_command(tmp_path):
