@@ -1,0 +1,96 @@
+"""Promises as experiments: `python -m conformance [--framework NAME] [--experiment NAME] [--peer NAME=PATH]`."""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from conformance import faults, sameness
+from conformance.adapters.ours import Ours
+from conformance.adapters.rf_detr import RfDetr
+from conformance.adapters.transformers_scripts import NoTrainer, Trainer
+from conformance.launch import Adapter, Bench
+from conformance.table import table
+from conformance.verdicts import NotMeasured, Verdict
+
+EXPERIMENTS: dict[str, tuple[str, Callable[[Bench], Verdict]]] = {
+    "weights": ("Weights that do not fit are refused", faults.weights),
+    "processes": ("One process or two: the same steps", sameness.processes),
+    "accumulation": ("Micro-batches: the same steps as the whole batch", sameness.accumulation),
+    "schedule": ("One process or two: the same learning rates", sameness.schedule),
+    "epochs": ("Each image once in an epoch", sameness.epochs),
+    "evaluation": ("One process or two: the same AP", sameness.evaluation),
+    "augmentation": ("No two data workers augment alike", sameness.augmentation),
+    "resume": ("A resumed run is bit-equal to an undisturbed one", faults.resume),
+    "resume_elsewhere": ("Resumed on another number of processes", faults.resume_elsewhere),
+    "killed_saving": (
+        "Killed while saving: goes on from an intact checkpoint",
+        faults.killed_saving,
+    ),
+    "broken_image": ("A broken image is named", faults.broken_image),
+    "export": ("The export has the AP that was logged", faults.export),
+}
+
+
+PEERS: dict[str, Callable[[Path, str], Adapter]] = {
+    "transformers-trainer": Trainer,
+    "transformers-no-trainer": NoTrainer,
+    "rfdetr": RfDetr,
+}
+
+
+def measure(bench: Bench, name: str) -> Verdict:
+    try:
+        return EXPERIMENTS[name][1](bench)
+    except NotMeasured as reason:
+        return Verdict("not measured", str(reason))
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser("conformance", description=__doc__)
+    parser.add_argument("--framework", action="append", help="default: ours and every --peer")
+    parser.add_argument("--experiment", action="append", choices=EXPERIMENTS, help="default: all")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--work", type=Path, default=Path("runs/conformance"), help="a folder")
+    options = parser.parse_args(argv)
+    results: dict[str, dict[str, Verdict]] = {}
+    for adapter in adapters_of(options.peer, options.framework):
+        folder = (options.work / adapter.name).absolute()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        bench = Bench(adapter, folder)
+        verdicts = results[adapter.name] = {}
+        for name in options.experiment or EXPERIMENTS:
+            begun = time.monotonic()
+            verdict = verdicts[name] = measure(bench, name)
+            seconds = time.monotonic() - begun
+            print(
+                f"{adapter.name} {name}: {verdict.state}: {verdict.figure} ({seconds:.0f} s)",
+                flush=True,
+            )
+        told = {name: dataclasses.asdict(verdict) for name, verdict in verdicts.items()}
+        content = {"versions": adapter.versions(), "verdicts": told}
+        (folder / "verdicts.json").write_text(json.dumps(content, indent=2))
+    titles = {name: EXPERIMENTS[name][0] for name in options.experiment or EXPERIMENTS}
+    print(table(results, titles))
+    return 0
+
+
+def adapters_of(peers: list[str], wanted: list[str] | None) -> list[Adapter]:
+    """Ours, and each peer at the path of its script or, for a package, of its environment's Python."""
+    adapters: list[Adapter] = [Ours()]
+    for peer in peers:
+        name, _, path = peer.partition("=")
+        if name not in PEERS:
+            raise SystemExit(f"--peer {peer}: known are {', '.join(PEERS)}")
+        script, _, python = path.partition("@")
+        adapters.append(PEERS[name](Path(script).absolute(), python or sys.executable))
+    return [a for a in adapters if wanted is None or a.name in wanted]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
