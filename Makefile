@@ -1,5 +1,5 @@
 # make demo | demo-segmentation | demo-semantic | test | test-slow | check | format | bench (BENCH=--quick) |
-# conformance (PEERS="--peer NAME=PATH"). Each sets itself up; a second call installs nothing.
+# conformance (PEERS="--peer NAME=SCRIPT@PYTHON"). Each sets itself up; a second call installs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread per process: data workers and ranks are the parallelism.
@@ -38,7 +38,7 @@ format: .venv/.requirements-dev
 bench: .venv/.requirements-dev
 	$(BIN)/python -m benchmarks.all $(BENCH)
 
-# Ours, and the peers that docs/conformance.md has put into ~/.cache/conformance-peers or that PEERS names.
+# Ours, and the peers that are installed as docs/conformance.md says or that PEERS names.
 conformance: .venv/.requirements-dev
 	$(BIN)/python -m conformance $(PEERS)
 

@@ -1,4 +1,4 @@
-"""Promises as experiments: `python -m conformance [--framework NAME] [--experiment NAME] [--peer NAME=PATH]`."""
+"""Promises as experiments: `python -m conformance [--framework NAME] [--experiment NAME] [--peer NAME=SCRIPT@PYTHON]`."""
 
 import argparse
 import dataclasses
@@ -12,7 +12,7 @@ from pathlib import Path
 from conformance import faults, sameness
 from conformance.adapters.ours import Ours
 from conformance.adapters.rf_detr import RfDetr
-from conformance.adapters.transformers_scripts import NoTrainer, Trainer
+from conformance.adapters.transformers_scripts import Instances, NoTrainer, Trainer
 from conformance.launch import Adapter, Bench
 from conformance.table import table
 from conformance.verdicts import NotMeasured, Verdict
@@ -36,11 +36,22 @@ EXPERIMENTS: dict[str, tuple[str, Callable[[Bench], Verdict]]] = {
 }
 
 
-PEERS: dict[str, Callable[[Path, str], Adapter]] = {
-    "transformers-trainer": Trainer,
-    "transformers-no-trainer": NoTrainer,
-    "rfdetr": RfDetr,
+FOLDER = "FOLDER"
+EXAMPLES = f"{FOLDER}/transformers/examples/pytorch"
+HF = f"{FOLDER}/hf/bin/python"
+PEERS: dict[str, tuple[Callable[[Path, str], Adapter], str]] = {
+    "transformers-trainer": (Trainer, f"{EXAMPLES}/object-detection/run_object_detection.py@{HF}"),
+    "transformers-no-trainer": (
+        NoTrainer,
+        f"{EXAMPLES}/object-detection/run_object_detection_no_trainer.py@{HF}",
+    ),
+    "transformers-instances": (
+        Instances,
+        f"{EXAMPLES}/instance-segmentation/run_instance_segmentation_no_trainer.py@{HF}",
+    ),
+    "rfdetr": (RfDetr, f"{FOLDER}/rfdetr/bin/python"),
 }
+"""The adapter of a peer, and SCRIPT@PYTHON (or PYTHON) where docs/conformance.md installs it"""
 
 
 def measure(bench: Bench, name: str) -> Verdict:
@@ -54,11 +65,12 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("conformance", description=__doc__)
     parser.add_argument("--framework", action="append", help="default: ours and every --peer")
     parser.add_argument("--experiment", action="append", choices=EXPERIMENTS, help="default: all")
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=SCRIPT[@PYTHON]")
+    parser.add_argument("--peers", type=Path, default=Path.home() / ".cache/conformance-peers")
     parser.add_argument("--work", type=Path, default=Path("runs/conformance"), help="a folder")
     options = parser.parse_args(argv)
     results: dict[str, dict[str, Verdict]] = {}
-    for adapter in adapters_of(options.peer, options.framework):
+    for adapter in adapters_of(options.peer, options.peers, options.framework):
         folder = (options.work / adapter.name).absolute()
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -80,16 +92,18 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def adapters_of(peers: list[str], wanted: list[str] | None) -> list[Adapter]:
-    """Ours, and each peer at the path of its script or, for a package, of its environment's Python."""
-    adapters: list[Adapter] = [Ours()]
-    for peer in peers:
+def adapters_of(peers: list[str], folder: Path, wanted: list[str] | None) -> list[Adapter]:
+    """Ours, and each peer that is installed in the folder or named on the command line."""
+    places = {name: place.replace(FOLDER, str(folder)) for name, (_, place) in PEERS.items()}
+    found = [f"{n}={p}" for n, p in places.items() if all(Path(x).exists() for x in p.split("@"))]
+    adapters: dict[str, Adapter] = {"ours": Ours()}
+    for peer in [*found, *peers]:
         name, _, path = peer.partition("=")
         if name not in PEERS:
             raise SystemExit(f"--peer {peer}: known are {', '.join(PEERS)}")
         script, _, python = path.partition("@")
-        adapters.append(PEERS[name](Path(script).absolute(), python or sys.executable))
-    return [a for a in adapters if wanted is None or a.name in wanted]
+        adapters[name] = PEERS[name][0](Path(script).absolute(), python or sys.executable)
+    return [adapter for name, adapter in adapters.items() if wanted is None or name in wanted]
 
 
 if __name__ == "__main__":

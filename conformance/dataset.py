@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image as PilImage
 
 SIDE = 64
 NUM_TRAIN, NUM_VAL = 21, 5
@@ -19,7 +19,7 @@ def write_dataset(folder: Path, equal: bool = False, broken: bool = False) -> Pa
     """21 images for training, 5 for validation, all of 64 x 64 px, as COCO files.
 
     Args:
-        equal: all images are the same one, so that only augmentation makes them differ.
+        equal: all training images are the same one, so that only augmentation makes them differ.
         broken: training image 6 is a JPEG that was cut in its middle.
     """
     for split, num, seed in (("train", NUM_TRAIN, 0), ("val", NUM_VAL, 1)):
@@ -27,9 +27,10 @@ def write_dataset(folder: Path, equal: bool = False, broken: bool = False) -> Pa
         annotations: list[dict] = []
         (folder / split).mkdir(parents=True)
         for number in range(num):
-            rng = np.random.default_rng([seed, 0 if equal else number])
+            content = 0 if equal and split == "train" else number
+            rng = np.random.default_rng([seed, content])
             name = f"{split}{number:03d}.jpg"
-            boxes = boxes_of(rng, OBJECTS[0 if equal else number % len(OBJECTS)])
+            boxes = boxes_of(rng, OBJECTS[content % len(OBJECTS)])
             paint(rng, boxes).save(folder / split / name, quality=95)
             images.append({"id": number, "file_name": name, "width": SIDE, "height": SIDE})
             for x, y, w, h, kind in boxes:
@@ -41,9 +42,9 @@ def write_dataset(folder: Path, equal: bool = False, broken: bool = False) -> Pa
                     }
                 )
         categories = [{"id": i + 1, "name": n, "supercategory": n} for i, n in enumerate(NAMES)]
-        content = {"images": images, "annotations": annotations, "categories": categories}
+        told = {"images": images, "annotations": annotations, "categories": categories}
         (folder / "annotations").mkdir(exist_ok=True)
-        (folder / "annotations" / f"{split}.json").write_text(json.dumps(content))
+        (folder / "annotations" / f"{split}.json").write_text(json.dumps(told))
     if broken:
         file = folder / "train" / "train006.jpg"
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -60,11 +61,11 @@ def boxes_of(rng: np.random.Generator, num: int) -> list[tuple[int, int, int, in
     return boxes
 
 
-def paint(rng: np.random.Generator, boxes: list[tuple[int, int, int, int, int]]) -> Image.Image:
+def paint(rng: np.random.Generator, boxes: list[tuple[int, int, int, int, int]]) -> PilImage.Image:
     pixels = rng.integers(0, 90, (SIDE, SIDE, 3), dtype=np.uint8)
     for x, y, w, h, kind in boxes:
         pixels[y : y + h, x : x + w] = ((250, 230, 30), (40, 90, 250))[kind]
-    return Image.fromarray(pixels)
+    return PilImage.fromarray(pixels)
 
 
 def coco(folder: Path, split: str) -> dict:
@@ -93,6 +94,63 @@ def as_parquet(folder: Path) -> Path:
             # The rows stay paths: a bad file is met when the training reads it, as on a disk.
             Dataset.from_list(rows, features=features).to_parquet(str(file))
     return out
+
+
+def as_mask_parquet(folder: Path) -> Path:
+    """The dataset as transformers' scripts for instance segmentation load it: a picture of classes in red
+    and of numbers of objects in green beside each image; boxes are the masks."""
+    from datasets import Dataset, Features, Image, Value
+
+    out = folder / "masks"
+    if out.exists():
+        return out
+    classes = {"background": 0, **{name: number + 1 for number, name in enumerate(NAMES)}}
+    features = Features(
+        {
+            "image": Image(),
+            "annotation": Image(),
+            "semantic_class_to_id": {name: Value("int64") for name in classes},
+        }
+    )
+    (out / "pictures").mkdir(parents=True)
+    for split, theirs in (("train", "train"), ("val", "validation")):
+        rows = []
+        for image in rows_of(folder, split):
+            numbers = numbers_of(image["objects"]["bbox"])
+            kinds = np.array([0, *(kind + 1 for kind in image["objects"]["category"])], np.uint8)
+            pixels = np.stack([kinds[numbers], numbers, np.zeros_like(numbers)], -1)
+            file = out / "pictures" / f"{split}{image['image_id']}.png"
+            PilImage.fromarray(pixels).save(file)
+            row = {"image": image["image"], "annotation": str(file)}
+            rows.append({**row, "semantic_class_to_id": classes})
+        file = out / "data" / f"{theirs}-00000-of-00001.parquet"
+        file.parent.mkdir(exist_ok=True)
+        Dataset.from_list(rows, features=features).to_parquet(str(file))
+    return out
+
+
+def numbers_of(boxes: list) -> np.ndarray:
+    """[SIDE, SIDE] which object is seen at each pixel, from 1 on; later ones lie on earlier ones."""
+    numbers = np.zeros((SIDE, SIDE), np.uint8)
+    for number, (x, y, w, h) in enumerate(boxes):
+        numbers[y : y + h, x : x + w] = number + 1
+    return numbers
+
+
+def with_masks(content: dict) -> dict:
+    """COCO annotations of what is seen of each object, as run-length codes."""
+    from pycocotools import mask
+
+    seen = []
+    for image in content["images"]:
+        own = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+        numbers = numbers_of([a["bbox"] for a in own])
+        for number, annotation in enumerate(own):
+            plane = np.asfortranarray((numbers == number + 1).astype(np.uint8))
+            if plane.any():
+                code = mask.encode(plane)
+                seen.append({**annotation, "segmentation": code, "area": int(plane.sum())})
+    return {**content, "annotations": seen}
 
 
 def rows_of(folder: Path, split: str) -> list[dict]:

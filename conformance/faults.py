@@ -6,7 +6,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from conformance.dataset import coco
+from conformance.dataset import coco, with_masks
 from conformance.launch import Bench, Job, Seen, call, resumed
 from conformance.sameness import LOOKING
 from conformance.verdicts import NotMeasured, Verdict, apart, column, finished, judged
@@ -15,6 +15,8 @@ STEPS = 6
 """Of runs that are interrupted, with a checkpoint after each second one; an epoch is five steps and a quarter"""
 EPOCH = 6
 """Steps of an epoch where a checkpoint is written at its end alone, and such runs take three of them"""
+KINDS: tuple[dict[str, bool], ...] = ({}, {"augment": True, "dropout": True})
+"""Of resumed runs"""
 KILLS = 3
 """Moments of saving at which a run is killed"""
 
@@ -77,7 +79,7 @@ def resume(bench: Bench) -> Verdict:
     Bit by bit: loss, images and weights of each step. Without augmentation and dropout, and with both.
     """
     told, good = [], True
-    for keys in ({}, {"augment": True, "dropout": True}):
+    for keys in KINDS:
         taken = course(bench, **keys)
         whole = taken.whole(bench)
         out = taken.interrupted(bench, f"resumed{len(keys)}")
@@ -161,8 +163,8 @@ def broken_image(bench: Bench) -> Verdict:
     word = "named" if named else "not named"
     if seen.status == 0:
         return judged(named, f"trained to the end, {word}")
-    how = "refused before training" if steps == 0 else f"ended after {steps} steps"
-    return judged(named and steps == 0, f"{how}, {word}: {seen.says()}")
+    figure = f"ended after {steps} steps, {word}: {seen.says()}"
+    return judged(named and steps == 0, figure)
 
 
 def export(bench: Bench) -> Verdict:
@@ -195,9 +197,11 @@ def average_precision(dataset: Path, boxes: list[dict]) -> float:
 
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = coco(dataset, "val")
+        kind = "segm" if boxes and "segmentation" in boxes[0] else "bbox"
+        content = coco(dataset, "val")
+        truth.dataset = with_masks(content) if kind == "segm" else content
         truth.createIndex()
-        scoring = COCOeval(truth, truth.loadRes(boxes), "bbox")
+        scoring = COCOeval(truth, truth.loadRes(boxes), kind)
         scoring.evaluate()
         scoring.accumulate()
         scoring.summarize()

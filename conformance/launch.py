@@ -64,6 +64,12 @@ class Seen:
         return rows
 
     @property
+    def together(self) -> bool:
+        """Whether all processes have had the same weights after each step, as one training has."""
+        weights = [[step["weights"] for step in of_rank(events)] for events in self.ranks]
+        return all(row == weights[0] for row in weights)
+
+    @property
     def evaluated(self) -> Counter[str]:
         """How often each image went forward without a gradient."""
         events = [event for rank in self.ranks for event in rank]
@@ -111,6 +117,8 @@ class Adapter(Protocol):
     python: str
     plain_by_witness: bool
     """Its script has no key to leave augmentation out"""
+    environment: dict[str, str]
+    """What it wants to be told of where it runs"""
     saves_steps: bool
     """Checkpoints can be written within an epoch"""
 
@@ -180,6 +188,7 @@ class Bench:
             **self.environment(),
             "WITNESS": str(notes),
             "WITNESS_ASKS": json.dumps(asks),
+            **self.adapter.environment,
         }
         status, output = call([*launcher, str(WITNESS), *command], environment, cwd=self.folder)
         out.with_name(f"{out.name}.output").write_text(output)

@@ -26,6 +26,8 @@ def judged(good: bool, figure: str) -> Verdict:
 
 def finished(seen: Seen, num_steps: int | None = None) -> Seen:
     """The run, if it has ended well, or has taken as many steps before something else failed."""
+    if not seen.together:
+        raise NotMeasured("the processes have not trained one model together")
     if num_steps is not None and len(seen.steps) >= num_steps:
         return seen
     if seen.status != 0:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 class Ours:
     name = "ours"
     plain_by_witness = False
+    environment: dict[str, str] = {}
     saves_steps = True
 
     def __init__(self, python: str = sys.executable) -> None:

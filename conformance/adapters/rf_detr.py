@@ -20,6 +20,7 @@ class RfDetr:
 
     name = "rfdetr"
     plain_by_witness = False
+    environment: dict[str, str] = {}
     saves_steps = False
 
     def __init__(self, path: Path, python: str) -> None:

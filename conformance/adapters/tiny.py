@@ -47,19 +47,68 @@ def write_detr(folder: Path, dropout: bool) -> None:
     DetrImageProcessor(size=size, pad_size=pad_size).save_pretrained(folder)
 
 
-def damage(model: Path, folder: Path, how: str) -> tuple[Path, str]:
-    """A copy of a checkpoint in which a convolution of its backbone is missing, or a matrix of its
-    encoder misnamed; and the end of the tensor's name, which no loader changes."""
+def write_mask2former(folder: Path, dropout: bool) -> None:
+    """A Mask2Former on a tiny Swin, with the processor that the script for instances loads."""
+    import torch
+    from transformers import (
+        Mask2FormerConfig,
+        Mask2FormerForUniversalSegmentation,
+        Mask2FormerImageProcessor,
+        SwinConfig,
+    )
+
+    torch.manual_seed(0)
+    stem = SwinConfig(  # type: ignore[call-arg]
+        image_size=SIDE,
+        embed_dim=16,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 2, 4, 8],
+        window_size=2,
+        drop_path_rate=0.0,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = Mask2FormerConfig(  # type: ignore[call-arg]
+        backbone_config=stem,
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=64,
+        dim_feedforward=64,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=4,
+        num_queries=10,
+        dropout=0.1 if dropout else 0.0,
+        train_num_points=256,
+        num_labels=len(NAMES),
+    )
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
+    size = {"height": SIDE, "width": SIDE}
+    Mask2FormerImageProcessor(size=size, ignore_index=255).save_pretrained(folder)
+
+
+DETR_ENDS = {"missing": "layer.0.convolution.weight", "misnamed": "fc1.weight"}
+MASK2FORMER_ENDS = {"missing": "downsample.reduction.weight", "misnamed": "class_predictor.bias"}
+
+
+def damage(
+    model: Path, folder: Path, how: str, ends: dict[str, str] = DETR_ENDS
+) -> tuple[Path, str]:
+    """A copy of a checkpoint in which a tensor of its backbone is missing, or one of its head misnamed.
+
+    Args:
+        ends: how the names of these two end, which no loader changes.
+    """
     import shutil
 
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(model, folder)
     tensors = load_file(folder / "model.safetensors")
-    end = {"missing": "layer.0.convolution.weight", "misnamed": "fc1.weight"}[how]
+    end = ends[how]
     name = next(name for name in tensors if name.endswith(end))
     tensor = tensors.pop(name)
     if how == "misnamed":
-        tensors[name.replace("fc1", "fc_1")] = tensor
+        tensors[name.replace(end, f"_{end}")] = tensor
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder, end

@@ -1,12 +1,13 @@
 """transformers' scripts for detection: examples/pytorch/object-detection of its repository, given by a path."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
 
 from conformance.adapters import tiny
 from conformance.adapters.packages import versions_of
-from conformance.dataset import SIDE, as_parquet
+from conformance.dataset import SIDE, as_mask_parquet, as_parquet
 from conformance.launch import Job
 
 RELOAD = Path(__file__).with_name("reload_detr.py")
@@ -24,6 +25,9 @@ class TransformersScript:
     """What the two scripts have in common."""
 
     plain_by_witness = True
+    environment = {
+        "ACCELERATE_USE_CPU": "true"
+    }  # without, processes on CPUs train each its own model
     saves_steps = True
 
     def __init__(self, script: Path, python: str) -> None:
@@ -115,3 +119,25 @@ class NoTrainer(TransformersScript):
             return None
         content = json.loads(file.read_text())
         return next((v for k, v in content.items() if k.removeprefix("test_") == "map"), None)
+
+
+class Instances(NoTrainer):
+    """run_instance_segmentation_no_trainer.py; it has one data worker at least."""
+
+    name = "transformers-instances"
+
+    def write_model(self, folder: Path, dropout: bool) -> None:
+        tiny.write_mask2former(folder, dropout)
+
+    def damaged(self, model: Path, folder: Path, how: str) -> tuple[Path, str] | None:
+        return tiny.damage(model, folder, how, tiny.MASK2FORMER_ENDS)
+
+    def command(self, job: Job, out: Path) -> list[str]:
+        words = super().command(dataclasses.replace(job, workers=max(job.workers, 1)), out)
+        begin = words.index("--image_square_size")
+        words[begin : begin + 2] = ["--image_height", str(SIDE), "--image_width", str(SIDE)]
+        words[words.index("--dataset_name") + 1] = str(as_mask_parquet(job.dataset))
+        return [*words, "--do_reduce_labels"]
+
+    def reload(self, out: Path) -> list[str]:
+        return [str(RELOAD.with_name("reload_mask2former.py")), str(out)]

@@ -38,8 +38,10 @@ def bench(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _one_kill(monkeypatch):
-    monkeypatch.setattr(faults, "KILLS", 1)  # the storm of kills is in tests/faults
+def _briefly(monkeypatch):
+    """The storm of kills is in tests/faults, resumes with augmentation and dropout in tests/run."""
+    monkeypatch.setattr(faults, "KILLS", 1)
+    monkeypatch.setattr(faults, "KINDS", ({},))
 
 
 @pytest.mark.slow
@@ -57,15 +59,16 @@ def test_weights_that_are_not_there_are_refused_or_said(bench):
 
 
 @pytest.mark.slow
-def test_another_seed_on_two_processes_does_not_hold(tmp_path):
-    bench = Bench(OtherSeed(), tmp_path)
-    assert measure(bench, "processes").state == "does not hold"
-    assert measure(bench, "schedule").state == "holds"
+def test_another_seed_on_two_processes_does_not_hold(bench):
+    alone = {key: done for key, done in bench.done.items() if key[0].processes == 1}
+    other = Bench(OtherSeed(), bench.folder, alone)
+    assert measure(other, "processes").state == "does not hold"
+    assert measure(other, "schedule").state == "holds"
 
 
 @pytest.mark.slow
-def test_a_resume_that_begins_anew_does_not_hold(tmp_path):
-    verdict = measure(Bench(Forgetful(), tmp_path), "resume_elsewhere")
+def test_a_resume_that_begins_anew_does_not_hold(bench):
+    verdict = measure(Bench(Forgetful(), bench.folder, bench.done), "resume_elsewhere")
     assert verdict.state == "does not hold"
     assert "began after step 0 of 6" in verdict.figure
 
