@@ -56,9 +56,10 @@ PEERS: dict[str, tuple[Callable[[Path, str], Adapter], str]] = {
 
 def measure(bench: Bench, name: str) -> Verdict:
     try:
-        return EXPERIMENTS[name][1](bench)
+        verdict = EXPERIMENTS[name][1](bench)
     except NotMeasured as reason:
-        return Verdict("not measured", str(reason))
+        verdict = Verdict("not measured", str(reason))
+    return dataclasses.replace(verdict, figure=verdict.figure.replace(f"{bench.folder}/", ""))
 
 
 def main(argv: list[str]) -> int:
@@ -69,27 +70,36 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--peers", type=Path, default=Path.home() / ".cache/conformance-peers")
     parser.add_argument("--work", type=Path, default=Path("runs/conformance"), help="a folder")
     options = parser.parse_args(argv)
-    results: dict[str, dict[str, Verdict]] = {}
     for adapter in adapters_of(options.peer, options.peers, options.framework):
         folder = (options.work / adapter.name).absolute()
+        told = read_verdicts(folder)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         bench = Bench(adapter, folder)
-        verdicts = results[adapter.name] = {}
         for name in options.experiment or EXPERIMENTS:
             begun = time.monotonic()
-            verdict = verdicts[name] = measure(bench, name)
+            told[name] = verdict = measure(bench, name)
             seconds = time.monotonic() - begun
-            print(
-                f"{adapter.name} {name}: {verdict.state}: {verdict.figure} ({seconds:.0f} s)",
-                flush=True,
-            )
-        told = {name: dataclasses.asdict(verdict) for name, verdict in verdicts.items()}
-        content = {"versions": adapter.versions(), "verdicts": told}
-        (folder / "verdicts.json").write_text(json.dumps(content, indent=2))
-    titles = {name: EXPERIMENTS[name][0] for name in options.experiment or EXPERIMENTS}
-    print(table(results, titles))
+            said = f"{adapter.name} {name}: {verdict.state}: {verdict.figure} ({seconds:.0f} s)"
+            print(said, flush=True)
+        write_verdicts(folder, adapter, told)
+    names = [name for name in ("ours", *PEERS) if read_verdicts(options.work / name)]
+    results = {name: read_verdicts(options.work / name) for name in names}
+    print(table(results, {name: title for name, (title, _) in EXPERIMENTS.items()}))
     return 0
+
+
+def read_verdicts(folder: Path) -> dict[str, Verdict]:
+    """What was measured last of a framework, by experiment."""
+    file = folder / "verdicts.json"
+    told = json.loads(file.read_text())["verdicts"] if file.exists() else {}
+    return {name: Verdict(**verdict) for name, verdict in told.items()}
+
+
+def write_verdicts(folder: Path, adapter: Adapter, told: dict[str, Verdict]) -> None:
+    verdicts = {name: dataclasses.asdict(verdict) for name, verdict in told.items()}
+    content = {"versions": adapter.versions(), "verdicts": verdicts}
+    (folder / "verdicts.json").write_text(json.dumps(content, indent=2))
 
 
 def adapters_of(peers: list[str], folder: Path, wanted: list[str] | None) -> list[Adapter]:

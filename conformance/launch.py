@@ -84,7 +84,8 @@ class Seen:
         """The last line that tells of an error, or else the last line."""
         lines = [line.strip() for line in self.output.splitlines() if line.strip()]
         errors = [line for line in lines if ERROR.match(line) and "ChildFailed" not in line]
-        return [f"status {self.status}", *lines[-1:], *errors[-1:]][-1][:200]
+        native = [line for line in lines if line.startswith("what():")]
+        return [f"status {self.status}", *lines[-1:], *errors[-1:], *native[-1:]][-1][:200]
 
 
 def of_rank(events: list[dict]) -> list[dict]:
