@@ -1,4 +1,5 @@
-# make demo | demo-segmentation | demo-semantic | test | test-slow | check | format | bench (BENCH=--quick). Each sets itself up; a second call installs nothing.
+# make demo | demo-segmentation | demo-semantic | test | test-slow | check | format | bench (BENCH=--quick) |
+# conformance (PEERS="--peer NAME=SCRIPT@PYTHON"). Each sets itself up; a second call installs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread per process: data workers and ranks are the parallelism.
@@ -8,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 TEST_PROCESSES ?= 2
 SHARED := -n $(TEST_PROCESSES) --dist loadfile
 
-.PHONY: demo demo-segmentation demo-semantic test test-slow check format bench setup
+.PHONY: demo demo-segmentation demo-semantic test test-slow check format bench conformance setup
 
 demo: .venv/.requirements
 	@sh tools/demo.sh
@@ -36,6 +37,10 @@ format: .venv/.requirements-dev
 
 bench: .venv/.requirements-dev
 	$(BIN)/python -m benchmarks.all $(BENCH)
+
+# Ours, and the peers that are installed as docs/conformance.md says or that PEERS names.
+conformance: .venv/.requirements-dev
+	$(BIN)/python -m conformance $(PEERS)
 
 setup: .venv/.requirements
 

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     },
 }
 """What the files of a room may import besides their own room; the longest name that fits counts"""
-ENTRIES = ("train_accelerate", "tools", "benchmarks")
+ENTRIES = ("train_accelerate", "tools", "benchmarks", "conformance")
 """Nothing imports these"""
 
 
@@ -49,6 +49,7 @@ def modules():
     """(dotted name, file) of every Python file that is ours and no test."""
     rooms = [f for room in MAY_IMPORT if "." not in room for f in (ROOT / room).rglob("*.py")]
     tops = [*ROOT.glob("*.py"), *ROOT.glob("tools/**/*.py"), *ROOT.glob("benchmarks/*.py")]
+    tops += ROOT.glob("conformance/**/*.py")
     for file in (*rooms, *tops):
         parts = file.relative_to(ROOT).with_suffix("").parts
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), file
@@ -95,6 +96,12 @@ def test_nothing_imports_entry_points():
         assert used <= ({room, "train_accelerate"} if room == "benchmarks" else {room}), name
 
 
+def test_conformance_knows_us_by_command_lines_alone():
+    for name, file in NAMES.items():
+        if room_of(name) == "conformance":
+            assert {room_of(other) for other in ours(file)} <= {"conformance", *BASE}, name
+
+
 def test_no_circle_of_imports():
     following = {name: ours(file) - {name} for name, file in NAMES.items()}
     while following:
@@ -111,7 +118,8 @@ def test_every_file_has_a_room():
 
 
 def test_only_one_module_knows_albumentations():
-    others = ("tools", "benchmarks")  # a benchmark runs the published recipe beside ours
+    # A benchmark runs the published recipe beside ours, a witness leaves out what a script has no key for.
+    others = ("tools", "benchmarks", "conformance")
     users = [
         name
         for name, file in NAMES.items()
