@@ -25,6 +25,7 @@ SCRIPTS: dict[str, tuple[str, str]] = {
     "masks": ("", "--repeats 1 --images 20"),
     "coco_metrics": ("", "--images 50"),
     "evaluation": ("", "--images 50 --rounds 1 --steps 5"),
+    "scaling": ("", "--images 100000"),
     "startup": ("", "--images 1000 --rounds 1"),
     "live_path": ("", "--only AdamW --rounds 1"),
 }
