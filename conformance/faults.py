@@ -8,7 +8,7 @@ from pathlib import Path
 
 from conformance.dataset import coco, with_masks
 from conformance.launch import Bench, Job, Seen, call, resumed
-from conformance.sameness import LOOKING
+from conformance.sameness import LOOKING, two
 from conformance.verdicts import NotMeasured, Verdict, apart, column, finished, judged
 
 STEPS = 6
@@ -107,6 +107,7 @@ def resume(bench: Bench) -> Verdict:
 
 def resume_elsewhere(bench: Bench) -> Verdict:
     """Killed on one process and started again on two with the same batch: against an undisturbed run."""
+    two(bench)  # without a resume, they can train
     taken = course(bench)
     whole = taken.whole(bench)
     out = taken.interrupted(bench, "elsewhere")

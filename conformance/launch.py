@@ -170,7 +170,7 @@ class Bench:
         """The run's folder and what was seen; from before, if it is the same."""
         key = (job, tuple(sorted(asks.items())))
         if key not in self.done:
-            out = self.folder / f"run{len(self.done)}"
+            out = self.folder / f"run{len(list(self.folder.glob('run*.output')))}"
             self.done[key] = (out, self.go_on(job, out, **asks))
         return self.done[key]
 

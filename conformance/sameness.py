@@ -55,7 +55,7 @@ def schedule(bench: Bench) -> Verdict:
 def epochs(bench: Bench) -> Verdict:
     """Four epochs of 21 images on two processes: each image four times."""
     job = bench.job(processes=2, micro_batch=2, steps=None, epochs=4)
-    seen = finished(bench.run(job)[1], 1)
+    seen = finished(bench.run(job)[1])
     often = Counter(image for step in seen.steps for image in step["images"])
     spread = Counter(often.values())
     told = ", ".join(f"{num} images {times} times" for times, num in sorted(spread.items()))

@@ -252,6 +252,11 @@ def _from_detector(
     except (OSError, ValueError, RuntimeError, SafetensorError, ImportError) as error:
         raise UserError(f"{KEY} {name}: {' '.join(str(error).split())}") from error
     fresh = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
+    if whole and (lost := _lost(family, model, plain_config(theirs), info["missing_keys"])):
+        raise UserError(
+            f"{KEY} {name}: {len(lost)} tensors are missing in its file, or have other names there; first: {lost[0]}. "
+            "They would be trained from nothing; get the checkpoint anew"
+        )
     if theirs.id2label != config.id2label:
         fresh |= class_tensors(family, config)
     fresh = renewed(family, model, fresh)
@@ -264,6 +269,15 @@ def _from_detector(
     ignored = fresh if whole else fresh | _backbone_names(family, model)
     verify(tensor_digests(model), folder, ignore=ignored, where=f"{KEY} {name}", prefixes=0)
     return model, tuple(sorted(fresh))
+
+
+def _lost(
+    family: HeadFamily, model: PreTrainedModel, theirs: Any, missing: Collection[str]
+) -> list[str]:
+    """Names of missing tensors of the head that a detector has by its own configuration, classes left out."""
+    its_own = set(_blank(family, theirs).state_dict()) - class_tensors(family, theirs)
+    lost = its_own & set(missing) - _backbone_names(family, model)
+    return sorted(name for name in lost if not name.endswith("num_batches_tracked"))
 
 
 def class_tensors(family: HeadFamily, config: PretrainedConfig) -> set[str]:
