@@ -11,8 +11,6 @@ from conformance.launch import Bench, Job, Seen, of_rank
 from conformance.table import table
 from conformance.verdicts import Verdict, apart
 
-HOLDING = [name for name in EXPERIMENTS if name != "weights"]
-
 
 class OtherSeed(Ours):
     """On two processes it is another run."""
@@ -45,17 +43,10 @@ def _briefly(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", HOLDING)
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
 def test_experiment_holds(bench, name):
     verdict = measure(bench, name)
     assert verdict.state == "holds", verdict.figure
-
-
-@pytest.mark.slow
-def test_weights_that_are_not_there_are_refused_or_said(bench):
-    verdict = measure(bench, "weights")
-    assert "backbone's tensor missing: refused, names it" in verdict.figure
-    assert "head's tensor misnamed: trains, names it" in verdict.figure
 
 
 @pytest.mark.slow

@@ -71,6 +71,27 @@ def test_donor_that_lacks_a_tensor_of_its_backbone(donors, head, tmp_path):
         start(folder, head)
 
 
+@pytest.mark.parametrize("change", ["missing", "misnamed"])
+@pytest.mark.parametrize(
+    ("head", "tail"), [("detr", "decoder.layers.0.fc1.weight"), ("deimv2", "enc_output.0.weight")]
+)
+def test_donor_that_lacks_a_tensor_of_its_head(donors, head, tail, change, tmp_path):
+    """What was trained would otherwise begin from nothing, in one line among others."""
+    name = in_file(donors(head), tail)
+
+    def edit(tensors):
+        tensor = tensors.pop(name)
+        if change == "misnamed":
+            tensors[f"{name}_old"] = tensor
+
+    folder = changed_copy(donors(head), tmp_path / "donor", edit)
+    with pytest.raises(
+        UserError,
+        match=rf"1 tensors are missing in its file, .*first: .*{'.'.join(tail.split('.')[-2:])}",
+    ):
+        start(folder, head)
+
+
 def test_pickled_weights_of_a_donor_are_not_read(donors, tmp_path):
     folder = changed_copy(donors("deimv2"), tmp_path / "donor")
     (folder / "model.safetensors").unlink()
