@@ -222,10 +222,13 @@ def test_new_layers_learn_at_their_own_rate(donors, head):
     assert set(rates) == {n for n, p in detector.model.named_parameters() if p.requires_grad}
 
 
-def test_tensor_of_the_head_that_the_donor_lacks_is_new(donors, tmp_path):
+def test_tensor_of_the_head_that_the_donor_lacks_is_new_on_another_backbone(donors, tmp_path):
+    """Taken whole it is refused."""
     name = "model.enc_output.0.weight"
     folder = changed_copy(donors("d_fine"), tmp_path / "donor", lambda t: t.pop(name))
-    detector = start(folder, "d_fine", DONOR_CLASSES)
+    backbone = save_backbone(tmp_path / "other")
+    args = {**TINY_HEAD["d_fine"]}
+    detector = start(folder, "d_fine", DONOR_CLASSES, backbone=str(backbone), head_args=args)
     assert name in detector.fresh
     bound = detector.model.config.d_model**-0.5
     assert 0.5 * bound < detector.model.state_dict()[name].abs().max() <= bound  # torch's own
