@@ -161,7 +161,14 @@ def test_a_resume_that_is_not_exact_is_seen(whole, tmp_path):
     start = lives.start
 
     def another_rate(*arguments):
-        return start(*arguments, *(["--optim.lr", "0.002"] if "--run.resume" in arguments else []))
+        return start(
+            *arguments,
+            *(
+                ["--optim.lr", "0.002", "--run.allow_changes", "true"]
+                if "--run.resume" in arguments
+                else []
+            ),
+        )
 
     with patch.object(lives, "start", another_rate):
         line = lives.kill_and_resume(tmp_path / "run", whole)
