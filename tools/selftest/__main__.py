@@ -77,11 +77,17 @@ class SelfTest:
         self._begun = time.perf_counter()
 
     def ask(self, name: str, question: Found) -> None:
-        """Collective: called on every rank. One or more lines by all processes."""
+        """Collective: called on every rank. One or more lines by all processes.
+
+        Raises:
+            UserError: if it fails on one of several processes: the others may wait for what never comes.
+        """
         try:
             lines = question()
         except Exception as error:  # that it fails is an answer; the other questions remain
             lines = [_failed(name, error)]
+            if self.accelerator.num_processes > 1:
+                raise UserError(f"process {self.accelerator.process_index}: {lines[0]}") from error
         self._say(lines)
 
     def ask_main(self, name: str, question: Found) -> None:
