@@ -37,6 +37,7 @@ def test_a_step_holds_on_two_processes(on_two):
     [
         ("counts", {"micro-batches, fp32", "processes, fp32"}),
         ("noise", {"repeatable kernels"}),
+        ("average", {"processes, fp32"}),
         ("order", {"processes, fp32", "same images"}),
         ("no reduction", {"processes, fp32", "same gradient"}),
     ],

@@ -3,13 +3,14 @@
 Every process also takes the whole step alone, as a world of one would, from the same weights.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,13 +25,18 @@ from data.feed.loader import TrainDataset, batches_of, train_loader
 from data.feed.sampler import StepSampler
 from disk import ROOT
 from model.build import Detector
+from model.memory import MemoryWatch
 from run.build import build_accelerator, build_parts
+from run.precision import with_fitting_scale
 from run.startup import UNDETERMINED
 from settings.keys import Config
 from settings.load import EMBEDDED_DEFAULT, load_config
 from tools.selftest.report import Line, Verdict
+from train_accelerate import attempt_step
 from training.counts import agree
+from training.meter import StepMeter
 from training.optim import build_optimizer
+from training.state import TrainState
 
 SIZES = {"num_queries": 8, "encoder_layers": 1, "decoder_layers": 2, "d_model": 64, "dropout": 0.0}
 REAL_TIME = {
@@ -68,8 +74,6 @@ IN_ALL_PRECISIONS = ("deformable_detr", "detr")
 BOUNDS = {"no": 1e-4, "bf16": 0.05, "fp16": 0.01}
 """Relative differences of loss and gradient that are rounding: sums in another order, and in 8 or 11 bits"""
 NAMES = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
-ATTEMPTS = 24
-"""A new loss scaler is lowered so often at most"""
 LONGEST_WAIT_S = 3600
 """Others wait for the main process while its children live"""
 LONELY = 8
@@ -127,43 +131,71 @@ class Bench:
         rank, world = accelerator.process_index, accelerator.num_processes
         batches = self.batches(self.cfg.train.global_batch_size // world, rank, world)
         agreed = agree(accelerator, [self.detector.trainable.counts(b) for b in batches])
-        step = self._taken(self.model, batches, agreed.counts, world)
+        step = self._attempted(accelerator, self.model, batches, agreed.counts)
         loss = accelerator.reduce(torch.tensor(step.loss, device=accelerator.device), "sum")
         images = gather_object(step.images)
         return Step(float(loss), step.gradient, images)
 
     def alone(self, micro: int | None = None) -> Step:
-        """The step by this process, in micro-batches of a size; default: one."""
+        """The step by this process, as if there were no others, in micro-batches of a size; default: one."""
         total = self.cfg.train.global_batch_size
         (whole,) = self.batches(total, 0, 1)
         counts = self.detector.trainable.counts(whole).alone
         model = self.accelerator.unwrap_model(self.model)
         batches = [whole] if micro is None else self.batches(micro, 0, 1)
-        return self._taken(model, batches, counts, 1)
+        return self._attempted(AsOne(self.accelerator), model, batches, counts)
 
-    def _taken(
-        self, model: Any, batches: Sequence[Batch], counts: Mapping[str, float], world: int
+    def _attempted(
+        self, accelerator: Any, model: Any, batches: Sequence[Batch], counts: Mapping[str, float]
     ) -> Step:
-        accelerator = self.accelerator
-        parameters = [p for p in self.detector.trainable.parameters() if p.requires_grad]
-        for _ in range(ATTEMPTS):
-            self.optimizer.zero_grad()
-            loss = 0.0
-            for turn, batch in enumerate(batches):
-                last = turn == len(batches) - 1 or world == 1
-                with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                    losses = model(batch.to(accelerator.device), counts)
-                    accelerator.backward(losses.total * world)
-                loss += float(losses.total.detach())
-            norm = accelerator.clip_grad_norm_(parameters, math.inf)
-            if accelerator.scaler is not None:
-                accelerator.scaler.update()
-            if torch.isfinite(norm) or accelerator.scaler is None:
-                break
-        gradient = torch.cat(
-            [p.grad.detach().float().flatten().cpu() for p in parameters if p.grad is not None]
+        """By the loop of training itself, but for what it gives to the optimizer."""
+        kept = GradientKept(self.optimizer, accelerator.scaler)
+        run: Any = SimpleNamespace(
+            cfg=self.cfg,
+            accelerator=accelerator,
+            state=TrainState(),
+            optimizer=kept,
+            checkpoints=SimpleNamespace(wait_for_copy=lambda: None),
+            log=SimpleNamespace(say=lambda text: None),
         )
-        return Step(loss, gradient, [str(i) for batch in batches for i in batch.image_ids])
+        meter = StepMeter(accelerator, self.cfg.train.global_batch_size)
+        memory = MemoryWatch(accelerator.device, "the images of a step")
+        attempt = partial(attempt_step, run, model, batches, counts, meter, memory)
+        if not with_fitting_scale(self.accelerator, attempt, 1, run.log).taken:
+            raise ValueError("the gradient of the first step is not finite")
+        images = [str(name) for batch in batches for name in batch.image_ids]
+        return Step(float(meter.losses["loss"]), kept.gradient, images)
+
+
+class AsOne:
+    """An Accelerator that takes its process for the only one."""
+
+    num_processes, process_index = 1, 0
+
+    def __init__(self, accelerator: Accelerator):
+        self._accelerator = accelerator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+
+class GradientKept:
+    """In the place of an optimizer: keeps the gradient of its step, and changes no weight."""
+
+    gradient: torch.Tensor
+
+    def __init__(self, optimizer: Any, scaler: Any):
+        self.param_groups = optimizer.param_groups
+        self.zero_grad = optimizer.zero_grad
+        self._scaler = scaler
+
+    def step(self) -> None:
+        """Keep it, float32 on the CPU."""
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        found = [p.grad.detach().float().flatten().cpu() for p in parameters if p.grad is not None]
+        self.gradient = torch.cat(found)
+        if self._scaler is not None:
+            self._scaler.update()  # as accelerate's optimizers do
 
 
 def images_of_step(world: int) -> int:
@@ -182,12 +214,8 @@ def configured(head: str, world: int, *more: str) -> Config:
             *arguments,
             *("--data.synthetic_train", str(4 * size), "--data.synthetic_val", "8"),
             *("--data.cache_features", "0", "--data.num_workers", "0", "--run.tracker", "none"),
-            *(
-                "--train.global_batch_size",
-                str(size),
-                "--run.collective_timeout_s",
-                str(LONGEST_WAIT_S),
-            ),
+            *("--train.global_batch_size", str(size), "--optim.max_grad_norm", "0"),
+            *("--run.collective_timeout_s", str(LONGEST_WAIT_S)),
             *more,
         ],
         prog="python -m tools.selftest",
