@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from conformance.adapters import tiny
 from conformance.adapters.packages import versions_of
@@ -22,7 +24,7 @@ def newest(out: Path, prefix: str) -> Path | None:
 
 
 class TransformersScript:
-    """What the two scripts have in common."""
+    """What the scripts have in common."""
 
     plain_by_witness = True
     environment = {
@@ -45,6 +47,40 @@ class TransformersScript:
     def reload(self, out: Path) -> list[str]:
         return [str(RELOAD), str(out)]
 
+    def data(self, job: Job) -> dict[str, Any]:
+        """Arguments that say what the images are."""
+        return {"dataset_name": as_parquet(job.dataset), "image_square_size": SIDE}
+
+    def keys(self, job: Job, out: Path, checkpoints: str) -> dict[str, Any]:
+        """Arguments that all scripts have.
+
+        Args:
+            checkpoints: what the names of their folders begin with.
+        """
+        keys = {
+            **self.data(job),
+            "model_name_or_path": job.model,
+            "output_dir": out,
+            "seed": job.seed,
+            "learning_rate": job.lr,
+            "per_device_train_batch_size": job.micro_batch,
+            "per_device_eval_batch_size": 8,
+            "gradient_accumulation_steps": job.accumulation,
+            "dataloader_num_workers": job.workers,
+        }
+        if job.epochs:
+            keys["num_train_epochs"] = job.epochs
+        if job.resume and (checkpoint := newest(out, checkpoints)):
+            keys["resume_from_checkpoint"] = checkpoint
+        return keys
+
+    def words(self, keys: Mapping[str, Any]) -> list[str]:
+        """The script and its arguments."""
+        return [
+            str(self.script),
+            *(word for key, value in keys.items() for word in (f"--{key}", str(value))),
+        ]
+
 
 class Trainer(TransformersScript):
     """run_object_detection.py, with the arguments of its README."""
@@ -53,18 +89,9 @@ class Trainer(TransformersScript):
 
     def command(self, job: Job, out: Path) -> list[str]:
         keys = {
-            "model_name_or_path": job.model,
-            "dataset_name": as_parquet(job.dataset),
-            "image_square_size": SIDE,
-            "output_dir": out,
-            "seed": job.seed,
-            "learning_rate": job.lr,
+            **self.keys(job, out, "checkpoint-"),
             "warmup_steps": job.warmup,
             "max_grad_norm": 1e6,
-            "per_device_train_batch_size": job.micro_batch,
-            "per_device_eval_batch_size": 8,
-            "gradient_accumulation_steps": job.accumulation,
-            "dataloader_num_workers": job.workers,
             "remove_unused_columns": "false",
             "eval_do_concat_batches": "false",
             "report_to": "none",
@@ -74,12 +101,10 @@ class Trainer(TransformersScript):
         }
         if job.checkpoint_every:
             keys["save_steps"] = job.checkpoint_every
-        keys |= {"num_train_epochs": job.epochs} if job.epochs else {"max_steps": job.steps}
-        if job.resume and (checkpoint := newest(out, "checkpoint-")):
-            keys["resume_from_checkpoint"] = checkpoint
-        arguments = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
+        if not job.epochs:
+            keys["max_steps"] = job.steps
         evaluating = ["--do_eval"] if job.evaluate else []
-        return [str(self.script), "--do_train", *evaluating, "--use_cpu", *arguments]
+        return [*self.words(keys), "--do_train", *evaluating, "--use_cpu"]
 
     def logged_ap(self, out: Path) -> float | None:
         file = out / "test_results.json"
@@ -92,26 +117,12 @@ class NoTrainer(TransformersScript):
     name = "transformers-no-trainer"
 
     def command(self, job: Job, out: Path) -> list[str]:
-        keys = {
-            "model_name_or_path": job.model,
-            "dataset_name": as_parquet(job.dataset),
-            "image_square_size": SIDE,
-            "output_dir": out,
-            "seed": job.seed,
-            "learning_rate": job.lr,
-            "num_warmup_steps": job.warmup,
-            "per_device_train_batch_size": job.micro_batch,
-            "per_device_eval_batch_size": 8,
-            "gradient_accumulation_steps": job.accumulation,
-            "dataloader_num_workers": job.workers,
-        }
+        keys = {**self.keys(job, out, "step_"), "num_warmup_steps": job.warmup}
         if job.checkpoint_every:
             keys["checkpointing_steps"] = job.checkpoint_every
-        keys |= {"num_train_epochs": job.epochs} if job.epochs else {"max_train_steps": job.steps}
-        if job.resume and (checkpoint := newest(out, "step_")):
-            keys["resume_from_checkpoint"] = checkpoint
-        arguments = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
-        return [str(self.script), *arguments]
+        if not job.epochs:
+            keys["max_train_steps"] = job.steps
+        return self.words(keys)
 
     def logged_ap(self, out: Path) -> float | None:
         file = out / "all_results.json"
@@ -132,12 +143,13 @@ class Instances(NoTrainer):
     def damaged(self, model: Path, folder: Path, how: str) -> tuple[Path, str] | None:
         return tiny.damage(model, folder, how, tiny.MASK2FORMER_ENDS)
 
+    def data(self, job: Job) -> dict[str, Any]:
+        size = {"image_height": SIDE, "image_width": SIDE}
+        return {"dataset_name": as_mask_parquet(job.dataset), **size}
+
     def command(self, job: Job, out: Path) -> list[str]:
-        words = super().command(dataclasses.replace(job, workers=max(job.workers, 1)), out)
-        begin = words.index("--image_square_size")
-        words[begin : begin + 2] = ["--image_height", str(SIDE), "--image_width", str(SIDE)]
-        words[words.index("--dataset_name") + 1] = str(as_mask_parquet(job.dataset))
-        return [*words, "--do_reduce_labels"]
+        job = dataclasses.replace(job, workers=max(job.workers, 1))
+        return [*super().command(job, out), "--do_reduce_labels"]
 
     def reload(self, out: Path) -> list[str]:
         return [str(RELOAD.with_name("reload_mask2former.py")), str(out)]
