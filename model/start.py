@@ -275,7 +275,13 @@ def _lost(
     family: HeadFamily, model: PreTrainedModel, theirs: Any, missing: Collection[str]
 ) -> list[str]:
     """Names of missing tensors of the head that a detector has by its own configuration, classes left out."""
-    its_own = set(_blank(family, theirs).state_dict()) - class_tensors(family, theirs)
+    kinds = [get_family(head) for head in HEADS if get_family(head).config_class is type(theirs)]
+    named = [kind for kind in kinds if kind.model_class.__name__ in (theirs.architectures or ())]
+    kind = named[0] if named else family
+    its_own = set(_blank(kind, theirs).state_dict()) - class_tensors(kind, theirs)
+    if kind is not family:  # one may lie in the other, as the detector of boxes in that of masks
+        bare = {name.removeprefix("model.") for name in its_own}
+        its_own |= {*bare, *(f"model.{name}" for name in its_own)}
     lost = its_own & set(missing) - _backbone_names(family, model)
     return sorted(name for name in lost if not name.endswith("num_batches_tracked"))
 

@@ -55,6 +55,11 @@ class Log:
         self.waits = collections.Counter()
         return self.waits
 
+    def later(self, on_their_way, tensor, values):
+        """Keep a copy for the next wait, which may be another thread's and going on now."""
+        with self._lock:
+            on_their_way.append((tensor, values.clone()))
+
     def wait(self, what):
         """The host waits for the device; whatever was on its way has arrived."""
         if not getattr(self.silence, "kept", False):
@@ -62,7 +67,9 @@ class Log:
         with self._lock:  # nobody goes on before all is there
             for target, values in self.to_host:
                 target.copy_(values)
-            read, self.to_host, self.to_device = self.to_device, [], []
+            read = list(self.to_device)
+            self.to_host.clear()
+            self.to_device.clear()
         if any(not torch.equal(source, values) for source, values in read):
             raise RuntimeError("pinned memory was changed while it was being copied")
 
@@ -242,10 +249,10 @@ def copy(source, target, non_blocking=False):
         place.copy_(values)
     elif is_fake(source):
         target.fill_(torch.nan if target.is_floating_point() else 99)
-        LOG.to_host.append((target, values.clone()))
+        LOG.later(LOG.to_host, target, values)
     else:
         place.copy_(values)
-        LOG.to_device.append((source, values.clone()))
+        LOG.later(LOG.to_device, source, values)
     return target
 
 

@@ -18,6 +18,7 @@ from donors import (
     OTHERS,
     SIDE_PX,
     TINY_RF_DETR,
+    changed_copy,
     config_of,
     inputs,
     taxonomy,
@@ -138,6 +139,17 @@ def test_masks_are_learnt_on_top_of_a_detector_of_boxes(donors):
     assert not any(name.startswith("model.") for name in detector.fresh)
     boxes = start(donors[HEAD], DONOR_CLASSES, "rf_detr", "detection")
     assert boxes.fresh == ()
+
+
+@pytest.mark.parametrize(("donor", "head"), [("rf_detr", HEAD), (HEAD, "rf_detr")])
+def test_tensor_that_both_kinds_have_and_the_file_has_not(donors, donor, head, tmp_path):
+    def edit(tensors):
+        [name] = [name for name in tensors if name.endswith("decoder.layers.0.cross_attn.output_proj.weight")]
+        del tensors[name]
+
+    folder = changed_copy(donors[donor], tmp_path / "donor", edit)
+    with pytest.raises(UserError, match=r"1 tensors are missing in its file"):
+        start(folder, DONOR_CLASSES, head, TASK if head == HEAD else "detection")
 
 
 def test_kind_of_a_folder_is_what_its_config_names(donors):
