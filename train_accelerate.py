@@ -271,7 +271,8 @@ def _whole_run(cfg: Config) -> int:
         cfg = run.cfg
         world, device = accelerator.num_processes, str(accelerator.device)
         for line in banner(
-            cfg, run.detector, run.data, run.optimizer, run.num_steps, world, device
+            *(cfg, run.detector, run.data, run.optimizer, run.num_steps),
+            *(world, device, run.repeats),
         ):
             run.log.say(line)
         if run.features is not None:

@@ -8,6 +8,7 @@ import torch
 
 from data.canvas import resized_sizes
 from data.dataset import Data
+from data.feed.repeats import Repeats, repeats_text
 from data.findings import KINDS
 from data.schema import Split
 from errors import printable
@@ -27,6 +28,7 @@ def banner(
     num_steps: int,
     world: int,
     device: str,
+    repeats: Repeats | None = None,
 ) -> Iterator[str]:
     """Lines that show what was loaded, what trains and how much work is planned."""
     backbone = detector.backbone
@@ -57,7 +59,9 @@ def banner(
         yield _row("", f"not trained, since nothing uses them: {', '.join(detector.unused[:4])}")
     yield from group_rows(optimizer.param_groups)
     yield _row("batch", batch_text(cfg, world))
-    epochs = num_steps * cfg.train.global_batch_size / len(data.train)
+    if repeats is not None:
+        yield _row("", repeats_text(repeats, data.taxonomy.names, data.train))
+    epochs = num_steps * cfg.train.global_batch_size / len(repeats or data.train)
     yield _row(
         "plan",
         f"{num_steps} steps = {epochs:.1f} epochs, warm-up {cfg.optim.warmup_steps}, "

@@ -34,6 +34,7 @@ from data.feed.loader import (
     eval_loader,
     train_loader,
 )
+from data.feed.repeats import Repeats, repeats_of
 from data.feed.sampler import StepSampler
 from data.feed.transforms import Augment
 from data.feed.worker_memory import workers_short
@@ -102,6 +103,8 @@ class Run:
     """What the backbone makes of the images, where that is stored"""
     memory: Memory | None = None
     """What was found to fit, where that was tried"""
+    repeats: Repeats | None = None
+    """What makes an epoch, if not each image once"""
 
     @property
     def folder(self) -> Path:
@@ -125,6 +128,7 @@ class Run:
             multiple=self.detector.rule.multiple,
             canvas=self.detector.rule.largest(stored) if one_canvas else None,
             shown_steps=cfg.run.draw_batches,
+            repeats=self.repeats,
         )
         dataset = TrainDataset(
             *(self.data.train, data_cfg, cfg.run.seed),
@@ -235,8 +239,9 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
         UserError: for anything wrong with data, backbone, head or checkpoint.
     """
     cfg, data, detector = build_parts(cfg, accelerator)
+    repeats = repeats_of(data.train, cfg.data.repeat_threshold, cfg.run.seed)
     num_steps = cfg.train.steps or math.ceil(
-        (cfg.train.epochs or 0) * len(data.train) / cfg.train.global_batch_size
+        (cfg.train.epochs or 0) * len(repeats or data.train) / cfg.train.global_batch_size
     )
     backbone = detector.backbone_module
     stages = None
@@ -298,6 +303,7 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
         num_steps=num_steps,
         features=features,
         memory=memory,
+        repeats=repeats,
     )
 
 

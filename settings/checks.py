@@ -177,6 +177,10 @@ def _check_data(data: DataConfig) -> Iterator[str]:
         yield "data.streaming: reads whole splits; drop it, or the [...] of the split"
     for key in ("limit", "synthetic_train", "synthetic_val"):
         yield from _positive(f"data.{key}", getattr(data, key))
+    if data.repeat_threshold is not None and not 0 < data.repeat_threshold <= 1:
+        yield (
+            f"data.repeat_threshold {data.repeat_threshold}: a part of the images, more than 0 and at most 1"
+        )
     if data.cache_features < 0:
         yield f"data.cache_features {data.cache_features}: must be 0 or more"
     longest, shortest = data.image_size.longest, data.image_size.shortest

@@ -165,6 +165,9 @@ class DataConfig:
     """albumentations transforms with their arguments, applied in turn to training images"""
     num_workers: int = harmless(2)
     """Worker processes per rank that decode and augment; 0: in the main process"""
+    repeat_threshold: float | None = None
+    """Images with a class that fewer than this part of the images have come more often in an epoch: f as many,
+    sqrt(threshold / f) times (LVIS: 0.001; a few classes: 0.1 to 0.5). Default: each image once"""
     cache_features: int = 0
     """Views of each training image whose backbone features are stored; epoch e sees view e mod N; 0: none are"""
     cache_precision: Literal["fp16", "fp32"] = "fp16"

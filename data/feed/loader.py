@@ -90,7 +90,7 @@ class TrainDataset(Dataset):
         raise UserError("too many images in a row cannot be used: " + "; ".join(bad))
 
     def _sample(self, index: int, ref: SampleRef) -> Sample:
-        view = ref.epoch if self.views is None else ref.epoch % self.views
+        view = ref.epoch if self.views is None else (ref.epoch + ref.repeat) % self.views
         if self.features is None:
             return self.view(index, view, ref)
         if reason := self.features.failure(index, view):
@@ -121,7 +121,8 @@ class TrainDataset(Dataset):
             crowds = sample.objects.take(sample.objects.iscrowd)
             planes = Planes.drawn(objects, planned).ignoring(crowds)
             objects = replace(objects, masks=None)
-        seed = (self.seed, view, index)
+        again = (ref.repeat,) if ref.repeat else ()
+        seed = (self.seed, view, index, *(again if self.views is None else ()))
         image, objects, planes = self.augment(sample.image, objects, seed, planned, planes)
         # A transform that crops or rotates by 90 degrees, or another image than the step was cut for
         room = (min(planned[0], ref.canvas[0]), min(planned[1], ref.canvas[1]))
@@ -130,7 +131,7 @@ class TrainDataset(Dataset):
             image, objects, planes = fit_into(image, objects, room, planes, stretch)
         if planes is not None and self.every_pixel:
             planes = planes.unlabelled_ignored()
-        noise = np.random.SeedSequence([self.seed, ref.epoch, index, NOISE])
+        noise = np.random.SeedSequence([self.seed, ref.epoch, index, NOISE, *again])
         key = int(noise.generate_state(1, np.uint64)[0] >> 1)
         sample = replace(sample, image=image, objects=objects, planes=planes)
         return replace(sample, canvas=ref.canvas, noise_key=key)

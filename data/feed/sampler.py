@@ -15,6 +15,7 @@ import numpy as np
 
 from data.canvas import COMMON_MULTIPLE_PX, step_canvas
 from data.feed.permutation import KeyedPermutation
+from data.feed.repeats import Repeats
 
 WINDOW_STEPS = 16
 """Steps whose images are grouped by aspect ratio; more pads less, but mixes less"""
@@ -47,6 +48,8 @@ class SampleRef:
     """Images at the same place of the next steps, to stand in for one that cannot be decoded"""
     shown: bool = False
     """Its pixels are looked at by people"""
+    repeat: int = 0
+    """How often the image was there before in this epoch"""
 
 
 def epoch_order(sizes: Sizes, global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
@@ -134,12 +137,14 @@ class StepSampler:
         multiple: int = COMMON_MULTIPLE_PX,
         canvas: tuple[int, int] | None = None,
         shown_steps: int = 0,
+        repeats: Repeats | None = None,
     ):
         """
         Args:
             multiple: of which the sides of a canvas are multiples, px.
             canvas: (height, width), px, of all steps; default: each has its own, as large as it needs it.
             shown_steps: first steps whose pixels are looked at.
+            repeats: what makes an epoch, if not each image once.
         """
         assert global_batch_size % (micro_batch_size * world) == 0
         self.sizes = sizes
@@ -152,7 +157,9 @@ class StepSampler:
         self.multiple = multiple
         self.canvas = canvas
         self.shown_steps = shown_steps
-        self._orders: dict[int, np.ndarray | ComputedOrder] = {}
+        self.repeats = repeats
+        self._length = len(sizes) if repeats is None else len(repeats)
+        self._orders: dict[int, Order] = {}
 
     @property
     def accumulation(self) -> int:
@@ -174,40 +181,66 @@ class StepSampler:
         if self.canvas is not None:
             return self.canvas
         first = step * self.global_batch_size
-        picks = self._picks(np.arange(first, first + self.global_batch_size))
+        picks, _ = self._picks(np.arange(first, first + self.global_batch_size))
         return step_canvas(self.sizes[picks], self.multiple)
 
     def _samples(self, step: int, canvas: tuple[int, int], places: range) -> list[SampleRef]:
         """Those at some places of a step."""
         first, size = step * self.global_batch_size, self.global_batch_size
         turns = first + np.arange(1 + SPARES)[:, None] * size  # the step's, and the next ones'
-        picks = self._picks((turns + np.array(places)).ravel()).reshape(1 + SPARES, -1)
+        picks, repeats = self._picks((turns + np.array(places)).ravel())
+        picks = picks.reshape(1 + SPARES, -1)
         return [
             SampleRef(
                 index,
-                (first + place) // len(self.sizes),
+                (first + place) // self._length,
                 canvas,
                 tuple(spares),
                 step < self.shown_steps,
+                repeat,
             )
-            for place, (index, *spares) in zip(places, picks.T.tolist(), strict=True)
+            for place, (index, *spares), repeat in zip(
+                places, picks.T.tolist(), repeats[: len(places)].tolist(), strict=True
+            )
         ]
 
-    def _picks(self, samples: np.ndarray) -> np.ndarray:
-        """The images of some places of the stream, int64 [n]."""
-        epochs, places = np.divmod(samples, len(self.sizes))
-        picks = np.empty_like(samples)
+    def _picks(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The images of some places of the stream, int64 [n], and how often each was there before, int64 [n]."""
+        epochs, places = np.divmod(samples, self._length)
+        picks, repeats = np.empty_like(samples), np.zeros_like(samples)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             of_epoch = epochs == epoch
-            picks[of_epoch] = self._order(epoch)[places[of_epoch]]
-        return picks
+            order = self._order(epoch)
+            picked = order.order[places[of_epoch]]
+            if order.images is not None:
+                images = order.images[picked]
+                repeats[of_epoch] = picked - np.searchsorted(order.images, images)
+                picked = images
+            picks[of_epoch] = picked
+        return picks, repeats
 
-    def _order(self, epoch: int) -> np.ndarray | ComputedOrder:
+    def _order(self, epoch: int) -> "Order":
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if e >= epoch - 1}
-            make = epoch_order if len(self.sizes) <= HELD_IMAGES else ComputedOrder
-            self._orders[epoch] = make(self.sizes, self.global_batch_size, self.seed, epoch)
+            self._orders[epoch] = self._made(epoch)
         return self._orders[epoch]
+
+    def _made(self, epoch: int) -> "Order":
+        if self.repeats is not None:
+            images = self.repeats.images(epoch)
+            order = epoch_order(self.sizes[images], self.global_batch_size, self.seed, epoch)
+            return Order(order, images)
+        make = epoch_order if len(self.sizes) <= HELD_IMAGES else ComputedOrder
+        return Order(make(self.sizes, self.global_batch_size, self.seed, epoch))
+
+
+@dataclass(frozen=True)
+class Order:
+    """That of an epoch."""
+
+    order: np.ndarray | ComputedOrder
+    images: np.ndarray | None = None
+    """int64, rising: which image each number in `order` is; None: itself"""
 
 
 def evaluation_batches(num_images: int, batch_size: int) -> list[list[int]]:

@@ -144,7 +144,11 @@ def test_masks_are_learnt_on_top_of_a_detector_of_boxes(donors):
 @pytest.mark.parametrize(("donor", "head"), [("rf_detr", HEAD), (HEAD, "rf_detr")])
 def test_tensor_that_both_kinds_have_and_the_file_has_not(donors, donor, head, tmp_path):
     def edit(tensors):
-        [name] = [name for name in tensors if name.endswith("decoder.layers.0.cross_attn.output_proj.weight")]
+        [name] = [
+            name
+            for name in tensors
+            if name.endswith("decoder.layers.0.cross_attn.output_proj.weight")
+        ]
         del tensors[name]
 
     folder = changed_copy(donors[donor], tmp_path / "donor", edit)
