@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,8 +17,9 @@ from data.regions import MOST_PARTS
 from data.schema import Split
 from data.splits import split_off
 from data.taxonomy import Taxonomy, build_taxonomy, with_background, with_stuff
+from data.tiles import tiled, tiles_of
 from errors import UserError
-from settings.keys import DataConfig
+from settings.keys import DataConfig, TilesConfig
 from settings.tasks import EVERY_PIXEL, Labels
 
 READERS = {
@@ -59,6 +61,29 @@ def build_data(
         raise
     check_findings(data.findings, cfg.strict, max_bad_images)
     return data
+
+
+def with_tiles(data: Data, cfg: TilesConfig) -> Data:
+    """The data whose training split has the windows of its images, and which knows those of the validation split; itself
+    if none are wanted.
+
+    Raises:
+        UserError: where windows cannot be learnt.
+    """
+    if cfg.size is None:
+        return data
+    if data.labels != "boxes":
+        raise UserError(
+            f"data.tiles: for boxes, not yet for {data.labels}; leave data.tiles.size out"
+        )
+    tiles = tiles_of(data.val, cfg)
+    return replace(
+        data,
+        train=tiled(data.train, tiles_of(data.train, cfg)),
+        val_tiles=tiles,
+        val_windows=tiled(data.val, tiles),
+        known_fingerprint=data.fingerprint(),
+    )
 
 
 def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "boxes") -> Data:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from data.findings import Findings
 from data.schema import Split
 from data.taxonomy import Taxonomy
+from data.tiles import Tiles
 from settings.tasks import Labels
 
 
@@ -25,6 +26,10 @@ class Data:
     """What is learnt of the images"""
     known_fingerprint: str | None = None
     """Where it is known already"""
+    val_tiles: Tiles | None = None
+    """Windows of the validation images, if these are predicted one by one"""
+    val_windows: Split | None = None
+    """The split of these"""
 
     def fingerprint(self) -> str:
         """Hash of ids, sizes and all objects of both splits, and of each image's digest."""

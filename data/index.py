@@ -30,7 +30,7 @@ from settings.keys import DataConfig
 from settings.tasks import Labels
 
 NOT_READ = {
-    *("strict", "image_size", "augment", "num_workers"),
+    *("strict", "image_size", "augment", "num_workers", "repeat_threshold", "tiles"),
     *("cache_features", "cache_precision", "cache_folder", "packed"),
 }
 """Keys of the data's configuration that say nothing of what is read"""

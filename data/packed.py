@@ -222,7 +222,7 @@ class Pack:
         if record.unreadable:
             return None
         try:
-            source = split.images[index]
+            source = split.file(index)
             content = source if isinstance(source, bytes) else source.read_bytes()
         except OSError as error:
             raise UserError(f"{record.where}: cannot be read: {error}") from error

@@ -8,13 +8,14 @@ from typing import Protocol
 from data.objects import Objects
 from data.record import Record
 from data.table import RecordTable
+from data.window import Window
 
 
 class EncodedImages(Protocol):
     """Where a split's images come from, still encoded (JPEG, PNG, ...)."""
 
-    def __getitem__(self, index: int) -> Path | bytes:
-        """File or file content of image `index` of the split."""
+    def __getitem__(self, index: int) -> Path | bytes | Window:
+        """File or file content of image `index` of the split, or what is wanted of it."""
         ...
 
 
@@ -48,6 +49,11 @@ class Split:
             return self.records.objects
         return Objects.of_images([record.objects for record in self.records])
 
+    def file(self, index: int) -> Path | bytes:
+        """File or content of image `index`, of the whole one where the split has a window of it."""
+        source = self.images[index]
+        return source.source if isinstance(source, Window) else source
+
     def subset(self, indices: Sequence[int]) -> "Split":
         """The split that holds only `indices`, in that order."""
         records = [self.records[i] for i in indices]
@@ -61,5 +67,5 @@ class Subset:
     images: EncodedImages
     indices: tuple[int, ...]
 
-    def __getitem__(self, index: int) -> Path | bytes:
+    def __getitem__(self, index: int) -> Path | bytes | Window:
         return self.images[self.indices[index]]

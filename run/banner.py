@@ -151,7 +151,7 @@ def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) 
             f"{', ...' if len(absent) > 5 else ''}: {len(absent)} class(es) cannot be learnt"
             f"{LABEL_VALUES if data.train.dense else ''}",
         )
-    seen = set(data.train.table.digests) - {b""}
+    seen = {digest.partition(b"@")[0] for digest in data.train.table.digests} - {b""}
     shared = sum(digest in seen for digest in data.val.table.digests)
     if shared and not cfg.data.val_on_train:
         yield _row(

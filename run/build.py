@@ -22,7 +22,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 from data.batch import Batch
-from data.build import build_data, check_findings
+from data.build import build_data, check_findings, with_tiles
 from data.canvas import ResizedSizes
 from data.check.doctor import check_images
 from data.dataset import Data
@@ -151,7 +151,7 @@ class Run:
     def val_loader(self) -> DataLoader[Batch]:
         """This rank's batches of the validation split."""
         return eval_loader(
-            self.data.val,
+            self.data.val_windows or self.data.val,
             self.detector.rule,
             self.cfg.eval.batch_size,
             self.cfg.data.num_workers,
@@ -228,6 +228,7 @@ def build_parts(cfg: Config, accelerator: Accelerator) -> tuple[Config, Data, De
         if cfg.data.strict and accelerator.is_main_process:  # what only decoding shows
             seen = check_images(data, max(1, cfg.data.num_workers))
             check_findings(seen, strict=True, max_bad_images=None)
+        data = with_tiles(data, cfg.data.tiles)
         detector = build_model(cfg.model, data.taxonomy, cfg.data.image_size)
     return cfg, data, detector
 

@@ -14,6 +14,7 @@ from disk import recover
 from errors import UserError
 from evaluation.metrics import measure
 from evaluation.predictions import Predictions, flat_threshold, predict_split
+from evaluation.windows import on_images
 from model.memory import MemoryWatch
 from report.evaluation import metric_lines, read_metrics, write_report
 from run.build import Run
@@ -62,7 +63,7 @@ def score(
         run.accelerator,
         run.detector.trainable,
         run.val_loader(),
-        len(run.data.val),
+        len(run.data.val_windows or run.data.val),
         run.cfg.eval.max_detections,
         flat_threshold(run.data.labels, run.cfg.eval),
         MemoryWatch(run.accelerator.device, "eval.batch_size"),
@@ -71,6 +72,8 @@ def score(
     if predictions is None:
         return None
     data = run.data
+    if data.val_tiles is not None:
+        predictions = on_images(predictions, data.val_tiles, run.cfg.eval.max_detections)
     metrics = measure(data.labels, data.val, predictions, data.taxonomy, run.accelerator)
     metrics["seconds"] = round(time.perf_counter() - start, 2)
     return metrics, predictions

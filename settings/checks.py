@@ -33,6 +33,7 @@ LARGEST_LABEL = 1 << 16
 TRACKERS = ("trackio", "none", "wandb", "comet_ml", "mlflow", "clearml", "swanlab")
 WITHOUT_NECK = ("detr", "conditional_detr", "linear", "pmd")
 """Heads that read one map, or the maps of a backbone as they are"""
+MOST_OVERLAP = 0.9
 LARGEST_LR = 1e38
 """What a float32 holds"""
 
@@ -181,6 +182,12 @@ def _check_data(data: DataConfig) -> Iterator[str]:
         yield (
             f"data.repeat_threshold {data.repeat_threshold}: a part of the images, more than 0 and at most 1"
         )
+    tiles = data.tiles
+    yield from _positive("data.tiles.size", tiles.size)
+    if not 0 <= tiles.overlap <= MOST_OVERLAP:
+        yield f"data.tiles.overlap {tiles.overlap}: a part of a side, 0 to {MOST_OVERLAP}"
+    if tiles.size is not None and data.cache_features:
+        yield "data.tiles: features of windows are not stored; drop it, or data.cache_features"
     if data.cache_features < 0:
         yield f"data.cache_features {data.cache_features}: must be 0 or more"
     longest, shortest = data.image_size.longest, data.image_size.shortest

@@ -98,6 +98,18 @@ class ImageSizeConfig:
 
 
 @dataclass(frozen=True)
+class TilesConfig:
+    """Windows that large images are cut into, for small objects: in training, evaluation and tools.predict alike"""
+
+    size: int | None = None
+    """Side of a window, px of the image as it is; default: images are not cut"""
+    overlap: float = 0.2
+    """Part of a side that neighbours share; more than the objects are wide, so that each is whole in one of them"""
+    whole: bool = False
+    """The whole image is one more window, for objects larger than one"""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The labelled images"""
 
@@ -161,6 +173,8 @@ class DataConfig:
     """Number of validation scenes (source: synthetic)"""
     image_size: ImageSizeConfig = field(default_factory=ImageSizeConfig)
     """Size of the images the model gets"""
+    tiles: TilesConfig = field(default_factory=TilesConfig)
+    """Windows that images are cut into"""
     augment: list[dict[str, dict[str, Any]]] = field(default_factory=list)
     """albumentations transforms with their arguments, applied in turn to training images"""
     num_workers: int = harmless(2)

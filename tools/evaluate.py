@@ -34,11 +34,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from data.build import build_data
+from data.build import build_data, with_tiles
 from data.feed.loader import eval_loader
 from devices import compute_in_fp32, pins
 from evaluation.metrics import measure
 from evaluation.predictions import flat_threshold, predict_split
+from evaluation.windows import on_images
 from export.detector import load_detector
 from model.memory import MemoryWatch
 from report.evaluation import metric_lines, refuse_foreign, write_report
@@ -65,6 +66,7 @@ def evaluate(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     with ending_together(accelerator):
         data = build_data(data_cfg, cfg.run.seed, labels=detector.labels)
+        data = with_tiles(data, data_cfg.tiles)
     if list(data.taxonomy.names) != detector.names:
         raise UserError(
             f"the model's classes {detector.names} are not the dataset's {list(data.taxonomy.names)}"
@@ -74,7 +76,7 @@ def evaluate(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
         accelerator,
         detector.trainable.to(accelerator.device),
         eval_loader(
-            data.val,
+            data.val_windows or data.val,
             detector.rule,
             cfg.eval.batch_size,
             cfg.data.num_workers,
@@ -82,12 +84,14 @@ def evaluate(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
             accelerator.process_index,
             accelerator.num_processes,
         ),
-        len(data.val),
+        len(data.val_windows or data.val),
         cfg.eval.max_detections,
         flat_threshold(data.labels, cfg.eval),
         MemoryWatch(accelerator.device, "eval.batch_size"),
     )
     assert predictions is not None, "nothing stops it"
+    if data.val_tiles is not None:
+        predictions = on_images(predictions, data.val_tiles, cfg.eval.max_detections)
     metrics = measure(data.labels, data.val, predictions, data.taxonomy, accelerator)
     metrics["seconds"] = round(time.perf_counter() - start, 2)
     if accelerator.is_main_process:

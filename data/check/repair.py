@@ -95,7 +95,7 @@ def _write_split(
 
 def _write_image(folder: Path, split: Split, index: int, names: "_Names") -> tuple[str, int, int]:
     """Write image `index`; its name in `folder`, width and height."""
-    source, where = split.images[index], split.records[index].where
+    source, where = split.file(index), split.records[index].where
     header = inspect(source)
     if not isinstance(header, Header):
         raise UserError(f"{where}: {header.kind} now, but not when it was checked")

@@ -158,7 +158,7 @@ def shard_digests(split: Split, contents: Contents, by_labels: bool) -> tuple[st
         seen = hashlib.sha256()
         for image in images_of(shard, len(split)):
             try:
-                content = contents.of(split.images[image])
+                content = contents.of(split.file(image))
             except UserError:  # a row without an image
                 content = ""
             seen.update(content.encode() + b"\n")

@@ -2,21 +2,25 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from data.images.headers import ORIENTATION, SIDEWAYS, of_the_machine, readable_formats
+from data.window import Window
 from errors import UserError
 
 MILD_SHRINK = 1.25
 """Up to here bilinear sampling without antialiasing is hardly another picture"""
 BLOCK_PX = 1 << 20
 """Pixels that are scaled from 16 to 8 bits at once, which bounds the memory it takes"""
+_LAST: dict[str, Any] = {}
+"""The image that a window was cut from last, in this process"""
 
 
 def decode(
-    source: Path | bytes,
+    source: Path | bytes | Window,
     where: str,
     at_most: tuple[int, int] | None = None,
     draft: bool = False,
@@ -31,7 +35,7 @@ def decode(
             twice that size is decoded at 1/2, 1/4 or 1/8 of its own; an image that is larger by less
             than MILD_SHRINK comes as it is, to be resized together with its augmentation.
 
-        expected: (height, width) that the upright image has to have before it is made smaller.
+        expected: (height, width) that the upright image has to have before it is made smaller; a window has its own.
 
     Returns: uint8 [H, W, 3], not to be written to.
 
@@ -39,6 +43,8 @@ def decode(
         UserError: naming `where` if the image cannot be read.
         OSError, MemoryError: if the machine is short of what reading any image takes.
     """
+    if isinstance(source, Window):
+        return _cut(source, where, at_most, draft)
     try:
         if isinstance(source, Path) and source.exists() and not source.is_file():
             raise ValueError("not a file")  # a pipe or a device would be waited for, or never end
@@ -59,15 +65,32 @@ def decode(
                     f"it has {before[1]} x {before[0]} px, its header said {expected[1]} x {expected[0]}"
                 )
             rgb = to_rgb(image)
-            if at_most is not None:
-                shrink = max(rgb.height / at_most[0], rgb.width / at_most[1])
-                if shrink > (MILD_SHRINK if draft else 1.0):
-                    rgb = rgb.resize(at_most[::-1], Image.Resampling.BILINEAR)
-            return np.asarray(rgb)
+            return np.asarray(_shrunk(rgb, at_most, draft))
     except Exception as error:  # Pillow's parsers raise whatever they run into
         if of_the_machine(error):
             raise
         raise UserError(f"{where}: cannot decode the image: {_reason(error)}") from error
+
+
+def _shrunk(rgb: Image.Image, at_most: tuple[int, int] | None, draft: bool) -> Image.Image:
+    if at_most is None:
+        return rgb
+    shrink = max(rgb.height / at_most[0], rgb.width / at_most[1])
+    if shrink <= (MILD_SHRINK if draft else 1.0):
+        return rgb
+    return rgb.resize(at_most[::-1], Image.Resampling.BILINEAR)
+
+
+def _cut(window: Window, where: str, at_most: tuple[int, int] | None, draft: bool) -> np.ndarray:
+    """A part of an image, of which the whole is kept: its other parts usually follow."""
+    key = (window.source, window.size)
+    if _LAST.get("key") != key:
+        _LAST.clear()
+        _LAST.update(key=key, whole=decode(window.source, where, expected=window.size))
+    whole: np.ndarray = _LAST["whole"]
+    y, x = window.y, window.x
+    part = Image.fromarray(whole[y : y + window.height, x : x + window.width])
+    return np.asarray(_shrunk(part, at_most, draft))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -1,0 +1,133 @@
+"""Windows of large images as images of their own: the same ones in training, evaluation and prediction.
+
+Nothing is written: a window is cut out of the decoded image when it is asked for.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from data.objects import Objects
+from data.schema import EncodedImages, Split
+from data.table import RecordTable
+from data.window import Window
+from settings.keys import TilesConfig
+
+MIN_PART = 0.25
+"""Of an object that is to be learnt in a window"""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The windows of a split's images, in the order of the images."""
+
+    image: np.ndarray
+    """int64 [T]: place of the image in its split"""
+    windows: np.ndarray
+    """int64 [T, 4]: x, y, width, height, px of the decoded image"""
+    sizes: np.ndarray
+    """int64 [N, 2]: (height, width) of the images, px"""
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+def windows_of(height: int, width: int, cfg: TilesConfig) -> np.ndarray:
+    """int64 [n, 4]: x, y, width, height of the windows of an image, row by row; they cover it.
+
+    Neighbours overlap by at least `cfg.overlap` of a side, and all of an image have the same size: `cfg.size`, or the image's
+    where that is less. With `cfg.whole` the whole image is the last one.
+    """
+    assert cfg.size is not None
+    columns, rows = (_starts(side, cfg.size, cfg.overlap) for side in (width, height))
+    y, x = (part.ravel() for part in np.meshgrid(rows, columns, indexing="ij"))
+    sides = np.array([min(cfg.size, width), min(cfg.size, height)])
+    windows = np.column_stack([x, y, np.tile(sides, (len(x), 1))])
+    if cfg.whole and len(windows) > 1:
+        windows = np.concatenate([windows, [[0, 0, width, height]]])
+    return windows
+
+
+def _starts(side: int, size: int, overlap: float) -> np.ndarray:
+    """Where windows begin along a side, px."""
+    if side <= size:
+        return np.zeros(1, np.int64)
+    shared = round(size * overlap)
+    num = -(-(side - shared) // (size - shared))
+    return np.linspace(0, side - size, num).round().astype(np.int64)
+
+
+def tiles_of(split: Split, cfg: TilesConfig) -> Tiles:
+    """The windows of a split."""
+    sizes = split.table.sizes
+    parts = [windows_of(height, width, cfg) for height, width in sizes.tolist()]
+    image = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    return Tiles(image, np.concatenate([np.zeros((0, 4), np.int64), *parts]), sizes)
+
+
+def tiled(split: Split, tiles: Tiles) -> Split:
+    """The split whose images are the windows. An object is on each of which it has at least MIN_PART of itself, cut at
+    its borders; a crowd, or what is larger than a window, on all that it reaches into."""
+    of_images = split.objects.by_image(len(split))
+    records = []
+    objects: list[Objects] = []
+    for place, window in zip(tiles.image.tolist(), tiles.windows.tolist(), strict=True):
+        record = split.records[place]
+        x, y, width, height = window
+        own = on_window(of_images[place], np.array(window))
+        objects.append(own)
+        records.append(
+            replace(
+                record,
+                image_id=f"{record.image_id}@{x},{y},{width},{height}",
+                where=f"{record.where}, window {x},{y}",
+                width=width,
+                height=height,
+                objects=own,
+                digest=f"{record.digest}@{x},{y},{width},{height}" if record.digest else "",
+            )
+        )
+    table = RecordTable.of(records, Objects.of_images(objects))
+    return replace(split, records=table, images=WindowImages(split.images, tiles))
+
+
+def on_window(objects: Objects, window: np.ndarray) -> Objects:
+    """Those of an image that are on a window of it, in its pixels.
+
+    Args:
+        window: int64 [4]: x, y, width, height.
+    """
+    low = np.maximum(objects.boxes[:, :2], window[:2])
+    high = np.minimum(objects.boxes[:, :2] + objects.boxes[:, 2:], window[:2] + window[2:])
+    left = np.maximum(high - low, 0.0).prod(1)
+    there = objects.boxes[:, 2:].prod(1)
+    part = np.divide(left, there, out=np.zeros_like(left), where=there > 0)
+    wide = np.minimum(objects.boxes[:, 2:], window[2:]).prod(1)
+    needed = np.minimum(
+        MIN_PART, np.divide(wide, there, out=np.ones_like(wide), where=there > 0) / 2
+    )
+    kept = part >= needed
+    if objects.iscrowd is not None:
+        kept = np.where(objects.iscrowd, part > 0, kept)
+    moved = replace(
+        objects,
+        boxes=np.column_stack([low - window[:2], np.maximum(high - low, 0.0)]),
+        areas=None if objects.areas is None else objects.areas * part,
+    )
+    return moved.take(kept & (left > 0))
+
+
+@dataclass(frozen=True)
+class WindowImages:
+    """The images of a tiled split."""
+
+    images: EncodedImages
+    tiles: Tiles
+
+    def __getitem__(self, index: int) -> Window:
+        place = int(self.tiles.image[index])
+        whole = self.images[place]
+        assert isinstance(whole, Path | bytes), "windows are cut once"
+        x, y, width, height = self.tiles.windows[index].tolist()
+        return Window(whole, tuple(self.tiles.sizes[place].tolist()), x, y, width, height)
