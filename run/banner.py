@@ -34,6 +34,7 @@ def banner(
     backbone = detector.backbone
     norms = f" + {backbone.identity_layers} identity layers" if backbone.identity_layers else ""
     stages = ", ".join(detector.backbone_module.out_features)  # type: ignore[arg-type]
+    early = early_layer(detector)
     yield _row("data", _data_text(data))
     for kind, count in sorted(data.findings.counts().items()):
         yield _row("", f"{count} x {kind}: {KINDS[kind].remedy}")
@@ -42,6 +43,8 @@ def banner(
         f"{backbone.name}: {backbone.num_tensors}/{backbone.num_tensors} tensors{norms}, "
         f"sha256={backbone.fingerprint[:16]}, reads {stages}",
     )
+    if early:
+        yield _row("WARNING", early)
     if not backbone.normalization.declared:
         yield _row(
             "", "its folder has no preprocessor_config.json: ImageNet mean and deviation assumed"
@@ -70,6 +73,21 @@ def banner(
     if cfg.train.precision == "fp16" and device == "cpu":
         yield _row("", "fp16 on a CPU is slow: for tests and debugging")
     yield from warnings_about(cfg, detector, data, num_steps)
+
+
+def early_layer(detector: Detector) -> str | None:
+    """If nothing of the second half of a plain vision transformer is read, whose stages are its layers."""
+    module: Any = detector.backbone_module
+    layers = [name for name in module.stage_names if name != "stem"]
+    if hasattr(module.config, "depths"):  # its stages are of different strides
+        return None
+    last = max(layers.index(name) + 1 for name in module.out_features if name in layers)
+    if 2 * last > len(layers):
+        return None
+    return (
+        f"of its {len(layers)} layers nothing after the layer {last} is read: what it knows is in the last ones; leave "
+        "model.out_features out"
+    )
 
 
 def rounding(cfg: Config, detector: Detector) -> Iterator[str]:

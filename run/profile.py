@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from data.batch import Batch
+from devices import wait_for
 from disk import write_whole
 from errors import UserError
 from report import step_times
@@ -49,6 +50,7 @@ class Clock:
     def mark(self) -> Any:
         """Now, on the time line."""
         if self.device.type != "cuda":
+            wait_for(self.device)
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self.device))
@@ -56,8 +58,7 @@ class Clock:
 
     def wait(self) -> None:
         """Until all marks are reached."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait_for(self.device)
 
     def seconds(self, start: Any, end: Any) -> float:
         """Between two marks that are reached."""

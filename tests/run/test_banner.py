@@ -5,9 +5,10 @@ import re
 import numpy as np
 import pytest
 
+from backbones import FLAT, KINDS, write_backbone
 from builders import tiny_run
 from data.canvas import resized_size
-from run.banner import small_objects
+from run.banner import early_layer, small_objects
 from run.build import build_parts, start_processes
 from settings.load import load_config
 
@@ -48,3 +49,15 @@ def test_what_the_advice_says_ends_the_warning(tmp_path, keys):
 def test_where_every_pixel_has_a_class_nothing_is_small(tmp_path):
     lines, _, _ = told(tmp_path, "linear", data__image_size__longest=32)
     assert not lines
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reading_nothing_of_the_later_layers_of_a_vision_transformer(tmp_path, kind):
+    backbone = write_backbone(tmp_path / "other", kind)
+    for stages, told in (('["stage1"]', kind in FLAT), ('["stage4"]', False)):
+        flags = {"model__backbone": backbone, "model__out_features": stages}
+        cfg = load_config(tiny_run(tmp_path, "linear", **flags))
+        _, _, detector = build_parts(cfg, start_processes(cfg))
+        said = early_layer(detector)
+        assert (said is not None) == told
+        assert not told or "of its 4 layers nothing after the layer 1 is read" in said
