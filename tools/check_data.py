@@ -4,6 +4,10 @@
 
 Needs no GPU and no backbone. Exit status: 0 if there is no defect, 1 if there are some, 2 if the
 dataset cannot be read at all.
+
+`--ranges DIR` keeps what is found, range by range: a call that was interrupted is made again and goes on, and an image
+that has changed is looked at anew. `--share K/N` looks at the K-th of N parts and reports nothing (exit status 0), for N
+jobs; the call without it reports. `--engine ray` looks at images on a Ray cluster.
 """
 
 import argparse
@@ -15,6 +19,7 @@ from pathlib import Path
 from errors import UserError, ending_with_one_line
 from settings.keys import Config, DataConfig
 from settings.load import load_config
+from settings.share import share
 from settings.tasks import EVERY_PIXEL, LABELS
 
 
@@ -34,11 +39,39 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="draw histograms and samples")
     parser.add_argument("--repair", type=Path, metavar="DIR", help="write a cleaned copy")
-    parser.add_argument("--workers", type=int, default=_cores(), help="processes that decode")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help=f"processes that decode (default: {_cores()})"
+    )
+    parser.add_argument("--ranges", type=Path, metavar="DIR", help="keep findings, range by range")
+    parser.add_argument(
+        "--range-images",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="images of a range (default: 1024); the same in all calls",
+    )
+    parser.add_argument(
+        "--share", type=share, default=(1, 1), metavar="K/N", help="the K-th of N parts alone"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("pool", "ray"),
+        default="pool",
+        help="processes of this machine, or a Ray cluster (pip install -r requirements-ray.txt)",
+    )
     parser.add_argument("--all", action="store_true", help="print every finding, not examples")
     args, rest = parser.parse_known_args(argv)
-    if args.workers < 1:
-        raise UserError(f"--workers {args.workers}: must be 1 or more")
+    for name in ("workers", "range_images"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+    if args.engine == "ray" and args.workers is not None:
+        raise UserError("--workers: are those of this machine; with --engine ray leave it out")
+    if args.share != (1, 1):
+        _refuse_with_share(args)
+    if args.ranges is not None:
+        args.ranges = Path(os.path.expanduser(args.ranges))
+        if args.ranges.exists() and not args.ranges.is_dir():
+            raise UserError(f"--ranges {args.ranges}: is a file; give a folder")
     cfg = load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
     if cfg.data.packed is not None:
         raise UserError(
@@ -46,6 +79,18 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
             "the key out"
         )
     return args, cfg
+
+
+def _refuse_with_share(args: argparse.Namespace) -> None:
+    if args.ranges is None:
+        raise UserError("--share: needs --ranges DIR, where the other parts find it")
+    for name in ("json", "picture", "repair"):
+        if getattr(args, name) is not None:
+            raise UserError(
+                f"--{name}: a share reports nothing; give it to the call without --share"
+            )
+    if args.engine == "ray":
+        raise UserError("--share: Ray shares the images out itself; leave it out")
 
 
 def _cores() -> int:
@@ -59,20 +104,22 @@ if __name__ == "__main__":  # before imports that take seconds
 import dataclasses
 import json
 import shlex
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from PIL import Image
 from tqdm import tqdm
 
 from data.build import read_data
 from data.check.classes import check_classes
-from data.check.doctor import check_images, readable_places, splits_of
 from data.check.forms import form_of, keys_of_copy
-from data.check.masks import check_masks
 from data.check.parts import parts_of, pixel_statistics
+from data.check.ranges import Facts, ImageCheck, Range, examine_piece, examined, made_by, piece_of
 from data.check.repair import refuse_full, write_repaired
 from data.check.statistics import split_statistics
 from data.dataset import Data
 from data.findings import Finding, Findings
+from data.index import indexed
 from data.objects import Objects
 from model.start import completed
 from report.dataset_picture import PICTURE_TITLE
@@ -83,6 +130,7 @@ from report.dataset_text import (
     statistics_lines,
     verdict,
 )
+from run.on_ray import on_ray
 
 EXAMPLES = 5
 OF_THE_ORIGINAL = (
@@ -111,16 +159,18 @@ def check(args: argparse.Namespace, cfg: Config) -> int:
     most = None if args.all else EXAMPLES
     noted = Findings()
     try:
-        data = read_data(cfg.data, cfg.run.seed, noted, LABELS[cfg.model.task])
+        data = _read(args, cfg, noted)
         if args.repair:
             keys_of_copy(data, args.repair)  # before the work
     except UserError:
         print("\n".join(finding_lines(list(noted), most, cfg.data.path)))  # they may explain it
         raise
-    splits = splits_of(data)
-    total = len(readable_places(splits))
-    with tqdm(total=total, unit=" images", desc="checking", disable=None) as bar:
-        findings = [*noted, *check_images(data, args.workers, bar.update), *check_masks(data)]
+    images = ImageCheck(data, args.range_images, args.ranges)
+    splits, total = images.splits, images.num_images
+    _look(images, args)
+    if args.share != (1, 1):
+        return 0
+    findings = [*data.findings, *images.findings()]
     if LABELS[cfg.model.task] != "boxes" and cfg.data.image_size.fit is None:
         size = dataclasses.replace(cfg.data.image_size, fit="stretch")  # as mask heads need it
         cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, image_size=size))
@@ -153,6 +203,50 @@ def check(args: argparse.Namespace, cfg: Config) -> int:
     if args.repair:
         _repair(data, findings, args.repair, total, cfg.data)
     return exit_status(findings)
+
+
+def _read(args: argparse.Namespace, cfg: Config, noted: Findings) -> Data:
+    """The dataset; where many jobs read it, from the index if it is there."""
+
+    def read() -> Data:
+        return read_data(cfg.data, cfg.run.seed, noted, LABELS[cfg.model.task])
+
+    if args.ranges is None:
+        return read()
+    return indexed(cfg.data, cfg.run.seed, LABELS[cfg.model.task], read)
+
+
+def _look(images: ImageCheck, args: argparse.Namespace) -> None:
+    """Look at those images of a share that nobody has looked at."""
+    missing, (number, jobs) = images.missing(args.share), args.share
+    own = [part for part in images.ranges if part.number % jobs == number - 1]
+    total, todo = (sum(len(part.places) for part in parts) for parts in (own, missing))
+    bar = tqdm(total=total, initial=total - todo, unit=" images", desc="checking", disable=None)
+    kept = len(own) - len(missing)
+    with bar:
+        for part, facts in _seen(images, missing, args, bar.update):
+            kept += images.add(part, facts)
+    if jobs > 1:
+        print(
+            f"checked     share {number} of {jobs}: {total:,} images, {kept} of {len(own)} ranges are in {args.ranges}"
+        )
+
+
+def _seen(
+    images: ImageCheck,
+    missing: Sequence[Range],
+    args: argparse.Namespace,
+    progress: Callable[[], object],
+) -> Iterator[tuple[Range, list[Facts]]]:
+    left = list(missing)
+    if args.engine == "ray" and missing:
+        jobs = ((part, piece_of(images.splits[part.split], part)) for part in missing)
+        for part, facts in on_ray(partial(examine_piece, made_by()), jobs):
+            for _ in facts:
+                progress()
+            left.remove(part)
+            yield part, facts
+    yield from examined(images.splits, left, progress, args.workers or _cores())
 
 
 def _repair(

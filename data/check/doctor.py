@@ -36,6 +36,8 @@ class Look:
     """SHA-256 of size and pixels; empty if there are none"""
     defect: tuple[str, str] | None = None
     """Kind and detail of what keeps the image from being decoded"""
+    lasting: bool = True
+    """Whether another look would show the same: not where the machine was at fault, or may have been"""
 
 
 def check_images(
@@ -54,16 +56,26 @@ def check_images(
     places = readable_places(splits)
     looks: dict[tuple[str, int], Look] = {}
     for item, result in isolated(
-        partial(_look_at_place, splits, places), len(places), workers, LONGEST_S
+        partial(_look_at_place, splits, places), len(places), workers, lambda _: LONGEST_S
     ):
-        if isinstance(result, Lost):
-            result = Look(defect=("unreadable image", result.reason))
-        looks[places[item]] = result
+        looks[places[item]] = of_worker(result)
         progress()
+    return findings_of(splits, {place: looks[place] for place in places})
+
+
+def of_worker(result: Look | Lost) -> Look:
+    """What a worker has seen, or that it has not come back."""
+    if isinstance(result, Lost):
+        return Look(defect=("unreadable image", result.reason), lasting=False)
+    return result
+
+
+def findings_of(splits: dict[str, Split], looks: dict[tuple[str, int], Look]) -> Findings:
+    """Join what was seen of all images, in the order of `readable_places`."""
     findings = Findings()
-    for place in places:
-        _add_defects(findings, splits, place, looks[place])
-    _add_duplicates(findings, splits, {place: looks[place].digest for place in places})
+    for place, seen in looks.items():
+        _add_defects(findings, splits, place, seen)
+    _add_duplicates(findings, splits, {place: seen.digest for place, seen in looks.items()})
     return findings
 
 
@@ -91,9 +103,13 @@ def look(split: Split, index: int) -> Look:
     except UserError as error:
         detail = str(error).removeprefix(": cannot decode the image: ")
         short = any(word in detail.lower() for word in TRUNCATED)
-        return Look(defect=("truncated image" if short else "unreadable image", detail))
+        # Decoders raise errors of the system as well, but without its number.
+        of_system = getattr(error.__cause__, "errno", None) is not None
+        kind = "truncated image" if short else "unreadable image"
+        return Look(defect=(kind, detail), lasting=not of_system)
     except Exception as error:  # an image that could be found before, and no longer
-        return Look(defect=("unreadable image", f"{type(error).__name__}: {error}"))
+        defect = "unreadable image", f"{type(error).__name__}: {error}"
+        return Look(defect=defect, lasting=False)
     height, width = pixels.shape[:2]
     digest = hashlib.sha256(f"{width}x{height}:".encode())
     digest.update(np.ascontiguousarray(pixels).data)

@@ -17,6 +17,8 @@ class Lost:
     """An item that ended its worker, or was given up."""
 
     reason: str
+    died: bool = False
+    """With its worker; another one may end well, if what ended that was none of the item's doing"""
 
 
 class _Worker:
@@ -44,7 +46,7 @@ class _Worker:
             self.process.join()
             code = self.process.exitcode
             name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-            return Lost(f"the process that decoded it died ({name})")
+            return Lost(f"the process that decoded it died ({name})", died=True)
         if not succeeded:
             raise RuntimeError(f"a worker failed on item {self.item}:\n{result}")
         return result
@@ -56,23 +58,24 @@ class _Worker:
 
 
 def isolated(
-    function: Callable[[int], Any], num: int, workers: int, longest_s: float
+    function: Callable[[int], Any], num: int, workers: int, longest_s: Callable[[int], float]
 ) -> Iterator[tuple[int, Any]]:
     """(item, function(item)) of the items 0 ... num - 1, in the order in which they are done.
 
     Args:
         function: what to do in a worker; its result is pickled.
-        workers: number of processes. longest_s: an item that takes longer is given up, s.
+        workers: number of processes. longest_s: of an item; if it takes longer it is given up, s.
 
     Yields:
-        A `Lost` instead of the result where the worker died or was too slow.
+        A `Lost` instead of the result where two workers died one after the other, or one was too slow.
     """
     todo = iter(range(num))
     team: list[_Worker] = []
+    second_tries: set[int] = set()
     try:
         for item in _first(todo, workers):
             team.append(_Worker(function))
-            team[-1].give(item, longest_s)
+            team[-1].give(item, longest_s(item))
         while team:
             patience = min(worker.deadline for worker in team) - time.monotonic()
             ready = wait([worker.connection for worker in team], max(0.0, patience))
@@ -80,11 +83,14 @@ def isolated(
                 if worker.connection in ready:
                     result = worker.take()
                 elif time.monotonic() > worker.deadline:
-                    result = Lost(f"decoding took longer than {longest_s:g} s")
+                    result = Lost(f"decoding took longer than {longest_s(worker.item):g} s")
                 else:
                     continue
                 done = worker.item
-                following = next(todo, None)
+                again = isinstance(result, Lost) and result.died and done not in second_tries
+                if again:
+                    second_tries.add(done)
+                following = done if again else next(todo, None)
                 if isinstance(result, Lost) or following is None:
                     worker.end()
                     team.remove(worker)
@@ -92,8 +98,9 @@ def isolated(
                     if worker not in team:
                         worker = _Worker(function)
                         team.append(worker)
-                    worker.give(following, longest_s)
-                yield done, result
+                    worker.give(following, longest_s(following))
+                if not again:
+                    yield done, result
     finally:
         for worker in team:
             worker.end()

@@ -1,17 +1,14 @@
 """What only drawing masks shows: outlines that cross themselves, and objects that were labelled twice."""
 
-from collections.abc import Callable
-
 import numpy as np
 from faster_coco_eval.core import mask as mask_api
 
-from data.check.doctor import readable_places, splits_of
-from data.dataset import Data
-from data.findings import Findings
 from data.masks import Polygons, to_rle
 from data.objects import Objects
 from data.record import Record
 
+Defect = tuple[str, str, str]
+"""Kind, where, detail: a finding, but for the image it belongs to"""
 SAME_IOU = 0.8
 """Masks of one class that share more than this are probably of one object"""
 MOST_CORNERS = 1000
@@ -20,33 +17,22 @@ SAME_BOX_IOU = 0.5
 """Masks whose boxes share less are not compared"""
 
 
-def check_masks(data: Data, progress: Callable[[], object] = lambda: None) -> Findings:
-    """Look at the masks of all objects, where there are masks of objects.
-
-    Args:
-        progress: called after each image.
-    """
-    findings = Findings()
-    splits = splits_of(data)
-    for name, index in readable_places(splits):
-        record = splits[name].records[index]
-        if record.objects.masks is not None and not splits[name].dense:
-            _check(record, (name, index), findings)
-        progress()
-    return findings
-
-
-def _check(record: Record, place: tuple[str, int], findings: Findings) -> None:
+def mask_defects(record: Record) -> list[Defect]:
+    """What the masks of an image's objects show; nothing where there are none."""
+    found: list[Defect] = []
     objects = record.objects
+    if objects.masks is None:
+        return found
     for index, mask in enumerate(objects.masks):
         if isinstance(mask, Polygons):
             crossing = [ring for ring in mask.rings if crosses_itself(ring)]
             if crossing:
                 detail = f"an outline of {len(crossing[0])} corners"
-                findings.add("mask crosses itself", record.box_where(index), detail, place)
+                found.append(("mask crosses itself", record.box_where(index), detail))
     for one, other, share in twins(objects, (record.height, record.width)):
         detail = f"IoU {share:.2f} with {record.box_where(one).removeprefix(record.where + ', ')}"
-        findings.add("masks of one object", record.box_where(other), detail, place)
+        found.append(("masks of one object", record.box_where(other), detail))
+    return found
 
 
 def crosses_itself(ring: np.ndarray) -> bool:

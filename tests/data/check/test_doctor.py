@@ -144,7 +144,9 @@ def test_image_that_ends_its_worker_is_named_and_the_others_are_checked(
 
 
 def test_a_worker_that_dies_between_items_loses_one_item_only():
-    results = dict(isolated(lambda item: item * 2 if item % 4 else os._exit(1), 40, 3, 10.0))
+    results = dict(
+        isolated(lambda item: item * 2 if item % 4 else os._exit(1), 40, 3, lambda _: 10.0)
+    )
     assert sorted(results) == list(range(40))
     for item, result in results.items():
         assert isinstance(result, Lost) if item % 4 == 0 else result == item * 2
@@ -152,7 +154,7 @@ def test_a_worker_that_dies_between_items_loses_one_item_only():
 
 def test_own_errors_are_not_taken_for_defects():
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        list(isolated(lambda item: 1 // item, 3, 2, 10.0))
+        list(isolated(lambda item: 1 // item, 3, 2, lambda _: 10.0))
 
 
 def test_statistics_count_what_is_there(tmp_path):
