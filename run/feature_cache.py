@@ -23,7 +23,7 @@ from data.dataset import Data
 from data.feed.collate import collate
 from data.feed.features import SHARD_IMAGES, Contents, FeatureStore, shard_digests
 from data.feed.loader import EvalDataset, TrainDataset
-from disk import ROOT, cache_root
+from disk import ROOT, cache_root, write_whole
 from errors import UserError
 from model.build import Detector
 from model.given_maps import giving
@@ -42,6 +42,8 @@ from settings.keys import Config
 
 FORMAT = 1
 """Raise it when files made before would be wrong"""
+MANIFEST = "made-from.json"
+"""File in a folder that says what its name is a hash of, for people"""
 LARGE_BYTES = 20e9
 """From here on somebody has to agree first"""
 ROOM = 0.95
@@ -131,7 +133,7 @@ def plan(
     given = cfg.data.cache_folder
     root = Path(given).expanduser() if given else cache_root() / "features"
     train_cfg = dataclasses.replace(cfg.data, image_size=detector.rule.size)
-    canvas = detector.rule.largest(data.train.table.sizes)
+    canvas, full = detector.rule.largest(data.train.table.sizes), detector.rule.full
     contents = Contents(root / "contents.json")
 
     def read_all() -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -148,10 +150,12 @@ def plan(
         "seed": cfg.run.seed,
         "labels": (data.labels, data.taxonomy.background, list(data.taxonomy.stuff)),
     }
+    train_from = _made_from(cfg, detector, canvas, train_key)
+    val_from = _made_from(cfg, detector, full, {"augment": None})
     return (
         Part(
             FeatureStore(
-                root / _name(cfg, detector, canvas, train_key),
+                root / _name(train_from),
                 len(data.train),
                 cfg.data.cache_features,
                 of_train,
@@ -159,30 +163,32 @@ def plan(
             data.train,
             canvas,
             TrainDataset(data.train, train_cfg, cfg.run.seed, data.labels, data.taxonomy),
+            train_from,
         ),
         Part(
             FeatureStore(
-                root / _name(cfg, detector, detector.rule.full, {"augment": None}),
+                root / _name(val_from),
                 len(data.val),
                 1,
                 of_val,
             ),
             data.val,
-            detector.rule.full,
+            full,
             EvalDataset(data.val, detector.rule),
+            val_from,
         ),
     )
 
 
-def _name(
+def _made_from(
     cfg: Config,
     detector: Detector,
     canvas: tuple[int, int],
     more: dict[str, Any],
-) -> str:
-    """Of a folder; all that its files are made from but the images, which they tell themselves."""
+) -> dict[str, Any]:
+    """All that the files of a folder are made from but the images, which they tell themselves."""
     config: Any = detector.backbone_module.config
-    known = {
+    return {
         "format": FORMAT,
         "made by": {package: version(package) for package in MADE_BY},
         "made from": [hashlib.sha256((ROOT / file).read_bytes()).hexdigest() for file in MADE_FROM],
@@ -195,6 +201,10 @@ def _name(
         "computed": cfg.train.precision if "seed" in more else "no",
         **more,
     }
+
+
+def _name(known: dict[str, Any]) -> str:
+    """Of a folder."""
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:20]
 
 
@@ -252,7 +262,10 @@ def _announce(
     if not missing:
         return
     try:
-        where.mkdir(parents=True, exist_ok=True)
+        for part in parts:
+            part.store.folder.mkdir(parents=True, exist_ok=True)
+            if not (file := part.store.folder / MANIFEST).exists():
+                write_whole(file, json.dumps(part.made_from, indent=1, sort_keys=True) + "\n")
         free = shutil.disk_usage(where).free
     except OSError as error:
         raise UserError(f"data.cache_folder {where}: {error.strerror}") from error

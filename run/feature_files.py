@@ -35,6 +35,8 @@ class Part:
     split: Split
     canvas: tuple[int, int]
     dataset: TrainDataset | EvalDataset
+    made_from: dict[str, Any]
+    """Beside the images"""
 
     @property
     def training(self) -> bool:

@@ -64,10 +64,10 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     for name in ("workers", "range_images"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
-    if args.engine == "ray" and args.workers is not None:
-        raise UserError("--workers: are those of this machine; with --engine ray leave it out")
     if args.share != (1, 1):
         _refuse_with_share(args)
+    if args.engine == "ray" and args.workers is not None:
+        raise UserError("--workers: are those of this machine; with --engine ray leave it out")
     if args.ranges is not None:
         args.ranges = Path(os.path.expanduser(args.ranges))
         if args.ranges.exists() and not args.ranges.is_dir():
