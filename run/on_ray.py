@@ -1,5 +1,7 @@
 """Jobs on a Ray cluster, each a call of a function that needs nothing of the others."""
 
+import itertools
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -36,7 +38,7 @@ def started() -> Any:
         try:
             ray.init(
                 log_to_driver=False,
-                logging_level="warning",
+                logging_level=logging.WARNING,
                 include_dashboard=False,
                 runtime_env={
                     "env_vars": {"OMP_NUM_THREADS": "1", **given, "PYTHONPATH": str(ROOT)}
@@ -68,12 +70,11 @@ def on_ray(
     ray = started()
     options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": TRIES - 1}
     remote = ray.remote(**options, **({"max_calls": 1} if alone else {}))(_call)
-    todo, running = iter(jobs), {}
-    ending = object()
+    todo = iter(jobs)
+    running: dict[Any, Tag] = {}
     while True:
         most = max(1, AHEAD * int(ray.cluster_resources().get("CPU", 1)))  # nodes come and go
-        while len(running) < most and (job := next(todo, ending)) is not ending:
-            tag, argument = job
+        for tag, argument in itertools.islice(todo, max(0, most - len(running))):
             running[remote.remote(function, argument)] = tag
         if not running:
             return
