@@ -10,7 +10,9 @@ import psutil
 import pytest
 
 from builders import ROOT, metrics_lines, tiny_run
+from large import write_large
 from tests.slurm.cluster import Cluster, missing
+from tools import check_data
 
 pytestmark = pytest.mark.slow
 
@@ -195,14 +197,38 @@ def test_debug_job_ends_with_a_result(cluster, folder):
     assert (run / "export" / "model.safetensors").exists()
 
 
+def submit_shares(cluster, tool, *arguments):
+    """The jobs of an array of two, by their number in it."""
+    command = ["--array", "1-2", "--cpus-per-task", "1", "slurm/shares.sbatch", tool, *arguments]
+    job = cluster.submit(command, ROOT)
+    return {task: f"{job}_{task}" for task in (1, 2)}
+
+
+def finish_shares(cluster, jobs):
+    """Wait for jobs that have to end well; what each has printed."""
+    fields = {task: cluster.wait(job, RUN_S) for task, job in jobs.items()}
+    printed = {task: cluster.output(found["JobId"]) for task, found in fields.items()}
+    for task, found in fields.items():
+        assert found["JobState"] == "COMPLETED", printed[task]
+    return printed
+
+
+def kill_one(cluster, jobs, tool, made):
+    """Kill the process of the second job as soon as it has made a file."""
+    cluster.until(jobs[2], made, START_S, "a file")
+    job = cluster.job(jobs[2])["JobId"]
+    (worker,) = (
+        process
+        for process in cluster.processes(job)
+        if f"tools.{tool}" in process.cmdline() and process.parent().name() == "slurmstepd"
+    )
+    worker.send_signal(signal.SIGKILL)
+
+
 def test_the_jobs_of_an_array_store_features_that_a_run_finds(cluster, folder):
     arguments = tiny_run(folder, data__cache_features=2, data__cache_folder=folder / "features")
-    command = ["--array", "1-2", "--cpus-per-task", "1", "slurm/cache_features.sbatch", *arguments]
-    job = cluster.submit(command, ROOT)
-    for task in (1, 2):
-        fields = cluster.wait(f"{job}_{task}", RUN_S)
-        assert fields["JobState"] == "COMPLETED", cluster.output(fields["JobId"])
-        assert f"(share {task} of 2)" in cluster.output(fields["JobId"])
+    printed = finish_shares(cluster, submit_shares(cluster, "cache_features", "--yes", *arguments))
+    assert all(f"(share {task} of 2)" in text for task, text in printed.items())
     made = {f: f.stat().st_mtime_ns for f in (folder / "features").rglob("*.safetensors")}
     assert len(made) == 3
     run = folder / "with-features"
@@ -213,6 +239,38 @@ def test_the_jobs_of_an_array_store_features_that_a_run_finds(cluster, folder):
         restarts=0,
     )
     assert {f: f.stat().st_mtime_ns for f in (folder / "features").rglob("*.safetensors")} == made
+
+
+def test_a_check_by_an_array_with_a_killed_process_is_that_of_a_pool(
+    cluster, tmp_path, capsys, monkeypatch
+):
+    write_large(tmp_path / "data", 120)
+    arguments = [*tiny_run(tmp_path), "--range-images", "5"]
+    ours, theirs, report = tmp_path / "ours", tmp_path / "theirs", tmp_path / "found.json"
+    assert check_data.main([*arguments, "--ranges", str(ours), "--json", str(report)]) == 0
+    one, content = capsys.readouterr().out, report.read_bytes()
+    jobs = submit_shares(cluster, "check_data", "--workers", 1, "--ranges", theirs, *arguments)
+    kill_one(
+        cluster,
+        jobs,
+        "check_data",
+        lambda: len([f for f in theirs.glob("range-*") if int(f.name[6:12]) % 2]) >= 2,
+    )
+    printed = finish_shares(cluster, jobs)
+    assert "shares.sbatch: life 1 was killed" in printed[2]
+    assert "shares.sbatch" not in printed[1]
+    assert {f.name: f.read_bytes() for f in theirs.iterdir()} == {
+        f.name: f.read_bytes() for f in ours.iterdir()
+    }
+    monkeypatch.setattr(check_data, "examined", nothing_left)
+    assert check_data.main([*arguments, "--ranges", str(theirs), "--json", str(report)]) == 0
+    assert capsys.readouterr().out == one
+    assert report.read_bytes() == content
+
+
+def nothing_left(splits, ranges, *_):
+    assert not ranges
+    return iter(())
 
 
 def test_the_self_test_holds_on_two_nodes(cluster, folder):
