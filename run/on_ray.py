@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from errors import UserError, printable
 
 TRIES = 4
 """How often a job is begun whose process or node is lost"""
+REACH_S = 10.0
 AHEAD = 2
 """Jobs handed to Ray for each of its CPUs, so that none waits for this process"""
 HANDED_ON = ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_OFFLINE", "HF_DATASETS_CACHE", "OMP_NUM_THREADS")
@@ -34,6 +36,7 @@ def started() -> Any:
             f"--engine ray: Ray cannot be imported ({error}); pip install -r requirements-ray.txt"
         ) from error
     if not ray.is_initialized():
+        _refuse_unreachable(os.environ.get("RAY_ADDRESS", ""))
         given = {name: os.environ[name] for name in HANDED_ON if name in os.environ}
         try:
             ray.init(
@@ -49,6 +52,22 @@ def started() -> Any:
                 f"--engine ray: no cluster ({error}); see RAY_ADDRESS, or `ray start --head`"
             ) from error
     return ray
+
+
+def _refuse_unreachable(address: str) -> None:
+    """
+    Raises:
+        UserError: if nobody listens there; Ray itself would try for many minutes.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not (host and port.isdecimal()):  # none, or a word that Ray knows
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"RAY_ADDRESS {address}: nobody answers ({error}); start Ray there, or leave the variable out"
+        ) from error
 
 
 def on_ray(

@@ -238,15 +238,15 @@ def _seen(
     args: argparse.Namespace,
     progress: Callable[[], object],
 ) -> Iterator[tuple[Range, list[Facts]]]:
-    left = list(missing)
+    left = {part.number: part for part in missing}
     if args.engine == "ray" and missing:
         jobs = ((part, piece_of(images.splits[part.split], part)) for part in missing)
         for part, facts in on_ray(partial(examine_piece, made_by()), jobs):
             for _ in facts:
                 progress()
-            left.remove(part)
+            del left[part.number]
             yield part, facts
-    yield from examined(images.splits, left, progress, args.workers or _cores())
+    yield from examined(images.splits, [*left.values()], progress, args.workers or _cores())
 
 
 def _repair(

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 
@@ -249,4 +250,14 @@ def test_a_folder_that_cannot_be_written_is_an_error(checked, tmp_path, monkeypa
 def test_without_ray_it_is_said_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="pip install -r requirements-ray.txt"):
+        next(on_ray(shutil.rmtree, [("a", "b")]))
+
+
+def test_a_cluster_that_does_not_answer_is_an_error_at_once(monkeypatch):
+    pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    with pytest.raises(UserError, match=f"RAY_ADDRESS 127.0.0.1:{port}: nobody answers"):
         next(on_ray(shutil.rmtree, [("a", "b")]))
