@@ -267,7 +267,7 @@ def origin_of(split: Split, part: Range) -> dict[str, Any]:
 def _state(split: Split, place: int) -> str:
     """What tells an encoded image from another one, or from what it was before."""
     try:
-        source = split.images[place]
+        source = split.file(place)
         if isinstance(source, bytes):
             return hashlib.sha256(source).hexdigest()
         stat = source.stat()
