@@ -42,6 +42,11 @@ def manifest_of(folder: Path) -> str:
     return json.dumps({"files": files}, indent=2) + "\n"
 
 
+def cache_folder(cfg: DataConfig) -> Path:
+    """Where index and images are kept."""
+    return Path(os.path.expanduser(cfg.packed_cache_folder or cache_root() / "packed"))
+
+
 def fetch_index(cfg: DataConfig) -> tuple[Path, RemoteShards]:
     """The folder in which the index of the dataset at `cfg.packed` is now, and its images.
 
@@ -50,7 +55,7 @@ def fetch_index(cfg: DataConfig) -> tuple[Path, RemoteShards]:
     """
     store = Store(str(cfg.packed))
     store.prepare()
-    root = Path(os.path.expanduser(cfg.packed_cache_folder or cache_root() / "packed"))
+    root = cache_folder(cfg)
     try:
         text = store.read(MANIFEST)
         files = _files(text, store)
