@@ -16,7 +16,7 @@ import pytest
 import data.pieces
 import data.remote
 import tools.pack
-from builders import ROOT, tiny_run
+from builders import ROOT, some, tiny_run
 from data.packed import load_packed
 from data.pieces import Cache
 from data.remote import Store, told
@@ -154,7 +154,7 @@ def test_images_that_could_not_be_read_are_none_there_either(tmp_path):
         assert found.val.images[2] == (tmp_path / "data/val/002.jpg").read_bytes()
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "a folder"])
+@pytest.mark.parametrize("damage", some(["cut", "flipped", "empty", "a folder"], ["flipped"]))
 def test_what_is_damaged_here_is_fetched_anew(tmp_path, web, damage):
     images_of(loaded(tmp_path, web))
     pieces = [file for file in (tmp_path / "here/pieces").iterdir() if file.name[0] != "."]
