@@ -1,4 +1,4 @@
-"""Many small images as loose files, packed, and packed at an address: `python -m benchmarks.reading --folder DIR`.
+"""Many small images as loose files, packed, and packed at an address: `python -m benchmarks.reading`.
 
 Writes COCO files with copies of 64 different JPEGs of 64 x 64 px (each a file of its own) and packs them; then
 each start up to its first batch, and a stretch of the first epoch through the data feed of training (two workers that
@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, required=True, help="of data, packed data and cache")
+    parser.add_argument("--folder", type=Path, help="for what is made, to be kept; default: none")
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--boxes", type=int, default=2, help="of an image")
     parser.add_argument("--read", type=int, default=100_000, help="images of the stretch")
@@ -114,7 +115,12 @@ def main() -> None:
     if args.child:
         print(json.dumps(start_and_read(json.loads(args.child))))
         return
-    folder = args.folder.resolve()
+    with tempfile.TemporaryDirectory() as temporary:
+        measure(args, Path(args.folder or temporary).resolve())
+
+
+def measure(args: argparse.Namespace, folder: Path) -> None:
+    """Make what is asked for, and print what it took."""
     data, packed, cache = folder / "data", folder / "packed", folder / "cache"
     os.environ["XDG_CACHE_HOME"] = str(cache)
     if args.only in (None, "write") and not data.exists():
@@ -123,7 +129,7 @@ def main() -> None:
         print(f"written in {time.perf_counter() - begun:.0f} s", flush=True)
     if args.only in (None, "pack"):
         first = json.dumps({"path": str(data), "read": 0})
-        found = json.loads(_run("benchmarks.reading", "--folder", ".", "--child", first))
+        found = json.loads(_run("benchmarks.reading", "--child", first))
         print(f"read and checked, to the first batch, in {found['start']:.0f} s", flush=True)
         begun = time.perf_counter()
         keys = ("--data.source", "coco", "--data.path", str(data), "--data.val_split", "val")
@@ -148,9 +154,7 @@ def table(args: argparse.Namespace, data: Path, packed: Path, cache: Path) -> No
     )
     for name, (keys, folder) in rows.items():
         given = {"path": str(data), "read": args.read, **keys}
-        found = json.loads(
-            _run("benchmarks.reading", "--folder", ".", "--child", json.dumps(given))
-        )
+        found = json.loads(_run("benchmarks.reading", "--child", json.dumps(given)))
         told = f"{found['start']:.1f} | {found['rate']:.0f} | {args.images / found['rate']:.0f}"
         print(f"| {name} | {told} | {' | ' if folder is None else held(folder)} |", flush=True)
 
