@@ -238,7 +238,7 @@ def test_fp16_is_that_of_ddp(fp16):
     ]
     assert overflows[0] == overflows[1] != []
     assert losses(own) == pytest.approx(losses(other), rel=ROUNDING)
-    assert norms(own) == pytest.approx(norms(other), rel=ROUNDING)
+    assert norms(own)[:2] == pytest.approx(norms(other)[:2], rel=ROUNDING)
     assert losses(own)[:1] == pytest.approx(losses(other)[:1], rel=1e-5)
     states = [
         json.loads((run / "checkpoints/last/state/state.json").read_text())["scaler"]
