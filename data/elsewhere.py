@@ -74,6 +74,8 @@ def fetch_index(cfg: DataConfig) -> tuple[Path, RemoteShards]:
         raise UserError(
             f"data.packed: {error}. It has to be the address of a folder that tools.pack has made, with everything in it"
         ) from None
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(
             f"data.packed_cache_folder {root}: cannot be used: {error.strerror or error}"

@@ -20,7 +20,7 @@ from disk import WRITING, alone, write_whole
 from errors import UserError
 
 PIECE_BYTES = 1 << 20
-"""Fewer are fetched only where an image is larger, or a file ends"""
+"""Most of a piece of several images"""
 USED, LOCK = ".used", ".lock"
 SPARED = 0.9
 """Part of the room that is left in use when the oldest are removed"""
