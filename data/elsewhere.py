@@ -121,8 +121,8 @@ def _fetch(store: Store, files: dict[str, dict[str, Any]], folder: Path) -> None
             raise SourceError(
                 f"{store.address}/{name}: is not what {MANIFEST} says, perhaps since it is being copied"
             )
-    for file in sorted(FILES - {ABOUT, f"{INDEX}/rest.json"}):
-        pa.ipc.open_file(pa.memory_map(str(folder / file))).get_batch(0).validate(full=True)
+    for mapped in sorted(FILES - {ABOUT, f"{INDEX}/rest.json"}):
+        pa.ipc.open_file(pa.memory_map(str(folder / mapped))).get_batch(0).validate(full=True)
     Spans(folder / SPANS).check()
     flush_all(folder)
 
