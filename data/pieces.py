@@ -7,6 +7,7 @@ processes of a machine share. Nothing is given out that has not the digest with 
 import contextlib
 import hashlib
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.remote import Store, attempted
-from disk import WRITING, alone, write_whole
+from disk import WRITING, alone
 from errors import UserError
 
 PIECE_BYTES = 1 << 20
@@ -108,13 +109,22 @@ class Cache:
         """Write a file, if it can be; the oldest make room for it."""
         if len(content) > self.room:
             return
-        with contextlib.suppress(OSError):
+        unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+        temporary = self.folder / f"{WRITING}{name}-{unique}"
+        try:
             with alone(self.folder / LOCK):
                 used = self._used()
                 if used + len(content) > self.room:
                     used = self._removed_down_to(min(SPARED * self.room, self.room - len(content)))
                 (self.folder / USED).write_text(str(used + len(content)))
-            write_whole(self.folder / name, content)
+                with temporary.open("wb") as file:
+                    file.truncate(len(content))  # so that others count it from now on
+            with temporary.open("r+b") as file:
+                file.write(content)
+            temporary.replace(self.folder / name)
+        except OSError:  # done without
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
     def _used(self) -> int:
         """Bytes, as they were counted; a process that was killed meanwhile has left more than there are."""
