@@ -13,6 +13,19 @@ class UserError(ValueError):
     """Something the user can mend: says what is wrong, where, and what to do instead."""
 
 
+class SourceError(Exception):
+    """What a run reads from elsewhere cannot be had any more: says what and why. It says nothing of the image that was
+    wanted, and no other one must take its place."""
+
+
+def own_words(error: Exception) -> str:
+    """What an error of ours says, also after it was raised in a data worker, whose whole traceback torch makes of it."""
+    text = str(error)
+    if "Original Traceback" not in text:
+        return text
+    return text.strip().splitlines()[-1].partition(f"{type(error).__name__}: ")[2]
+
+
 def process_rank() -> int:
     """This process among those that the launcher started, for messages alone."""
     rank = os.environ.get("RANK", "0")
@@ -93,6 +106,8 @@ def ending_with_one_line() -> Iterator[None]:
         yield
     except UserError as error:
         fail(error)
+    except SourceError as error:
+        fail(UserError(own_words(error)))
     except BrokenPipeError:
         try:
             print(flush=True)
@@ -131,8 +146,5 @@ def refusing(where: str) -> Iterator[None]:
 def fail(error: UserError) -> NoReturn:
     """End the process with an error's message on one line, and exit status 2."""
     rank = f" (rank {process_rank()})" if process_rank() else ""
-    text = str(error)
-    if "Original Traceback" in text:  # raised in a data worker: only the last line is for the user
-        text = text.strip().splitlines()[-1].partition("UserError: ")[2]
-    print(f"error{rank}: {printable_lines(text, LONGEST_LINE)}", file=sys.stderr)
+    print(f"error{rank}: {printable_lines(own_words(error), LONGEST_LINE)}", file=sys.stderr)
     raise SystemExit(2)

@@ -20,6 +20,7 @@ from conformance.verdicts import NotMeasured, Verdict
 EXPERIMENTS: dict[str, tuple[str, Callable[[Bench], Verdict]]] = {
     "weights": ("Weights that do not fit are refused", faults.weights),
     "processes": ("One process or two: the same steps", sameness.processes),
+    "four_processes": ("One process or four: the same steps", sameness.four_processes),
     "accumulation": ("Micro-batches: the same steps as the whole batch", sameness.accumulation),
     "schedule": ("One process or two: the same learning rates", sameness.schedule),
     "epochs": ("Each image once in an epoch", sameness.epochs),

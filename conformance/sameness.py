@@ -39,6 +39,12 @@ def processes(bench: Bench) -> Verdict:
     return judged(*compared(one(bench), two(bench)))
 
 
+def four_processes(bench: Bench) -> Verdict:
+    """Three steps of 4 images on one process, and with one image on each of four."""
+    four = finished(bench.run(bench.job(processes=4, micro_batch=1))[1], 3)
+    return judged(*compared(one(bench), four))
+
+
 def accumulation(bench: Bench) -> Verdict:
     """Three steps of 4 images at once, and as four micro-batches of one image with 1 to 8 objects."""
     parts = finished(bench.run(bench.job(micro_batch=1, accumulation=4))[1], 3)

@@ -31,7 +31,8 @@ from settings.tasks import Labels
 
 NOT_READ = {
     *("strict", "image_size", "augment", "num_workers", "repeat_threshold", "tiles"),
-    *("cache_features", "cache_precision", "cache_folder", "packed"),
+    *("cache_features", "cache_precision", "cache_folder"),
+    *("packed", "packed_cache_gb", "packed_cache_folder"),
 }
 """Keys of the data's configuration that say nothing of what is read"""
 KEPT_S = 30 * 86400.0

@@ -17,92 +17,24 @@ import numpy as np
 import pyarrow as pa
 
 from data.dataset import Data
+from data.elsewhere import ABOUT, INDEX, MANIFEST, SPANS, fetch_index, manifest_of
 from data.images.headers import Header, inspect
 from data.index import NOT_READ, load, store
+from data.pieces import digest_of
+from data.remote import is_address
 from data.schema import Split
+from data.shards import SIZES, Shards, size_of
 from disk import WRITING, flush, write_whole
 from errors import UserError
 from settings.keys import DataConfig
 from settings.tasks import Labels
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when the form changes"""
 SHARD_IMAGES = 2048
 MAX_NAMED = 5
-INDEX, ABOUT, SIZES = "dataset", "packed.json", "shards.json"
 ELSEWHERE = {"path", "revision", "streaming"}
 """Keys that say where a dataset was read, and not what of it"""
-
-
-@dataclass(frozen=True)
-class PackedImages:
-    """Images of a split, by their numbers in the shards."""
-
-    shards: "Shards"
-    numbers: np.ndarray
-
-    def __getitem__(self, index: int) -> bytes:
-        return self.shards.image(int(self.numbers[index]))
-
-
-class Shards:
-    """Mapped files with the encoded images of both splits, numbered through."""
-
-    def __init__(self, folder: Path, size: int):
-        """
-        Args:
-            size: images of each file but the last.
-        """
-        self.folder = folder
-        self.size = size
-        self._mapped: dict[int, pa.Array] = {}
-
-    def file(self, shard: int) -> Path:
-        """Where a shard is."""
-        return self.folder / f"images-{shard:05d}.arrow"
-
-    def image(self, number: int) -> bytes:
-        """
-        Raises:
-            UserError: if it could not be read when the dataset was packed, or its shard is not there.
-        """
-        shard, row = divmod(number, self.size)
-        if shard not in self._mapped:
-            self._mapped[shard] = self.column(shard)
-        content = self._mapped[shard][row].as_buffer()
-        if content is None:
-            raise UserError(
-                f"image {number} of {self.folder}: could not be read when the dataset was packed"
-            )
-        return content.to_pybytes()
-
-    def column(self, shard: int) -> pa.Array:
-        """The encoded images of a file, mapped.
-
-        Raises:
-            UserError: if it cannot be read.
-        """
-        try:
-            batch = pa.ipc.open_file(pa.memory_map(str(self.file(shard)))).get_batch(0)
-            batch.validate(full=True)  # a wrong offset would end the process
-            return batch.column(0)
-        except (OSError, ValueError, IndexError) as error:  # Arrow's errors are among them
-            raise UserError(f"{self.file(shard)}: cannot be read: {error}") from error
-
-    def damaged(self) -> list[str] | None:
-        """Names of files that do not have the size with which they were written (a mapped file that is too short
-        would end the process); None if the sizes are not there."""
-        try:
-            sizes: dict[str, int] = json.loads((self.folder / SIZES).read_text())
-            if not sizes:
-                return None
-            return [name for name, size in sizes.items() if _size(self.folder / name) != size]
-        except (OSError, ValueError, AttributeError):
-            return None
-
-    def images(self, places: pa.Array) -> PackedImages:
-        """The images of some numbers."""
-        return PackedImages(self, places.to_numpy())
 
 
 @dataclass(frozen=True)
@@ -182,7 +114,10 @@ class Pack:
             f"{WRITING}{file.name}"
         )  # what a killed job left is written over
         try:
-            batch = pa.record_batch({"image": pa.array(images, pa.large_binary())})
+            digests = np.array([digest_of(image or b"") for image in images], np.uint64)
+            batch = pa.record_batch(
+                {"image": pa.array(images, pa.large_binary()), "digest": digests}
+            )
             with (
                 pa.OSFile(str(temporary), "wb") as sink,
                 pa.ipc.new_file(sink, batch.schema) as writer,
@@ -194,7 +129,7 @@ class Pack:
             temporary.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Write the index, by which the folder becomes a dataset.
+        """Write the index, by which the folder becomes a dataset, and by which it is read from elsewhere.
 
         Raises:
             UserError: if a shard cannot be read, or has not all of its images.
@@ -206,12 +141,15 @@ class Pack:
                     f"{self.shards.file(shard)}: has not {expected} images; remove it, and call again"
                 )
         files = [self.shards.file(shard) for shard in range(self.num_shards)]
-        write_whole(self.folder / SIZES, json.dumps({file.name: _size(file) for file in files}))
+        write_whole(self.folder / SIZES, json.dumps({file.name: size_of(file) for file in files}))
         if load(self.folder / INDEX, self.shards) is None:
             shutil.rmtree(self.folder / INDEX, ignore_errors=True)  # a damaged one
         ends = np.cumsum([0, *map(len, self.splits)])
         numbers = [pa.array(np.arange(*ends[turn : turn + 2])) for turn in range(len(self.splits))]
         store(self.folder / INDEX, self.data, [numbers[0], numbers[-1]])
+        spans = pa.concat_tables([self.shards.spans(shard) for shard in range(self.num_shards)])
+        _write_spans(self.folder / SPANS, spans)
+        write_whole(self.folder / MANIFEST, manifest_of(self.folder))
 
     def _encoded(self, number: int, progress: Callable[[], object]) -> bytes | None:
         split, index = self.data.train, number
@@ -240,7 +178,23 @@ def load_packed(cfg: DataConfig, seed: int, labels: Labels) -> Data:
     Raises:
         UserError: if it is not there, not complete, or not what the configuration asks for.
     """
-    folder = Path(os.path.expanduser(str(cfg.packed)))
+    packed = str(cfg.packed)
+    if is_address(packed):
+        folder, elsewhere = fetch_index(cfg)
+        _check_about(folder, cfg, seed, labels)
+        return _complete(load(folder / INDEX, elsewhere), packed)
+    folder = Path(os.path.expanduser(packed))
+    shards = Shards(folder, _check_about(folder, cfg, seed, labels))
+    damaged = shards.damaged()
+    if damaged:
+        raise UserError(
+            f"data.packed {packed}: {', '.join(damaged[:MAX_NAMED])} is not as it was written; call tools.pack again"
+        )
+    return _complete(None if damaged is None else load(folder / INDEX, shards), packed)
+
+
+def _check_about(folder: Path, cfg: DataConfig, seed: int, labels: Labels) -> int:
+    """Images of a shard of the dataset in a folder, which is the one that is asked for."""
     try:
         found: dict[str, Any] = json.loads((folder / ABOUT).read_text())
         size = found["shard_images"]
@@ -250,30 +204,27 @@ def load_packed(cfg: DataConfig, seed: int, labels: Labels) -> Data:
         raise UserError(
             f"data.packed {cfg.packed}: is no folder that tools.pack has made ({error})"
         ) from error
-    wanted = _about(cfg, seed, labels)
-    if differing := list(_differing(found, wanted)):
+    if differing := list(_differing(found, _about(cfg, seed, labels))):
         raise UserError(
             "\n  ".join([f"data.packed {cfg.packed} was made of another dataset:", *differing])
         )
-    shards = Shards(folder, size)
-    damaged = shards.damaged()
-    if damaged:
-        raise UserError(
-            f"data.packed {cfg.packed}: {', '.join(damaged[:MAX_NAMED])} is not as it was written; call tools.pack again"
-        )
-    data = None if damaged is None else load(folder / INDEX, shards)
+    return size
+
+
+def _complete(data: Data | None, packed: str) -> Data:
     if data is None:
         raise UserError(
-            f"data.packed {cfg.packed}: is not complete, or damaged; call tools.pack again, it goes on where it ended"
+            f"data.packed {packed}: is not complete, or damaged; call tools.pack again, it goes on where it ended"
         )
     return data
 
 
-def _size(file: Path) -> int | None:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return None
+def _write_spans(file: Path, spans: pa.Table) -> None:
+    """As one batch, whole or not at all."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, spans.schema) as writer:
+        writer.write_batch(spans.combine_chunks().to_batches()[0])
+    write_whole(file, sink.getvalue().to_pybytes())
 
 
 def _about(cfg: DataConfig, seed: int, labels: Labels) -> dict[str, Any]:

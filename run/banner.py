@@ -1,5 +1,6 @@
 """What a run says about itself before step 1."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,13 +9,15 @@ import torch
 
 from data.canvas import resized_sizes
 from data.dataset import Data
+from data.elsewhere import GB, cache_folder
 from data.feed.repeats import Repeats, repeats_text
 from data.findings import KINDS
+from data.remote import is_address
 from data.schema import Split
 from errors import printable
 from model.build import Detector
 from settings.checks import micro_batch_size
-from settings.keys import Config
+from settings.keys import Config, DataConfig
 from settings.tasks import EVERY_PIXEL, Labels
 
 LABEL_VALUES = "; data.label_values says what is what in label maps, e.g. [0, 255]"
@@ -36,6 +39,8 @@ def banner(
     stages = ", ".join(detector.backbone_module.out_features)  # type: ignore[arg-type]
     early = early_layer(detector)
     yield _row("data", _data_text(data))
+    if cfg.data.packed is not None and is_address(cfg.data.packed):
+        yield _row("", cache_text(cfg.data))
     for kind, count in sorted(data.findings.counts().items()):
         yield _row("", f"{count} x {kind}: {KINDS[kind].remedy}")
     yield _row(
@@ -88,6 +93,15 @@ def early_layer(detector: Detector) -> str | None:
         f"of its {len(layers)} layers nothing after the layer {last} is read: what it knows is in the last ones; leave "
         "model.out_features out"
     )
+
+
+def cache_text(data: DataConfig) -> str:
+    """From where images come that are not here, and what of them is kept."""
+    folder = cache_folder(data)
+    free = shutil.disk_usage(folder).free / GB
+    most = data.packed_cache_gb
+    told = f"from {data.packed}; at most {most:g} GB are kept in {folder}, where {free:.0f} GB are free"
+    return told if free > most else f"{told}: give another data.packed_cache_folder, or fewer"
 
 
 def rounding(cfg: Config, detector: Detector) -> Iterator[str]:

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from data.batch import Batch
-from errors import UserError, system_error
+from errors import SourceError, UserError, own_words, system_error
 from model.memory import is_out_of_memory
 from run.log import RunLog
 from training.checkpoint import Checkpoints
@@ -26,6 +26,11 @@ def explain(error: Exception) -> str | None:
     """What the user is told of an error that is not the code's: a full disk, a lost process, too
     little memory. None for any other."""
     text = (str(error).strip().splitlines() or [""])[0][:300]
+    if isinstance(error, SourceError):
+        return (
+            f"{own_words(error)}. Checkpoints written so far are intact; --run.resume auto goes on from them when it "
+            "can be read again"
+        )
     told = system_error(error)
     if told is not None:
         return f"{told}. Checkpoints written so far are intact; --run.resume auto goes on from them"

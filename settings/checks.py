@@ -22,6 +22,7 @@ from settings.keys import (
     ModelConfig,
     TrainConfig,
 )
+from settings.packed_checks import check_packed
 from settings.parallel_checks import check_parallel
 from settings.precision_checks import check_loss_scale
 from settings.tasks import METRICS
@@ -67,7 +68,7 @@ def check_config(cfg: Config, world: int | None = None) -> None:
         *_check_train(cfg, world),
         *check_loss_scale(cfg.train),
         *check_parallel(cfg),
-        *_check_data(cfg.data),
+        *(*_check_data(cfg.data), *check_packed(cfg.data)),
         *_check_task(cfg),
         *_check_start(cfg),
         *_check_neck(cfg),

@@ -162,7 +162,12 @@ class DataConfig:
     streaming: bool = harmless(False)
     """Read a Hub dataset row by row, once, into a folder of images in the cache"""
     packed: str | None = harmless(None)
-    """Folder that `tools.pack` has made of this dataset, by the same keys: images and annotations are read there"""
+    """Folder that `tools.pack` has made of this dataset, by the same keys: images and annotations are read there; or
+    its address on a store (https://, s3://, hf://, ...), from where images come as they are needed"""
+    packed_cache_gb: float = harmless(50.0)
+    """With an address: most of its images that are kept on this machine, GB, for all processes together"""
+    packed_cache_folder: str | None = harmless(None)
+    """Where; default: the user's cache. A disk of the node is best"""
     limit: int | None = None
     """Use only the first N training images (debugging)"""
     val_on_train: bool = False

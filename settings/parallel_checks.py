@@ -15,8 +15,6 @@ def check_parallel(cfg: Config) -> Iterator[str]:
             f"{told} with model.freeze all: nothing of the backbone trains, and what is frozen is whole on each process; "
             f"set ddp, or model.freeze none or {FROZEN_STAGES}2"
         )
-    if cfg.train.precision == "fp16":
-        yield f"{told} with train.precision fp16: its loss scale is not made for parts; set bf16 or no"
     if cfg.train.micro_batch_size == AUTO:
         yield (
             f"{told} with train.micro_batch_size auto: what fits is tried on one process, with whole weights; give a "

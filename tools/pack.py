@@ -47,6 +47,10 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     if args.shard_images < 1:
         raise UserError(f"--shard-images {args.shard_images}: give a number of images")
     cfg = load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
+    if ":/" in str(args.out):  # Path makes one stroke of two
+        raise UserError(
+            f"--out {args.out}: is written to a folder here, which is then copied to the store"
+        )
     args.out = Path(os.path.expanduser(args.out))
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out {args.out}: is a file; give a folder")

@@ -80,14 +80,20 @@ class TrainDataset(Dataset):
             UserError: if none of the images in question can be decoded.
         """
         bad: list[str] = []
-        following = ((ref.index + step) % len(self.split) for step in range(1, len(self.split)))
-        candidates = dict.fromkeys(itertools.chain((ref.index, *ref.spares), following))
-        for index in itertools.islice(candidates, MAX_CANDIDATES):
+        for index in itertools.islice(self._candidates(ref), MAX_CANDIDATES):
             try:
                 return replace(self._sample(index, ref), bad=tuple(bad))
             except UserError as error:
                 bad.append(str(error))
         raise UserError("too many images in a row cannot be used: " + "; ".join(bad))
+
+    def _candidates(self, ref: SampleRef) -> Iterator[int]:
+        """Images for this place, each once, in turn: all of the split, of which none is made before it is wanted."""
+        first = dict.fromkeys((ref.index, *ref.spares))
+        yield from first
+        num = len(self.split)
+        following = ((ref.index + step) % num for step in range(1, num))
+        yield from (index for index in following if index not in first)
 
     def _sample(self, index: int, ref: SampleRef) -> Sample:
         view = ref.epoch if self.views is None else (ref.epoch + ref.repeat) % self.views

@@ -197,11 +197,71 @@ def test_bf16_and_profile(folder, lives):
     assert "backbone" in (folder / "bf16 fsdp2/profile/summary.txt").read_text()
 
 
+def scales(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row["train/loss_scale"] for row in rows if "train/loss_scale" in row]
+
+
+FP16 = {
+    "train__precision": "fp16",
+    "train__loss_scale_start": 2.0**20,
+    "train__loss_scale_growth_steps": 1,
+    "model__head": "detr",
+    "model__head_args": json.dumps({**TINY_HEAD["detr"], "dropout": 0.1}),
+}
+"""The first step overflows and is made again with less; then the scale grows until the next one does"""
+ROUNDING = 2e-3
+"""Of a gradient in fp16, as between passes of different sizes (docs/exactness.md)"""
+
+
+@pytest.fixture(scope="module")
+def fp16(folder, lives):
+    """Runs of two processes in fp16, by both."""
+    for parallel in ("ddp", "fsdp2"):
+        lives.finish(run_of(folder, f"fp16 {parallel}", parallel, **FP16), 2)
+    return folder
+
+
+@pytest.mark.slow
+def test_fp16_is_that_of_ddp(fp16):
+    """Attempts too: an overflow that one process alone has in its part is one of all."""
+    own, other = (fp16 / f"fp16 {parallel}" for parallel in ("fsdp2", "ddp"))
+    assert scales(own) == scales(other)
+    assert scales(own)[0] < FP16["train__loss_scale_start"]
+    overflows = [
+        [
+            line.partition("step ")[2]
+            for line in (run / "train.log").read_text().splitlines()
+            if "overflow" in line
+        ]
+        for run in (own, other)
+    ]
+    assert overflows[0] == overflows[1] != []
+    assert losses(own) == pytest.approx(losses(other), rel=ROUNDING)
+    assert norms(own)[:2] == pytest.approx(norms(other)[:2], rel=ROUNDING)
+    assert losses(own)[:1] == pytest.approx(losses(other)[:1], rel=1e-5)
+    states = [
+        json.loads((run / "checkpoints/last/state/state.json").read_text())["scaler"]
+        for run in (own, other)
+    ]
+    assert states[0] == states[1]
+
+
+@pytest.mark.slow
+def test_fp16_killed_goes_on_to_the_same_bits_and_scale(fp16, lives):
+    killed = fp16 / "fp16 killed"
+    arguments = run_of(fp16, "fp16 killed", "fsdp2", run__resume="auto", **FP16)
+    assert any(lives.live(arguments, 2, (Strike("step", 4, rank=1),)))
+    lives.finish(arguments, 2)
+    assert losses(killed) == losses(fp16 / "fp16 fsdp2")
+    assert scales(killed) == scales(fp16 / "fp16 fsdp2")
+    assert_same_tensors(killed, fp16 / "fp16 fsdp2", 4)
+
+
 @pytest.mark.parametrize(
     ("model", "train", "message"),
     [
         ({"freeze": "all"}, {}, "model.freeze all: nothing of the backbone trains"),
-        ({}, {"precision": "fp16"}, "train.precision fp16"),
         ({}, {"micro_batch_size": "auto"}, "micro_batch_size auto"),
     ],
 )

@@ -2,11 +2,15 @@ import multiprocessing
 import os
 import signal
 import time
+import tracemalloc
 
 import pytest
 from torch.utils.data import DataLoader
 
-from data.feed.loader import TO_STOP, batches_of, start_worker
+from data.feed.loader import MAX_CANDIDATES, TO_STOP, TrainDataset, batches_of, start_worker
+from data.feed.sampler import SampleRef
+from errors import UserError
+from settings.keys import DataConfig
 
 
 def start_slowly(worker: int) -> None:
@@ -37,3 +41,29 @@ def test_signals_reach_the_main_process_again_once_workers_have_started():
             assert heard
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+class Drawn:
+    """A split of many images."""
+
+    def __len__(self) -> int:
+        return 3_000_000
+
+
+def test_a_sample_of_millions_makes_no_list_of_all(monkeypatch):
+    dataset = TrainDataset(Drawn(), DataConfig(), seed=0)
+    tried = []
+
+    def sample(self, index, ref):
+        tried.append(index)
+        raise UserError(f"image {index}")
+
+    monkeypatch.setattr(TrainDataset, "_sample", sample)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="too many images in a row"):
+        dataset[SampleRef(index=2_999_998, epoch=0, canvas=(64, 64), spares=(7, 0, 7))]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert tried[:7] == [2_999_998, 7, 0, 2_999_999, 1, 2, 3]
+    assert len(set(tried)) == len(tried) == MAX_CANDIDATES
+    assert peak < 1_000_000  # a list of all would have 100 times as much
