@@ -93,9 +93,7 @@ def recommended(found: Curves) -> int | None:
     return int(longest[(len(longest) - 1) // 2])
 
 
-def _ratio(
-    parts: np.ndarray, wholes: np.ndarray, objects: np.ndarray | None = None
-) -> np.ndarray:
+def _ratio(parts: np.ndarray, wholes: np.ndarray, objects: np.ndarray | None = None) -> np.ndarray:
     """NaN where there is nothing to divide by, or no object of the class."""
     out = np.full(parts.shape, np.nan)
     there = wholes > 0

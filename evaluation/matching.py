@@ -66,7 +66,8 @@ class Outcome:
     kind: np.ndarray
     """int64 [n]: FOUND, CONFUSED, LOOSE or FALSE_ALARM"""
     truth: np.ndarray
-    """int64 [n]: place of the object that it finds, takes for another class or surrounds loosely; -1: none"""
+    """int64 [n]: place of the object that it finds, takes for another class, surrounds loosely, or (as a false alarm)
+    finds although a better prediction does; -1: none"""
     iou: np.ndarray
     """float64 [n]: with that object"""
 
@@ -130,6 +131,10 @@ def outcome(
         got = chosen >= 0
         kind[got], other[got], iou[got] = what, chosen[got], overlap[got]
         free[chosen[got]] = False
+    again = pairs.take((pairs.iou >= SAME_IOU) & same_class & ~truth.iscrowd[pairs.truth])
+    again = again.take((kind[again.found] == FALSE_ALARM) & ~free[again.truth])
+    again = again.take(np.argsort(again.iou, kind="stable"))
+    other[again.found], iou[again.found] = again.truth, again.iou
     places = np.flatnonzero(own & shown)
     columns = np.column_stack([places, kind[places], other[places], iou[places]])
     rows = gather_rows(accelerator, columns.astype(np.float64))

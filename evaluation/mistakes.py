@@ -194,14 +194,16 @@ def words(bad: BadImage, found: Objects, truth: Objects, names: Sequence[str], p
 
 
 def row_text(row: Any, found: Objects, truth: Objects, names: Sequence[str]) -> str:
-    """One mistake: `car missed`, `car .83 where there is none`, `car .83 is a truck`, `loose car .83`."""
+    """One mistake: `car missed`, `car 0.83 is truck`, `car 0.83 is nothing`, ...."""
     kind, place, other = map(int, row)
     if kind == MISSED:
         return f"{names[truth.classes[other]]} missed"
     own = f"{names[found.classes[place]]} {found.scores[place]:.2f}"
     if kind == CONFUSED:
         return f"{own} is {names[truth.classes[other]]}"
-    return f"{own} is loose" if kind == LOOSE else f"{own} is nothing"
+    if kind == LOOSE:
+        return f"{own} is loose"
+    return f"{own} is nothing" if other < 0 else f"{own} is one too many"
 
 
 def _name(names: Sequence[str], kind: int) -> str:

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast
 from disk import recover
 from errors import UserError
 from evaluation.metrics import measure
+from evaluation.mistakes import Analysis, analyse
 from evaluation.predictions import Predictions, flat_threshold, predict_split
 from evaluation.windows import on_images
 from model.memory import MemoryWatch
@@ -35,7 +36,7 @@ def evaluate(run: Run) -> bool:
         scored = score(run, lambda: any_rank(run.accelerator, run.stop.reason is not None))
     if scored is None:
         return False
-    metrics, predictions = scored
+    metrics, predictions, analysis = scored
     value = metrics[str(run.cfg.eval.metric)]
     # Whether to save depends on it, and on another kind of CPU the last digit may be another.
     tensor = torch.tensor([math.nan if value is None else value], device=run.accelerator.device)
@@ -45,7 +46,7 @@ def evaluate(run: Run) -> bool:
         run.log.say(f"eval {step:>{len(str(run.num_steps))}}  {line}")
     if run.accelerator.is_main_process:
         finish_report(run)
-        begin_report(run, step, metrics, predictions)
+        begin_report(run, step, metrics, predictions, analysis)
     run.state.evaluated_step = step
     run.checkpoints.record(value, step)
     return True
@@ -53,8 +54,8 @@ def evaluate(run: Run) -> bool:
 
 def score(
     run: Run, stopped: Callable[[], bool] = lambda: False
-) -> tuple[dict[str, Any], Predictions] | None:
-    """Collective: called on every rank. Metrics and predictions, the same on all ranks.
+) -> tuple[dict[str, Any], Predictions, Analysis] | None:
+    """Collective: called on every rank. Metrics, predictions and what is wrong with them, the same on all ranks.
 
     Returns: None if it was stopped.
     """
@@ -75,8 +76,10 @@ def score(
     if data.val_tiles is not None:
         predictions = on_images(predictions, data.val_tiles, run.cfg.eval.max_detections)
     metrics = measure(data.labels, data.val, predictions, data.taxonomy, run.accelerator)
+    analysis = analyse(data.labels, data.val, predictions, data.taxonomy, run.accelerator)
+    metrics |= analysis.totals()
     metrics["seconds"] = round(time.perf_counter() - start, 2)
-    return metrics, predictions
+    return metrics, predictions, analysis
 
 
 def complete_best(run: Run) -> None:
@@ -92,14 +95,19 @@ def complete_best(run: Run) -> None:
     load_model(best, run.detector.model, averaged=run.cfg.train.ema_decay is not None)
     scored = score(run)
     assert scored is not None
-    metrics, predictions = scored
-    on_main(run.accelerator, lambda: _write_anew(run, load_state(best).step, metrics, predictions))
+    metrics, predictions, analysis = scored
+    on_main(
+        run.accelerator,
+        lambda: _write_anew(run, load_state(best).step, metrics, predictions, analysis),
+    )
 
 
-def _write_anew(run: Run, step: int, metrics: dict[str, Any], predictions: Predictions) -> None:
+def _write_anew(
+    run: Run, step: int, metrics: dict[str, Any], predictions: Predictions, analysis: Analysis
+) -> None:
     folder = evaluation_folder(run.folder, step)
     try:
-        write_report(folder, metrics, predictions, run.data, run.cfg.eval)
+        write_report(folder, metrics, predictions, run.data, run.cfg.eval, analysis)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written: {error}. Make room, then go on with --run.resume auto"
@@ -116,12 +124,14 @@ def _best_without_files(run: Run) -> Path | None:
     return best if read_metrics(evaluation_folder(run.folder, step)) is None else None
 
 
-def begin_report(run: Run, step: int, metrics: dict[str, Any], predictions: Predictions) -> None:
+def begin_report(
+    run: Run, step: int, metrics: dict[str, Any], predictions: Predictions, analysis: Analysis
+) -> None:
     """Write metrics and drawings of a step, in a process beside the training. On rank 0 alone."""
     folder = evaluation_folder(run.folder, step)
     try:
         run.reports.start(
-            lambda: write_report(folder, metrics, predictions, run.data, run.cfg.eval)
+            lambda: write_report(folder, metrics, predictions, run.data, run.cfg.eval, analysis)
         )
     except (OSError, UserError) as error:  # a full disk: checkpoints decide whether the run goes on
         _tell_failure(run, step, str(error))

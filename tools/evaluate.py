@@ -38,6 +38,7 @@ from data.build import build_data, with_tiles
 from data.feed.loader import eval_loader
 from devices import compute_in_fp32, pins
 from evaluation.metrics import measure
+from evaluation.mistakes import analyse
 from evaluation.predictions import flat_threshold, predict_split
 from evaluation.windows import on_images
 from export.detector import load_detector
@@ -93,12 +94,14 @@ def evaluate(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
     if data.val_tiles is not None:
         predictions = on_images(predictions, data.val_tiles, cfg.eval.max_detections)
     metrics = measure(data.labels, data.val, predictions, data.taxonomy, accelerator)
+    analysis = analyse(data.labels, data.val, predictions, data.taxonomy, accelerator)
+    metrics |= analysis.totals()
     metrics["seconds"] = round(time.perf_counter() - start, 2)
     if accelerator.is_main_process:
         print(f"{len(data.val)} validation images, {metrics['seconds']} s")
         print("\n".join(metric_lines(metrics)))
         if args.out:
-            write_report(args.out, metrics, predictions, data, cfg.eval)
+            write_report(args.out, metrics, predictions, data, cfg.eval, analysis)
             print(f"written to {args.out}")
         else:
             print(json.dumps({k: v for k, v in metrics.items() if k != "per_class"}))

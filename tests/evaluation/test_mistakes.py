@@ -112,7 +112,7 @@ def test_mistakes_of_a_case_made_by_hand(monkeypatch):
     }
     assert told == {
         0: "cat 0.80 is dog, dog missed",
-        1: "cat 0.70 is nothing, cat 0.60 is loose",
+        1: "cat 0.70 is one too many, cat 0.60 is loose",
         2: "cow 0.75 is nothing",
     }
     assert [bad.mistakes for bad in analysis.worst] == [2, 2, 1]
