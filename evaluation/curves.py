@@ -77,14 +77,15 @@ def _precision_at_recall(right: np.ndarray, objects: int) -> np.ndarray:
 
 
 def mean(rows: np.ndarray) -> np.ndarray:
-    """float64 [101]: over the classes that have a number; 0 where none has."""
+    """float64 [101]: over the classes that have a number; NaN where none has."""
     known = ~np.isnan(rows)
-    return np.where(known, rows, 0.0).sum(0) / known.sum(0).clip(1)
+    num = known.sum(0)
+    return np.where(num > 0, np.where(known, rows, 0.0).sum(0) / num.clip(1), np.nan)
 
 
 def recommended(found: Curves) -> int | None:
     """Place in THRESHOLDS of the best mean F1; the middle where a whole range is as good, None where all is 0."""
-    f1 = mean(found.f1)
+    f1 = np.nan_to_num(mean(found.f1))
     if f1.max() <= 0:
         return None
     good = np.flatnonzero(f1 >= f1.max() - 1e-12)

@@ -18,7 +18,12 @@ from evaluation.predictions import Predictions, flat_threshold, predict_split
 from evaluation.windows import on_images
 from model.memory import MemoryWatch
 from report.evaluation import metric_lines, read_metrics, write_report
+from report.mistakes import WORST_PICTURE
+from report.run_charts import RESULTS, draw_results
+from report.run_page import PAGE, write_run_page
+from report.run_record import read_run
 from run.build import Run
+from run.samples import finish_labels
 from run.together import on_main, told_by_main
 from training.counts import any_rank
 from training.state import load_model, load_state
@@ -45,10 +50,18 @@ def evaluate(run: Run) -> bool:
     for line in metric_lines(metrics):
         run.log.say(f"eval {step:>{len(str(run.num_steps))}}  {line}")
     if run.accelerator.is_main_process:
+        finish_labels(run)
         finish_report(run)
         begin_report(run, step, metrics, predictions, analysis)
     run.state.evaluated_step = step
     run.checkpoints.record(value, step)
+    stale = 0 if run.checkpoints.is_best(step) else run.state.stale_evaluations + 1
+    run.state.stale_evaluations = stale
+    if stale == run.cfg.train.patience and step < run.num_steps:
+        run.log.say(
+            f"training ends after step {step}: {stale} evaluation(s) without a better "
+            f"{run.cfg.eval.metric} (train.patience)"
+        )
     return True
 
 
@@ -60,6 +73,7 @@ def score(
     Returns: None if it was stopped.
     """
     start = time.perf_counter()
+    bar = run.log.evaluation_bar(len(run.data.val), run.accelerator.num_processes)
     predictions = predict_split(
         run.accelerator,
         run.detector.trainable,
@@ -69,6 +83,7 @@ def score(
         flat_threshold(run.data.labels, run.cfg.eval),
         MemoryWatch(run.accelerator.device, "eval.batch_size"),
         stopped,
+        bar,
     )
     if predictions is None:
         return None
@@ -112,6 +127,7 @@ def _write_anew(
         raise UserError(
             f"{folder}: cannot be written: {error}. Make room, then go on with --run.resume auto"
         ) from error
+    draw_run(run)
     run.log.say(f"the evaluation of step {step} was made anew")
 
 
@@ -129,19 +145,45 @@ def begin_report(
 ) -> None:
     """Write metrics and drawings of a step, in a process beside the training. On rank 0 alone."""
     folder = evaluation_folder(run.folder, step)
+
+    def work() -> None:
+        write_report(folder, metrics, predictions, run.data, run.cfg.eval, analysis)
+        draw_run(run)
+
     try:
-        run.reports.start(
-            lambda: write_report(folder, metrics, predictions, run.data, run.cfg.eval, analysis)
-        )
+        run.reports.start(work)
     except (OSError, UserError) as error:  # a full disk: checkpoints decide whether the run goes on
         _tell_failure(run, step, str(error))
 
 
+def draw_run(run: Run) -> None:
+    """results.png and report.html, if they are wanted. On rank 0 alone.
+
+    Raises:
+        UserError: if they could not be drawn.
+    """
+    if not run.cfg.run.pictures:
+        return
+    try:
+        record = read_run(run.folder)
+        draw_results(record)
+        write_run_page(record)
+    except Exception as error:  # of the numbers of the evaluation nothing is lost
+        raise UserError(f"{RESULTS} or {PAGE} could not be drawn ({error!r})") from error
+
+
 def finish_report(run: Run) -> None:
-    """Wait for the last report, and say so if it came to nothing. On rank 0 alone."""
+    """Wait for the last report; pass its pictures on, or say so if it came to nothing. On rank 0 alone."""
+    step, begun = run.state.evaluated_step, run.reports.begun
     failure = run.reports.finish()
     if failure is not None:
-        _tell_failure(run, run.state.evaluated_step, failure)
+        _tell_failure(run, step, failure)
+    elif begun:
+        folder = evaluation_folder(run.folder, step)
+        files = {"predictions": folder / "predictions.png", "worst": folder / WORST_PICTURE}
+        if run.cfg.run.pictures:
+            files["results"] = run.folder / RESULTS
+        run.log.pictures(step, {f"pictures/{name}": file for name, file in files.items()})
 
 
 def _tell_failure(run: Run, step: int, failure: str) -> None:

@@ -57,7 +57,7 @@ def test_regions_have_a_legend_and_no_tags_on_top_of_each_other(tmp_path):
         drawn[labels] = np.asarray(Image.open(tmp_path / "x.png"))
     inside = slice(6, 326), slice(6, 326)
     tags = drawn["boxes"][inside] != drawn["regions"][inside]
-    assert tags.any(-1).sum() > 1000
+    assert tags.any(-1).sum() > 500
     shown = drawn["regions"][inside]
     np.testing.assert_array_equal(shown[:96], image[:96])
     np.testing.assert_array_equal(shown[112:], image[112:])
