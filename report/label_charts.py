@@ -150,6 +150,7 @@ def _number_chart(axes: Axes, numbers: Mapping[str, np.ndarray]) -> None:
     most = max((int(own.max(initial=0)) for own in numbers.values()), default=0)
     step = max(1, -(-(most + 1) // 30))
     _shares(axes, numbers, np.arange(0, most + 2 * step, step) - 0.5)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     _legend(axes, numbers)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from disk import write_whole
-from errors import printable
+from errors import UserError, printable
 from report.charts import Chart, svg_of
 
 PICTURE_PX = 1400
@@ -82,14 +82,22 @@ def write_page(file: Path, title: str, parts: Iterable[str]) -> None:
     write_whole(file, page)
 
 
-def is_page(file: Path) -> bool:
-    """Whether a file is an earlier page.
-
-    Raises:
-        OSError: if it cannot be read.
+def refuse_lost_page(option: str, file: Path) -> None:
     """
-    with file.open("rb") as stream:
-        return MARK.encode() in stream.read(2000)
+    Raises:
+        UserError: if `file` is there and is no earlier page, which alone is replaced.
+    """
+    if not file.exists():
+        return
+    try:
+        with file.open("rb") as stream:
+            earlier = MARK.encode() in stream.read(2000)
+    except OSError:
+        earlier = False
+    if not earlier:
+        raise UserError(
+            f"{option} {file}: is there already, and no earlier page; name another file"
+        )
 
 
 def text(value: object, limit: int | None = None) -> str:

@@ -7,6 +7,7 @@ from export.card import model_card, origin, public_name
 from export.folder import export_model
 from export.hub import push
 from model.build import build_model
+from model.trainable import THRESHOLD_KEY
 from report.evaluation import read_metrics
 from run.build import Run
 from run.evaluate import evaluation_folder
@@ -30,6 +31,8 @@ def export(run: Run, repo_id: str | None) -> None:
     step = load_state(best).step
     metrics = read_metrics(evaluation_folder(run.folder, step))
     assert metrics is not None, "complete_best has seen to it"
+    if "threshold" in metrics:
+        setattr(detector.trainable.model.config, THRESHOLD_KEY, metrics["threshold"])
     card = model_card(run.cfg, metrics, run.facts, step)
     folder = run.folder / "export"
     shown = EvalDataset(run.data.val, detector.rule)

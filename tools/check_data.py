@@ -33,6 +33,9 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="draw histograms and samples")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page with charts and samples"
+    )
     parser.add_argument("--repair", type=Path, metavar="DIR", help="write a cleaned copy")
     parser.add_argument("--workers", type=int, default=_cores(), help="processes that decode")
     parser.add_argument("--all", action="store_true", help="print every finding, not examples")
@@ -83,6 +86,7 @@ from report.dataset_text import (
     statistics_lines,
     verdict,
 )
+from report.page import refuse_lost_page
 
 EXAMPLES = 5
 OF_THE_ORIGINAL = (
@@ -107,6 +111,8 @@ def check(args: argparse.Namespace, cfg: Config) -> int:
         refuse_full(args.repair)  # before the work
     for option, file in (("--json", args.json), ("--picture", args.picture)):
         refuse_lost(option, file)
+    if args.html:
+        refuse_lost_page("--html", args.html)
     cfg = completed(cfg)
     most = None if args.all else EXAMPLES
     noted = Findings()
@@ -150,6 +156,12 @@ def check(args: argparse.Namespace, cfg: Config) -> int:
 
         draw_dataset(args.picture, data, findings, cfg.data.image_size, parts)
         print(f"\ndrawn to {args.picture}")
+    if args.html:
+        from report.dataset_page import write_dataset_page
+
+        name = cfg.data.path or cfg.data.source
+        write_dataset_page(args.html, name, data, findings, statistics, cfg.data.image_size, parts)
+        print(f"\nwritten to {args.html}")
     if args.repair:
         _repair(data, findings, args.repair, total, cfg.data)
     return exit_status(findings)

@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from tqdm import tqdm
 
 from data.build import build_data, with_tiles
 from data.feed.loader import eval_loader
@@ -72,6 +73,9 @@ def evaluate(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
         raise UserError(
             f"the model's classes {detector.names} are not the dataset's {list(data.taxonomy.names)}"
         )
+    total = len(data.val)
+    quiet = None if accelerator.is_main_process else True
+    bar = tqdm(total=total, unit=" images", desc="evaluating", disable=quiet, leave=False)
     start = time.perf_counter()
     predictions = predict_split(
         accelerator,
@@ -89,7 +93,9 @@ def evaluate(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
         cfg.eval.max_detections,
         flat_threshold(data.labels, cfg.eval),
         MemoryWatch(accelerator.device, "eval.batch_size"),
+        shown=lambda num: bar.update(min(num * accelerator.num_processes, total - bar.n)),
     )
+    bar.close()
     assert predictions is not None, "nothing stops it"
     if data.val_tiles is not None:
         predictions = on_images(predictions, data.val_tiles, cfg.eval.max_detections)
