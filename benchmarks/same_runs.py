@@ -95,7 +95,7 @@ def _summary(code: Path, name: str) -> dict[str, object]:
         print(f"{code.name} {name} ...", file=sys.stderr, flush=True)
         subprocess.run(
             [*launcher, "train_accelerate.py", *arguments.split(), "--run.output_dir", str(folder)]
-            + ["--run.tracker", "none", "--run.pictures", "false", "--run.resume", "auto"],
+            + ["--run.tracker", "none", "--run.resume", "auto"],
             cwd=code,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
             check=True,
