@@ -42,7 +42,7 @@ p { margin: 4px 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: 14px; }
 th, td { text-align: left; padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-td { overflow-wrap: anywhere; max-width: 60ch; min-width: 6ch; }
+td { overflow-wrap: break-word; max-width: 60ch; }
 td:first-child { white-space: nowrap; max-width: none; }
 img { display: block; max-width: 100%; height: auto; border-radius: 6px; }
 figure { margin: 0 0 18px; overflow-x: auto; }
