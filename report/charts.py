@@ -35,7 +35,7 @@ def _style() -> Iterator[None]:
     import matplotlib as mpl
 
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of its cache
-    look = {
+    look: dict[Any, Any] = {
         "font.size": 8.5,
         "axes.titlesize": 9.5,
         "axes.titleweight": "bold",
