@@ -73,12 +73,13 @@ def score(
     Returns: None if it was stopped.
     """
     start = time.perf_counter()
-    bar = run.log.evaluation_bar(len(run.data.val), run.accelerator.num_processes)
+    num = len(run.data.val_windows or run.data.val)
+    bar = run.log.evaluation_bar(num, run.accelerator.num_processes)
     predictions = predict_split(
         run.accelerator,
         run.detector.trainable,
         run.val_loader(),
-        len(run.data.val_windows or run.data.val),
+        num,
         run.cfg.eval.max_detections,
         flat_threshold(run.data.labels, run.cfg.eval),
         MemoryWatch(run.accelerator.device, "eval.batch_size"),

@@ -73,7 +73,7 @@ def evaluate(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
         raise UserError(
             f"the model's classes {detector.names} are not the dataset's {list(data.taxonomy.names)}"
         )
-    total = len(data.val)
+    total = len(data.val_windows or data.val)
     quiet = None if accelerator.is_main_process else True
     bar = tqdm(total=total, unit=" images", desc="evaluating", disable=quiet, leave=False)
     start = time.perf_counter()
