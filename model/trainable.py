@@ -24,8 +24,6 @@ PREDICT = ("predict", "predict_with_flat")
 """Methods of a Trainable besides `forward` that read its weights"""
 STUFF_KEY = "stuff_classes"
 """Entry of a panoptic model's config: classes whose segments of an image are one"""
-THRESHOLD_KEY = "recommended_threshold"
-"""Entry of the config of a model of boxes or masks: lowest score with which its F1 was best in validation"""
 
 
 class Trainable(nn.Module):

@@ -132,6 +132,8 @@ def lines(
     """
     axes.set_title(printable(title))
     axes.set_xlabel(x_name)
+    if x_name == "step":
+        axes.xaxis.get_major_locator().set_params(integer=True)
     drawn = 0
     for number, (name, (x, y)) in enumerate(series.items()):
         values = np.array([np.nan if v is None else v for v in y], dtype=np.float64)
@@ -154,6 +156,8 @@ def lines(
 def smoothed(values: Sequence[float], width: int) -> np.ndarray:
     """Mean over `width` values around each, fewer at the ends."""
     array = np.asarray(values, dtype=np.float64)
+    if not len(array):
+        return array
     width = max(1, min(width, len(array)))
     kernel = np.ones(width)
     known = np.convolve(np.ones(len(array)), kernel, mode="same")

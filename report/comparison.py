@@ -10,6 +10,7 @@ from errors import printable
 from evaluation.metrics import TOTALS
 from report import page
 from report.charts import LINES, Axes, Chart, lines, smoothed
+from report.run_charts import known
 from report.run_record import RunRecord, flat
 from settings.keys import Config
 from settings.walk import config_to_dict
@@ -143,12 +144,8 @@ def write_comparison(file: Path, runs: Sequence[RunRecord]) -> None:
 def _charts(runs: Sequence[RunRecord], names: Sequence[str]) -> Iterator[tuple[str, Chart]]:
     losses = {}
     for name, run in zip(names, runs, strict=True):
-        steps, values = run.series("train/loss")
-        known = [
-            (s, float(v)) for s, v in zip(steps, values, strict=True) if isinstance(v, int | float)
-        ]
-        width = max(1, len(known) // 25)
-        losses[name] = ([s for s, _ in known], smoothed([v for _, v in known], width).tolist())
+        x, y = known(run, "train/loss")
+        losses[name] = (x, smoothed(y, len(y) // 25).tolist())
     yield "loss", partial(lines, title="Training loss, smoothed", series=losses, x_name="step")
     rates = {name: run.series("train/lr") for name, run in zip(names, runs, strict=True)}
     yield "lr", partial(lines, title="Learning rate", series=rates, x_name="step")

@@ -77,7 +77,9 @@ def draw_outlines(
     """
     canvas, scale, line = _enlarged(image)
     size = (canvas.height, canvas.width)
-    corners, texts, inks = [], [], []
+    corners: list[tuple[float, float, float, float]] = []
+    texts: list[str] = []
+    inks: list[tuple[int, int, int]] = []
     for number, (objects, colours, own_texts) in enumerate(layers):
         own = _corners(objects, scale)
         if objects.masks is not None:

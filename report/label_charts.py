@@ -119,12 +119,12 @@ def _centre_chart(axes: Axes, split: Split) -> None:
     if len(objects):
         extent = sizes[objects.image][:, ::-1]
         centres = (objects.boxes[:, :2] + objects.boxes[:, 2:] / 2) / extent
-        cells, _, _ = np.histogram2d(
-            *centres.clip(0, 1 - 1e-9).T, bins=CENTRE_CELLS, range=((0, 1), (0, 1))
-        )
+        column, row = (centres.clip(0, 1 - 1e-9) * CENTRE_CELLS).astype(np.int64).T
+        cells = np.bincount(row * CENTRE_CELLS + column, minlength=CENTRE_CELLS**2)
+        cells = cells.reshape(CENTRE_CELLS, CENTRE_CELLS)
         colours = np.zeros((CENTRE_CELLS, CENTRE_CELLS, 4))
         colours[..., :3] = np.array([0x2F, 0x7E, 0xD8]) / 255
-        colours[..., 3] = np.sqrt(cells.T / cells.max())
+        colours[..., 3] = np.sqrt(cells / cells.max())
         edges = np.linspace(0, 1, CENTRE_CELLS + 1)
         axes.pcolormesh(edges, edges, colours)
     axes.set(

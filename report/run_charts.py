@@ -31,7 +31,7 @@ def run_charts(run: RunRecord) -> Iterator[tuple[str, Chart]]:
     """(name, chart) of everything that the folder has numbers for."""
     if run.steps:
         yield "loss", partial(loss_chart, run=run)
-        if terms := _terms(run):
+        if len(terms := _terms(run)) > 1:
             yield "terms", partial(_term_chart, run=run, terms=terms)
         rate = {"lr": run.series("train/lr")}
         yield "lr", partial(lines, title="Learning rate", series=rate, x_name="step")
@@ -59,14 +59,19 @@ def evaluation_charts(curves: Mapping[str, Any], when: str) -> Iterator[tuple[st
 
 def loss_chart(axes: Axes, run: RunRecord) -> None:
     """The loss of every logged step, faint, and smoothed."""
-    steps, values = run.series("train/loss")
-    known = [(s, v) for s, v in zip(steps, values, strict=True) if isinstance(v, int | float)]
-    x, y = [s for s, _ in known], [float(v) for _, v in known]
+    x, y = known(run, "train/loss")
     width = max(1, len(y) // 25)
-    lines(axes, "Training loss", {"loss": (x, smoothed(y, width).tolist() if y else [])})
+    lines(axes, "Training loss", {"loss": (x, smoothed(y, width).tolist())})
     if width > 1:
         axes.plot(x, y, color=LINES[0], alpha=0.3, linewidth=0.8, zorder=1)
     axes.set_xlabel("step")
+
+
+def known(run: RunRecord, key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a number of steps, without those that had none (which was not finite)."""
+    rows = zip(*run.series(key), strict=True)
+    numbers = [(step, float(value)) for step, value in rows if isinstance(value, int | float)]
+    return [step for step, _ in numbers], [value for _, value in numbers]
 
 
 def _terms(run: RunRecord) -> list[str]:
@@ -76,13 +81,11 @@ def _terms(run: RunRecord) -> list[str]:
 
 
 def _term_chart(axes: Axes, run: RunRecord, terms: Sequence[str]) -> None:
-    width = max(1, len(run.steps) // 25)
-    found = {}
+    found: dict[str, tuple[Sequence[float], Sequence[float | None]]] = {}
     for key in terms:
-        steps, values = run.series(key)
-        known = [0.0 if v is None else v for v in values]
-        found[key.removeprefix("train/loss_")] = (steps, smoothed(known, width).tolist())
-    lines(axes, "Terms of the loss, last layer", found, x_name="step")  # type: ignore[arg-type]
+        x, y = known(run, key)
+        found[key.removeprefix("train/loss_")] = (x, smoothed(y, len(y) // 25).tolist())
+    lines(axes, "Terms of the loss, last layer", found, x_name="step")
 
 
 def pr_chart(axes: Axes, curves: Mapping[str, Any], when: str) -> None:
@@ -121,6 +124,10 @@ def threshold_chart(axes: Axes, curves: Mapping[str, Any]) -> None:
 def confusion_chart(axes: Axes, curves: Mapping[str, Any]) -> None:
     """Of many classes those with most mistakes, the others together."""
     counts, names = np.array(curves["confusion"]), list(curves["classes"])
+    if (
+        not counts[-1].any() and not counts[:, -1].any() and len(names) > 1
+    ):  # where every pixel has a class
+        counts, names = counts[:-1, :-1], names[:-1]
     if len(names) > MOST_IN_MATRIX:
         counts, names = _most_confused(counts, names)
     title = "Confusion of pixels" if "thresholds" not in curves else "Confusion"

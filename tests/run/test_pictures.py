@@ -36,8 +36,8 @@ def metrics_of(folder):
 
 def test_export_has_the_threshold_of_the_best_evaluation(shown):
     best = metrics_of(shown / "eval" / (shown / "checkpoints/best").readlink().name)
-    config = json.loads((shown / "export/config.json").read_text())
-    assert config["recommended_threshold"] == best["threshold"]
+    recommended = json.loads((shown / "export/permafrost.json").read_text())
+    assert recommended == {"threshold": best["threshold"]}
     assert 0 < best["threshold"] < 1
     assert 0 < best["F1"] <= 1
 
