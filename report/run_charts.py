@@ -1,5 +1,6 @@
 """The charts of a run: losses, learning rate, metrics, and what the best evaluation says about thresholds and classes."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -70,7 +71,11 @@ def loss_chart(axes: Axes, run: RunRecord) -> None:
 def known(run: RunRecord, key: str) -> tuple[list[int], list[float]]:
     """Steps and values of a number of steps, without those that had none (which was not finite)."""
     rows = zip(*run.series(key), strict=True)
-    numbers = [(step, float(value)) for step, value in rows if isinstance(value, int | float)]
+    numbers = [
+        (step, float(value))
+        for step, value in rows
+        if isinstance(value, int | float) and math.isfinite(value)
+    ]
     return [step for step, _ in numbers], [value for _, value in numbers]
 
 
