@@ -28,7 +28,6 @@ from disk import write_whole
 from export.hub import resolve_repo_id
 from model.memory import MemoryWatch
 from model.trainable import PREDICT
-from report.drawing import draw_batch
 from run.banner import banner
 from run.build import Run, build_run, start_processes
 from run.evaluate import complete_best, evaluate, finish_report
@@ -36,6 +35,7 @@ from run.export import export
 from run.log import DONE, claim_run_folder
 from run.precision import Attempt, loss_scale, with_fitting_scale
 from run.profile import StepProfile
+from run.samples import begin_labels, draw_first_batches
 from run.together import on_main
 from run.trouble import (
     explain,
@@ -80,7 +80,7 @@ def train(run: Run, model: torch.nn.Module, stream: Iterator[Batch], accumulatio
             meter.restart()
         if checkpoint_due(state, run.num_steps, cfg.train, checkpoints):
             run.save()
-        if state.step == run.num_steps:
+        if state.step == run.num_steps or out_of_patience(state, cfg.train):
             return True
 
         profile.begin()
@@ -189,7 +189,13 @@ def checkpoint_due(
     """Whether the present state is to be saved (if it has not been)."""
     best = state.step > 0 and checkpoints.is_best(state.step)
     every = cfg.checkpoint_every or cfg.evaluate_every
-    return state.step == num_steps or best or due(state.step, every)
+    ends = state.step == num_steps or out_of_patience(state, cfg)
+    return ends or best or due(state.step, every)
+
+
+def out_of_patience(state: TrainState, cfg: TrainConfig) -> bool:
+    """Whether so many evaluations in a row were no better that training ends early."""
+    return cfg.patience is not None and state.stale_evaluations >= cfg.patience
 
 
 def stop(run: Run) -> bool:
@@ -220,19 +226,6 @@ def log_step(
         values["train/image_ids"] = gather_object(own)
     run.log.metrics(run.state.step, values)
     run.log.step_line(run.state.step, values, memory_mb(run.accelerator.device))
-
-
-def draw_first_batches(run: Run, batches: Sequence[Batch]) -> None:
-    """Draw what the model gets in the first steps into samples/."""
-    turned = run.state.samples_seen // run.cfg.train.global_batch_size  # skipped steps too
-    if run.accelerator.is_main_process and turned < run.cfg.run.draw_batches:
-        for turn, batch in enumerate(batches):
-            name = f"step-{run.state.step + 1:06d}-{turn}.png"
-            file = run.folder / "samples" / name
-            try:
-                draw_batch(batch, run.data.taxonomy.names, file, run.data.labels)
-            except OSError as error:  # a full disk: checkpoints decide whether the run goes on
-                run.log.say(f"warning: samples/{name} could not be drawn: {error}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -281,6 +274,7 @@ def _whole_run(cfg: Config) -> int:
             run.log.say(f"memory      {run.memory}")
         if run.state.step:
             run.log.say(f"resumed at step {run.state.step}")
+        begin_labels(run)
         model, run.optimizer = wrapped(
             accelerator, run.detector.trainable, run.optimizer, cfg.train.parallel, PREDICT
         )

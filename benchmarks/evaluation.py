@@ -28,6 +28,7 @@ from benchmarks.conditions import conditions
 from data.dataset import Data
 from data.findings import Findings
 from evaluation.metrics import measure
+from evaluation.mistakes import analyse
 from evaluation.predictions import Predictions
 from report.evaluation import NUM_DRAWN, write_report
 from run.aside import Aside
@@ -77,12 +78,14 @@ def one(num_images: int, detections: int, rounds: int, num_steps: int) -> None:
             if main:
                 with mock.patch("evaluation.coco.without_collector", contextlib.nullcontext):
                     told.append(measure("boxes", data.val, predictions, data.taxonomy))
-                write_report(out, told[-1], predictions, data, cfg)
+                seen = analyse("boxes", data.val, predictions, data.taxonomy)
+                write_report(out, told[-1], predictions, data, cfg, seen)
 
         def now() -> None:
             told.append(measure("boxes", data.val, predictions, data.taxonomy, accelerator))
+            seen = analyse("boxes", data.val, predictions, data.taxonomy, accelerator)
             if main:
-                aside.start(lambda: write_report(out, told[-1], predictions, data, cfg))
+                aside.start(lambda: write_report(out, told[-1], predictions, data, cfg, seen))
 
         lost: dict[Callable[[], None], list[np.ndarray]] = {before: [], now: []}
         for _ in range(rounds):

@@ -44,6 +44,8 @@ def run_world(
         "true",
         "--run.draw_batches",
         "0",
+        "--run.pictures",
+        "false",
         "--data.num_workers",
         "0",
     ]

@@ -94,7 +94,7 @@ def main() -> None:
         for number, (name, arguments) in enumerate(cases(folder, args.backbone).items()):
             if not name.startswith(tuple(args.only)):
                 continue
-            more = f"--run.output_dir {folder / str(number)} --run.draw_batches 0 --data.cache_features 1"
+            more = f"--run.output_dir {folder / str(number)} --run.draw_batches 0 --run.pictures false --data.cache_features 1"
             more += f" --data.cache_folder {folder / 'features'}"
             (folder / str(number)).mkdir()
             cfg = load_config([*arguments.split(), *more.split()])

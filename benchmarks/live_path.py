@@ -93,7 +93,7 @@ def backbone_rows(given: str | None, rounds: int) -> Iterator[tuple[str, list[Pa
 def built(arguments: str, folder: Path) -> Run:
     """The run of a command line, with the backbone at work."""
     output = Path(tempfile.mkdtemp(dir=folder))
-    more = f"--data.cache_features 0 --run.output_dir {output} --run.draw_batches 0"
+    more = f"--data.cache_features 0 --run.output_dir {output} --run.draw_batches 0 --run.pictures false"
     cfg = load_config([*arguments.split(), *more.split()])
     run = build_run(cfg, start_processes(cfg))
     run.detector.trainable.train()

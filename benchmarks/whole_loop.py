@@ -98,7 +98,7 @@ def our_run(photos: Path, backbone: Path, size: tuple[int, int], place: Path) ->
     """A run of ours, built and ready for its first step."""
     place.mkdir()
     cfg = Config(
-        run=RunConfig(output_dir=str(place), tracker="none", draw_batches=0),
+        run=RunConfig(output_dir=str(place), tracker="none", draw_batches=0, pictures=False),
         data=replace(data_config(photos, *size), num_workers=0),
         model=ModelConfig(backbone=str(backbone), head="detr"),
         optim=OPTIM,

@@ -55,6 +55,7 @@ def predict_split(
     flat_threshold: float,
     memory: MemoryWatch,
     stopped: Callable[[], bool] = lambda: False,
+    shown: Callable[[int], object] = lambda num: None,
 ) -> Predictions | None:
     """Collective: called on every rank. Predictions for every image, the same on all ranks.
 
@@ -68,6 +69,7 @@ def predict_split(
         flat_threshold: lowest score of what a pipeline is to give, where that differs, and of panoptic
             segments.
         stopped: asked before every batch, by all ranks together; True ends the evaluation.
+        shown: told the number of images of every batch of this rank.
 
     Returns: None if it was stopped.
 
@@ -100,6 +102,7 @@ def predict_split(
                 if own_flat is not None:
                     flat.append(_in_split(own_flat, batch))
                 seen += zip(batch.indices, batch.missing, strict=True)
+                shown(len(batch.indices))
     finally:
         trainable.train(was_training)
     covered = gather_rows(accelerator, np.array(seen, dtype=np.float64).reshape(-1, 2)).astype(int)

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from errors import printable
-from report.drawing import colour_of
+from report.palette import colour_of
 
 CHART_PX = (640, 330)
 MOST_CLASSES = 12

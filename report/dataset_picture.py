@@ -36,6 +36,8 @@ PICTURE_TITLE = "Dataset as checked by permafrost"
 WIDTH_PX = 1312
 CELL_PX = 320
 COLUMNS, ROWS = 4, 3
+SAMPLES_TOP_PX = CHART_PX[1] + 22
+"""What is above of it is charts"""
 MOST_LABELS = 8
 """In an image with more boxes than this, class names would hide it"""
 UNITS: dict[Labels, str] = {

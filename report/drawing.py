@@ -1,7 +1,6 @@
 """Boxes, masks and regions drawn on images."""
 
-import colorsys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,38 +13,18 @@ from data.feed.collate import absolute
 from data.masks import CELL_PIXELS, CELL_PX, Mask, encode, mask_column, pixels_of
 from data.objects import Objects
 from errors import printable
+from report.palette import GROUND, TRUTH, colour_of
+from report.tags import draw_tags
 from settings.tasks import EVERY_PIXEL, Labels
 
-TRUTH = (60, 220, 60)
-COLOURS = [
-    (255, 70, 70),
-    (70, 140, 255),
-    (255, 190, 0),
-    (220, 80, 255),
-    (0, 210, 210),
-    (255, 130, 40),
-]
-GROUND = (32, 32, 32)
-"""Colour around images"""
-GOLDEN_ANGLE = 0.381966
-"""Part of a circle"""
 TINT = 0.45
 """Share of its class's colour in the pixels of a mask"""
 MIN_SIDE_PX = 320
 """Small images are enlarged to this, so that labels can be read"""
 MIN_LINE_PX = 26
 """Height of a line of a legend; more below large pictures"""
-
-
-def colour_of(kind: int) -> tuple[int, int, int]:
-    """RGB of a class; beyond COLOURS, hues a golden angle apart in two brightnesses."""
-    if kind < len(COLOURS):
-        return COLOURS[kind]
-    hue = (kind * GOLDEN_ANGLE) % 1.0
-    red, green, blue = colorsys.hsv_to_rgb(
-        hue, 0.55 + 0.4 * (kind % 2), 1.0 - 0.35 * (kind % 3) / 2
-    )
-    return round(red * 255), round(green * 255), round(blue * 255)
+MOST_TAGS = 12
+"""On an image with more objects, the legend says what they are"""
 
 
 def beside(images: Sequence[Image.Image], gap_px: int = 3) -> Image.Image:
@@ -70,32 +49,61 @@ def draw_objects(
     Args:
         labels: one an object; None where a legend says what colours are. truth: drawn first, thin and green.
     """
-    scale = max(1.0, MIN_SIDE_PX / max(image.shape[:2]))
-    height, width = (round(side * scale) for side in image.shape[:2])
-    canvas = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    canvas, scale, line = _enlarged(image)
     if objects.masks is not None:
         canvas = _with_masks(np.array(canvas), objects, truth)
     pen = ImageDraw.Draw(canvas)
-    line = max(2, round(max(width, height) / 400))
-    font = ImageFont.load_default(size=max(11, round(max(width, height) / 50)))
     edges = truth if truth is not None and objects.masks is None else Objects.none()
     for box in _corners(edges, scale):
         pen.rectangle(box, outline=TRUTH, width=max(1, line // 2))
-    labels = [""] * len(objects) if labels is None else labels
-    for box, label, kind in zip(_corners(objects, scale), labels, objects.classes, strict=True):
-        colour = colour_of(int(kind))
-        x1, y1, x2, y2 = box
-        if objects.masks is None:
-            pen.rectangle((x1, y1, x2, y2), outline=colour, width=line)
-        label = printable(label, 60)
-        if label:
-            left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
-            w, h = right - left + 6, bottom + 4
-            x = min(max(0.0, x1), max(0.0, width - w))
-            y = y1 - h if y1 >= h else min(y2, height - h)
-            pen.rectangle((x, y, x + w, y + h), fill=colour)
-            pen.text((x + 3, y + 1), label, fill="white", font=font)
+    corners = _corners(objects, scale)
+    colours = [colour_of(int(kind)) for kind in objects.classes]
+    if objects.masks is None:
+        for box, colour in zip(corners, colours, strict=True):
+            pen.rectangle(box, outline=colour, width=line)
+    if labels is not None:
+        draw_tags(canvas, corners, labels, colours, line)
     return canvas
+
+
+def draw_outlines(
+    image: np.ndarray,
+    layers: Sequence[tuple[Objects, Sequence[tuple[int, int, int]], Sequence[str]]],
+) -> Image.Image:
+    """Draw the outlines of objects alone, in given colours, on uint8 [H, W, 3].
+
+    Args:
+        layers: objects with a colour and a text each; those of the first layer are thin.
+    """
+    canvas, scale, line = _enlarged(image)
+    size = (canvas.height, canvas.width)
+    corners: list[tuple[float, float, float, float]] = []
+    texts: list[str] = []
+    inks: list[tuple[int, int, int]] = []
+    for number, (objects, colours, own_texts) in enumerate(layers):
+        own = _corners(objects, scale)
+        if objects.masks is not None:
+            pixels = np.array(canvas)
+            for mask, colour in zip(objects.masks, colours, strict=True):
+                pixels[_edge(mask, size)] = colour
+            canvas = Image.fromarray(pixels)
+        else:
+            pen = ImageDraw.Draw(canvas)
+            for box, colour in zip(own, colours, strict=True):
+                pen.rectangle(box, outline=colour, width=line if number else max(1, line // 2))
+        corners += own
+        texts += own_texts
+        inks += colours
+    draw_tags(canvas, corners, texts, inks, line)
+    return canvas
+
+
+def _enlarged(image: np.ndarray) -> tuple[Image.Image, float, int]:
+    """The picture, at least MIN_SIDE_PX long; how much that enlarges it; the width of lines, px."""
+    scale = max(1.0, MIN_SIDE_PX / max(image.shape[:2]))
+    height, width = (round(side * scale) for side in image.shape[:2])
+    canvas = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return canvas, scale, max(2, round(max(width, height) / 400))
 
 
 def _with_masks(pixels: np.ndarray, objects: Objects, truth: Objects | None) -> Image.Image:
@@ -126,6 +134,19 @@ def _edge(mask: Mask, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     return rows, columns
 
 
+def titled(image: Image.Image, title: str) -> Image.Image:
+    """The picture below a line that says what it is, cut off at its end where it is too long."""
+    line_px = max(18, round(max(image.size) / 34))
+    font = ImageFont.load_default(size=line_px * 0.65)
+    canvas = Image.new("RGB", (image.width, image.height + line_px), GROUND)
+    canvas.paste(image, (0, line_px))
+    text = printable(title)
+    while len(text) > 2 and font.getlength(text) > image.width - 6:
+        text = f"{text[:-2]}…"
+    ImageDraw.Draw(canvas).text((3, line_px * 0.12), text, fill="white", font=font)
+    return canvas
+
+
 def save_grid(
     images: Sequence[Image.Image],
     file: Path,
@@ -133,12 +154,16 @@ def save_grid(
     gap_px: int = 6,
     legend: Mapping[int, str] | None = None,
     note: str = "",
+    titles: Sequence[str] | None = None,
+    colours: Callable[[int], tuple[int, int, int]] = colour_of,
 ) -> None:
     """Write images as one picture, row by row.
 
     Args:
-        legend and note: as `with_legend` has them.
+        legend, note and colours: as `with_legend` has them. titles: what stands above each image.
     """
+    if titles is not None:
+        images = [titled(image, title) for image, title in zip(images, titles, strict=True)]
     columns = min(columns, len(images))
     rows = [images[start : start + columns] for start in range(0, len(images), columns)]
     cell = max(image.width for image in images)
@@ -150,7 +175,7 @@ def save_grid(
         for column, image in enumerate(row):
             canvas.paste(image, (gap_px + column * (cell + gap_px), y))
         y += height + gap_px
-    canvas = with_legend(canvas, legend or {}, note)
+    canvas = with_legend(canvas, legend or {}, note, colours)
     file.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(file)
 
@@ -160,15 +185,20 @@ def legend_of(names: Sequence[str], tables: Iterable[Objects]) -> dict[int, str]
     return {kind: names[kind] for kind in sorted({int(c) for t in tables for c in t.classes})}
 
 
-def with_legend(picture: Image.Image, legend: Mapping[int, str], note: str = "") -> Image.Image:
+def with_legend(
+    picture: Image.Image,
+    legend: Mapping[int, str],
+    note: str = "",
+    colours: Callable[[int], tuple[int, int, int]] = colour_of,
+) -> Image.Image:
     """The picture with a patch of colour and a name for each class below it.
 
     Tags on regions, which touch each other everywhere, would hide one another and what they name.
 
     Args:
-        legend: names by class. note: told behind them.
+        legend: names by class. note: told behind them. colours: by class.
     """
-    if not legend:
+    if not legend and not note:
         return picture
     line_px = max(MIN_LINE_PX, max(picture.size) // 60)
     font = ImageFont.load_default(size=line_px * 0.65)
@@ -189,13 +219,23 @@ def with_legend(picture: Image.Image, legend: Mapping[int, str], note: str = "")
         top = picture.height + y
         patch = (x + 6, top + line_px // 6, x + line_px, top + line_px - line_px // 4)
         if kind is not None:
-            pen.rectangle(patch, fill=colour_of(kind))
+            pen.rectangle(patch, fill=colours(kind))
         pen.text((x + line_px + 5, top + line_px // 13), text, fill="white", font=font)
     return canvas
 
 
-def draw_batch(batch: Batch, names: Sequence[str], file: Path, labels: Labels = "boxes") -> None:
-    """Draw a batch as the model gets it: augmented pixels, padding, boxes back from the targets."""
+def draw_batch(
+    batch: Batch,
+    names: Sequence[str],
+    file: Path,
+    labels: Labels = "boxes",
+    titles: Sequence[str] | None = None,
+) -> None:
+    """Draw a batch as the model gets it: augmented pixels, padding, boxes back from the targets.
+
+    Args:
+        titles: what stands above each image.
+    """
     images, tables = [], []
     objects = batch.objects.each(lambda column: column.cpu().numpy())
     for row, (pixels, mask) in enumerate(zip(batch.pixel_values, batch.pixel_mask, strict=True)):
@@ -206,10 +246,19 @@ def draw_batch(batch: Batch, names: Sequence[str], file: Path, labels: Labels = 
         if own.masks is not None:
             own = replace(own, masks=mask_column([_of_cells(cells) for cells in own.masks]))
         image = pixels.permute(1, 2, 0).cpu().numpy()
-        tags = None if labels in EVERY_PIXEL else [names[c] for c in own.classes]
-        images.append(draw_objects(image, own, tags))
+        images.append(draw_objects(image, own, tags_of(own, names, labels)))
         tables.append(own)
-    save_grid(images, file, legend=legend_of(names, tables) if labels in EVERY_PIXEL else None)
+    save_grid(images, file, legend=legend_of(names, tables), titles=titles)
+
+
+def tags_of(objects: Objects, names: Sequence[str], labels: Labels) -> list[str] | None:
+    """The class of each object, and the score where it has one; None where the legend alone says it."""
+    if labels in EVERY_PIXEL or len(objects) > MOST_TAGS:
+        return None
+    texts = [names[c] for c in objects.classes]
+    if objects.scores is None:
+        return texts
+    return [f"{text} {score:.2f}" for text, score in zip(texts, objects.scores, strict=True)]
 
 
 def _of_cells(cells: np.ndarray) -> Mask:

@@ -9,28 +9,29 @@ from typing import Any, TextIO
 
 from PIL import Image
 
-from data.canvas import resized_size
 from data.coco_format import coco_results
 from data.dataset import Data
-from data.images.decode import decode
 from data.objects import Objects
-from data.record import Record
-from data.regions import label_map, regions_of, segment_map, segments_of
 from data.taxonomy import Taxonomy
 from disk import flush_all, whole_folder
 from errors import UserError, csv_cell, printable
 from evaluation.metrics import TOTALS
+from evaluation.mistakes import Analysis
 from evaluation.predictions import Predictions
-from report.drawing import beside, draw_objects, legend_of, save_grid
-from settings.keys import EvalConfig, ImageSizeConfig
+from report.drawing import beside, draw_objects, legend_of, save_grid, tags_of
+from report.mistakes import CONFUSION, CURVES, WORST, WORST_PICTURE, write_mistakes
+from report.thumbnails import thumbnail, title_of, true_parts
+from settings.keys import EvalConfig
 from settings.tasks import EVERY_PIXEL
 
-REPORT_FILES = {"metrics.json", "per_class.csv", "predictions.json", "predictions.png"}
+REPORT_FILES = {
+    *("metrics.json", "per_class.csv", "predictions.json", "predictions.png"),
+    *(CURVES, CONFUSION, WORST, WORST_PICTURE),
+}
 COUNTED = ("boxes", "pixels", "segments")
 """Of a class, what there is of it, beside how well it is found"""
 TRUTH_AND_FOUND = "(of each pair: labels on the left, predictions on the right)"
-NUM_DRAWN = 8
-THUMBNAIL_PX = 800
+NUM_DRAWN = 12
 RESULTS_AT_ONCE = 10_000
 
 
@@ -40,8 +41,10 @@ def write_report(
     predictions: Predictions,
     data: Data,
     cfg: EvalConfig,
+    analysis: Analysis,
 ) -> None:
-    """metrics.json, per_class.csv, predictions.json (COCO results) and predictions.png.
+    """metrics.json, per_class.csv, predictions.json (COCO results), predictions.png, and what `report.mistakes`
+    writes.
 
     The folder appears when all of them are whole; an older one is replaced then.
 
@@ -59,7 +62,9 @@ def write_report(
         image_ids = [record.image_id for record in data.val.records]
         with (temporary / "predictions.json").open("w") as file:
             _write_results(file, predictions.objects, image_ids, data.taxonomy)
-        draw_fixed_images(temporary / "predictions.png", predictions, data, cfg.score_threshold)
+        threshold = cfg.score_threshold if analysis.threshold is None else analysis.score
+        draw_fixed_images(temporary / "predictions.png", predictions, data, threshold)
+        write_mistakes(temporary, analysis, predictions, data)
         flush_all(temporary)
 
 
@@ -103,50 +108,43 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
 
 
 def draw_fixed_images(file: Path, predictions: Predictions, data: Data, threshold: float) -> None:
-    """The same images after every evaluation: truth thin and green, predictions with scores; of regions and
-    segments truth at the left, predictions beside it, and a legend of classes."""
+    """The same images after every evaluation: truth at the left, predictions beside it, a legend of classes."""
     images: list[Image.Image] = []
+    titles: list[str] = []
     parts: list[Objects] = []
-    split, taxonomy = data.val, data.taxonomy
+    split, names = data.val, data.taxonomy.names
     missing = set(predictions.missing.tolist())
     for index in [i for i in range(len(split)) if i not in missing][:NUM_DRAWN]:
         record = split.records[index]
         found = predictions.objects.of_image(index)
-        if data.labels not in EVERY_PIXEL:
-            found = found.take(found.scores >= threshold)
-        # Photos are drawn small: eight of 12 megapixels would take seconds, and tens of megabytes.
-        small = resized_size(record.height, record.width, ImageSizeConfig(THUMBNAIL_PX))
-        wanted = small if max(small) < max(record.height, record.width) else None
-        pixels = decode(split.images[index], record.where, wanted, draft=wanted is not None)
-        y, x = pixels.shape[0] / record.height, pixels.shape[1] / record.width
-        found = found.scaled(x, y)
+        truth = record.objects
         if data.labels in EVERY_PIXEL:
-            both = [_true_parts(record, data).scaled(x, y), found]
-            images.append(beside([draw_objects(pixels, objects) for objects in both]))
-            parts += both
+            truth = true_parts(record, data)
         else:
-            tags = [
-                f"{taxonomy.names[c]} {score:.2f}"
-                for c, score in zip(found.classes, found.scores, strict=True)
-            ]
-            images.append(draw_objects(pixels, found, tags, record.objects.scaled(x, y)))
+            found = found.take(found.scores >= threshold)
+        pixels, x, y = thumbnail(split, index)
+        both = [truth.scaled(x, y), found.scaled(x, y)]
+        images.append(
+            beside([draw_objects(pixels, own, tags_of(own, names, data.labels)) for own in both])
+        )
+        titles.append(title_of(split, index))
+        parts += both
     if images:
-        legend = legend_of(taxonomy.names, parts)
-        save_grid(images, file, legend=legend, note=TRUTH_AND_FOUND if legend else "")
-
-
-def _true_parts(record: Record, data: Data) -> Objects:
-    """The true regions or segments of an image."""
-    size, taxonomy = (record.height, record.width), data.taxonomy
-    if data.labels == "regions":
-        return regions_of(label_map(record.objects, size, taxonomy.background))
-    return segments_of(*segment_map(record.objects, size, taxonomy.stuff, taxonomy.background))
+        note = TRUTH_AND_FOUND
+        if data.labels not in EVERY_PIXEL:
+            note = f"{note[:-1]} from a score of {threshold:.2f} on)"
+        save_grid(images, file, 3, legend=legend_of(names, parts), note=note, titles=titles)
 
 
 def metric_lines(metrics: dict[str, Any], max_classes: int = 20) -> Iterator[str]:
     """One line of totals, then one per class (the worst ones, if there are many)."""
     totals = [name for name in TOTALS if name in metrics]
     yield "  ".join(f"{name} {_text(metrics[name])}" for name in totals)
+    if "threshold" in metrics:
+        yield (
+            f"at IoU 0.5 best F1 {metrics['F1']:.3f} (precision {metrics['precision']:.3f}, recall "
+            f"{metrics['recall']:.3f}) with scores from {metrics['threshold']:.2f} on"
+        )
     for prefix, what in (("box_", "boxes around masks"), ("flat_", "flat map of pipeline()")):
         if f"{prefix}AP" in metrics:
             values = "  ".join(f"{name} {_text(metrics[prefix + name])}" for name in totals)

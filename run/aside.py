@@ -49,6 +49,11 @@ class Aside:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             answering.close()
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is work that `finish` has not been called for."""
+        return self._process is not None
+
     def wait(self) -> None:
         """Return when nothing is being done, whatever came of it. From any thread."""
         process = self._process

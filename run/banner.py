@@ -165,6 +165,8 @@ def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) 
         )
     if cfg.optim.warmup_steps >= num_steps:
         yield _row("WARNING", f"warm-up ({cfg.optim.warmup_steps} steps) does not end in this run")
+    if cfg.train.patience is not None and cfg.train.evaluate_every is None:
+        yield _row("WARNING", "train.patience has no effect without train.evaluate_every")
     queries = detector.num_queries
     crowded = sum(
         int((found_on(split, data.labels) > queries).sum()) for split in (data.train, data.val)

@@ -99,6 +99,8 @@ class Run:
     num_steps: int
     reports: Aside = dataclasses.field(default_factory=Aside)
     """Writes the files of evaluations"""
+    drawings: Aside = dataclasses.field(default_factory=Aside)
+    """Draws what is labelled"""
     features: Features | None = None
     """What the backbone makes of the images, where that is stored"""
     memory: Memory | None = None

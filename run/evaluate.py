@@ -13,11 +13,17 @@ from accelerate.utils import broadcast
 from disk import recover
 from errors import UserError
 from evaluation.metrics import measure
+from evaluation.mistakes import Analysis, analyse
 from evaluation.predictions import Predictions, flat_threshold, predict_split
 from evaluation.windows import on_images
 from model.memory import MemoryWatch
 from report.evaluation import metric_lines, read_metrics, write_report
+from report.mistakes import WORST_PICTURE
+from report.run_charts import RESULTS, draw_results
+from report.run_page import PAGE, write_run_page
+from report.run_record import read_run
 from run.build import Run
+from run.samples import finish_labels
 from run.together import on_main, told_by_main
 from training.counts import any_rank
 from training.state import load_model, load_state
@@ -35,7 +41,7 @@ def evaluate(run: Run) -> bool:
         scored = score(run, lambda: any_rank(run.accelerator, run.stop.reason is not None))
     if scored is None:
         return False
-    metrics, predictions = scored
+    metrics, predictions, analysis = scored
     value = metrics[str(run.cfg.eval.metric)]
     # Whether to save depends on it, and on another kind of CPU the last digit may be another.
     tensor = torch.tensor([math.nan if value is None else value], device=run.accelerator.device)
@@ -44,30 +50,41 @@ def evaluate(run: Run) -> bool:
     for line in metric_lines(metrics):
         run.log.say(f"eval {step:>{len(str(run.num_steps))}}  {line}")
     if run.accelerator.is_main_process:
+        finish_labels(run)
         finish_report(run)
-        begin_report(run, step, metrics, predictions)
+        begin_report(run, step, metrics, predictions, analysis)
     run.state.evaluated_step = step
     run.checkpoints.record(value, step)
+    stale = 0 if run.checkpoints.is_best(step) else run.state.stale_evaluations + 1
+    run.state.stale_evaluations = stale
+    if stale == run.cfg.train.patience and step < run.num_steps:
+        run.log.say(
+            f"training ends after step {step}: {stale} evaluation(s) without a better "
+            f"{run.cfg.eval.metric} (train.patience)"
+        )
     return True
 
 
 def score(
     run: Run, stopped: Callable[[], bool] = lambda: False
-) -> tuple[dict[str, Any], Predictions] | None:
-    """Collective: called on every rank. Metrics and predictions, the same on all ranks.
+) -> tuple[dict[str, Any], Predictions, Analysis] | None:
+    """Collective: called on every rank. Metrics, predictions and what is wrong with them, the same on all ranks.
 
     Returns: None if it was stopped.
     """
     start = time.perf_counter()
+    num = len(run.data.val_windows or run.data.val)
+    bar = run.log.evaluation_bar(num, run.accelerator.num_processes)
     predictions = predict_split(
         run.accelerator,
         run.detector.trainable,
         run.val_loader(),
-        len(run.data.val_windows or run.data.val),
+        num,
         run.cfg.eval.max_detections,
         flat_threshold(run.data.labels, run.cfg.eval),
         MemoryWatch(run.accelerator.device, "eval.batch_size"),
         stopped,
+        bar,
     )
     if predictions is None:
         return None
@@ -75,8 +92,10 @@ def score(
     if data.val_tiles is not None:
         predictions = on_images(predictions, data.val_tiles, run.cfg.eval.max_detections)
     metrics = measure(data.labels, data.val, predictions, data.taxonomy, run.accelerator)
+    analysis = analyse(data.labels, data.val, predictions, data.taxonomy, run.accelerator)
+    metrics |= analysis.totals()
     metrics["seconds"] = round(time.perf_counter() - start, 2)
-    return metrics, predictions
+    return metrics, predictions, analysis
 
 
 def complete_best(run: Run) -> None:
@@ -92,18 +111,24 @@ def complete_best(run: Run) -> None:
     load_model(best, run.detector.model, averaged=run.cfg.train.ema_decay is not None)
     scored = score(run)
     assert scored is not None
-    metrics, predictions = scored
-    on_main(run.accelerator, lambda: _write_anew(run, load_state(best).step, metrics, predictions))
+    metrics, predictions, analysis = scored
+    on_main(
+        run.accelerator,
+        lambda: _write_anew(run, load_state(best).step, metrics, predictions, analysis),
+    )
 
 
-def _write_anew(run: Run, step: int, metrics: dict[str, Any], predictions: Predictions) -> None:
+def _write_anew(
+    run: Run, step: int, metrics: dict[str, Any], predictions: Predictions, analysis: Analysis
+) -> None:
     folder = evaluation_folder(run.folder, step)
     try:
-        write_report(folder, metrics, predictions, run.data, run.cfg.eval)
+        write_report(folder, metrics, predictions, run.data, run.cfg.eval, analysis)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written: {error}. Make room, then go on with --run.resume auto"
         ) from error
+    draw_run(run)
     run.log.say(f"the evaluation of step {step} was made anew")
 
 
@@ -116,22 +141,50 @@ def _best_without_files(run: Run) -> Path | None:
     return best if read_metrics(evaluation_folder(run.folder, step)) is None else None
 
 
-def begin_report(run: Run, step: int, metrics: dict[str, Any], predictions: Predictions) -> None:
+def begin_report(
+    run: Run, step: int, metrics: dict[str, Any], predictions: Predictions, analysis: Analysis
+) -> None:
     """Write metrics and drawings of a step, in a process beside the training. On rank 0 alone."""
     folder = evaluation_folder(run.folder, step)
+
+    def work() -> None:
+        write_report(folder, metrics, predictions, run.data, run.cfg.eval, analysis)
+        draw_run(run)
+
     try:
-        run.reports.start(
-            lambda: write_report(folder, metrics, predictions, run.data, run.cfg.eval)
-        )
+        run.reports.start(work)
     except (OSError, UserError) as error:  # a full disk: checkpoints decide whether the run goes on
         _tell_failure(run, step, str(error))
 
 
+def draw_run(run: Run) -> None:
+    """results.png and report.html, if they are wanted. On rank 0 alone.
+
+    Raises:
+        UserError: if they could not be drawn.
+    """
+    if not run.cfg.run.pictures:
+        return
+    try:
+        record = read_run(run.folder)
+        draw_results(record)
+        write_run_page(record)
+    except Exception as error:  # of the numbers of the evaluation nothing is lost
+        raise UserError(f"{RESULTS} or {PAGE} could not be drawn ({error!r})") from error
+
+
 def finish_report(run: Run) -> None:
-    """Wait for the last report, and say so if it came to nothing. On rank 0 alone."""
+    """Wait for the last report; pass its pictures on, or say so if it came to nothing. On rank 0 alone."""
+    step, begun = run.state.evaluated_step, run.reports.begun
     failure = run.reports.finish()
     if failure is not None:
-        _tell_failure(run, run.state.evaluated_step, failure)
+        _tell_failure(run, step, failure)
+    elif begun:
+        folder = evaluation_folder(run.folder, step)
+        files = {"predictions": folder / "predictions.png", "worst": folder / WORST_PICTURE}
+        if run.cfg.run.pictures:
+            files["results"] = run.folder / RESULTS
+        run.log.pictures(step, {f"pictures/{name}": file for name, file in files.items()})
 
 
 def _tell_failure(run: Run, step: int, failure: str) -> None:

@@ -1,7 +1,10 @@
 """The end of a run: its best weights as others use them."""
 
+import json
+
 from data.feed.collate import collate
 from data.feed.loader import EvalDataset
+from disk import write_whole
 from errors import UserError
 from export.card import model_card, origin, public_name
 from export.folder import export_model
@@ -13,6 +16,8 @@ from run.evaluate import evaluation_folder
 from training.shelf import find_flaw
 from training.state import load_model, load_state
 
+RECOMMENDED = "permafrost.json"
+"""File of an exported folder: `threshold` is the lowest score with which F1 was best in validation"""
 CHECKED_IMAGES = 2
 """Validation images on which the export has to predict what the run does"""
 
@@ -37,6 +42,9 @@ def export(run: Run, repo_id: str | None) -> None:
     backbone = public_name(origin(run.cfg))
     # On the CPU, where equal weights give equal boxes; the run does not need its device any more.
     export_model(detector.trainable.cpu(), card, folder, backbone, batch)
+    if "threshold" in metrics:
+        content = json.dumps({"threshold": metrics["threshold"]})
+        write_whole(folder / RECOMMENDED, content + "\n")
     name = str(run.cfg.eval.metric)
     value = "-" if metrics[name] is None else f"{metrics[name]:.3f}"
     run.log.say(f"best step {step}: {name} {value}, exported to {folder}")

@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import time
-import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,17 +15,27 @@ from tqdm import tqdm
 
 from disk import write_whole
 from errors import UserError, printable_lines
+from run.tracker import Tracker, check_tracker
 from settings.keys import Config, RunConfig
-from settings.walk import config_to_dict
 from training.state import TrainState
 
 LOCK = ".lock"
 DONE = "DONE"
 """File in the folder of a run that was trained and exported to its end"""
-WRITTEN = {"config.yaml", "metrics.jsonl", "train.log", "samples", "eval"}
+WRITTEN = {
+    "config.yaml",
+    "metrics.jsonl",
+    "train.log",
+    "samples",
+    "eval",
+    "results.png",
+    "report.html",
+}
 """What a run writes from its beginning, run.json before all"""
 RESULTS = {"export", DONE}
 """What a run writes at its end"""
+PLANNED_AFTER, WORTH_A_PLAN = 6, 30
+"""Steps after which it is said how long the others will take, and how many there must be for that"""
 
 
 def claim_run_folder(run: RunConfig) -> IO[str] | None:
@@ -34,6 +44,7 @@ def claim_run_folder(run: RunConfig) -> IO[str] | None:
     Raises:
         UserError: naming the folder and what to do.
     """
+    check_tracker(run.tracker)
     check_run_folder(run)
     return lock_run_folder(Path(run.output_dir))
 
@@ -114,9 +125,10 @@ class RunLog:
         self.active = accelerator.is_main_process
         self.folder = Path(cfg.run.output_dir)
         self.num_steps = num_steps
-        self._tracker: Accelerator | None = None
+        self._tracker: Tracker | None = None
         self._bar: tqdm | None = None
-        self._started = time.monotonic()
+        self._started = self._first_step = time.monotonic()
+        self._steps = 0
         self._start_step = state.step
         if not self.active:
             return
@@ -125,7 +137,7 @@ class RunLog:
         self._held: dict[Path, str] = {}
         self._drop_later_than(state)
         if cfg.run.tracker != "none":
-            self._start_tracker(accelerator, cfg, state.tracker_run)
+            self._tracker = Tracker(accelerator, cfg, state.tracker_run, self._metrics)
 
     def say(self, text: str = "") -> None:
         """A line for people: console and train.log."""
@@ -150,17 +162,50 @@ class RunLog:
             )
 
     def advance(self) -> None:
-        """One step is done."""
+        """One step is done. After the first ones it is known how long the others will take."""
+        if not self.active:
+            return
         if self._bar is not None:
             self._bar.update()
+        self._steps += 1
+        if self._steps == 1:  # which takes longer than others
+            self._first_step = time.monotonic()
+        if self._steps == PLANNED_AFTER and self.num_steps - self._start_step >= WORTH_A_PLAN:
+            seconds = (time.monotonic() - self._first_step) / (PLANNED_AFTER - 1)
+            left = self.num_steps - self._start_step - PLANNED_AFTER
+            self.say(
+                f"planned     about {clock(seconds * left)} for {left} more steps of {seconds:.2f} s; evaluations "
+                "and the export come on top"
+            )
+
+    def evaluation_bar(self, images: int, processes: int) -> Callable[[int], object]:
+        """Show the progress of an evaluation, where the console is a terminal.
+
+        Returns: what is to be told how many images this process has predicted. The bar ends with the last of them.
+        """
+        if not self.active:
+            return lambda num: None
+        bar = tqdm(total=images, unit=" images", desc="evaluating", disable=None, leave=False)
+
+        def shown(num: int) -> None:
+            bar.update(min(num * processes, images - bar.n))
+            if bar.n >= images:
+                bar.close()
+
+        return shown
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
         """Append numbers to metrics.jsonl, then pass them to the tracker."""
         if not self.active:
             return
         self._append(self._metrics, json.dumps({"step": step, **values}) + "\n")
-        numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
-        self._to_tracker(lambda tracker: tracker.log(numbers, step=step))
+        if self._tracker is not None:
+            self._tracker.metrics(step, values)
+
+    def pictures(self, step: int, files: Mapping[str, Path]) -> None:
+        """Pass pictures, by name, to the tracker."""
+        if self._tracker is not None:
+            self._tracker.pictures(step, files)
 
     def step_line(self, step: int, values: dict[str, Any], memory_mb: float | None) -> None:
         """The console line of a log step; `values` as in metrics.jsonl."""
@@ -196,8 +241,8 @@ class RunLog:
             return
         if self._bar is not None:
             self._bar.close()
-        self._to_tracker(lambda tracker: [guest.finish() for guest in tracker.trackers])
-        self._tracker = None
+        if self._tracker is not None:
+            self._tracker.finish()
         if not self.is_written():
             files = ", ".join(str(file) for file in self._held)
             raise UserError(
@@ -220,34 +265,6 @@ class RunLog:
             self._held[file] = held + text
             if text and not held:
                 tqdm.write(f"warning: {file} cannot be written for now: {error}")
-
-    def _start_tracker(self, accelerator: Accelerator, cfg: Config, name: str | None) -> None:
-        arguments = (
-            {"trackio": {"name": name, "resume": "allow"}} if cfg.run.tracker == "trackio" else {}
-        )
-        flat = {
-            f"{s}.{k}": str(v) for s, keys in config_to_dict(cfg).items() for k, v in keys.items()
-        }
-        self._tracker = accelerator
-        self._to_tracker(
-            lambda tracker: tracker.init_trackers(
-                cfg.run.project, config=flat, init_kwargs=arguments
-            )
-        )
-
-    def _to_tracker(self, call: Any) -> None:
-        """A tracker is a guest: whatever goes wrong with it, training goes on without it."""
-        if self._tracker is None:
-            return
-        try:
-            call(self._tracker)
-        except Exception as error:
-            self._tracker = None
-            warnings.warn(
-                f"the tracker failed and is left out from here on ({type(error).__name__}: {error}); "
-                f"all numbers are in {self._metrics}",
-                stacklevel=2,
-            )
 
     def _drop_later_than(self, state: TrainState) -> None:
         """What came after the checkpoint is done, and logged, again."""

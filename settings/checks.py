@@ -128,7 +128,7 @@ def _check_train(cfg: Config, world: int) -> Iterator[str]:
             f"train.epochs {train.epochs} and train.steps {train.steps}: set exactly one of them "
             "(on the command line, '--train.epochs null' drops the one in the YAML)"
         )
-    every = ("evaluate_every", "checkpoint_every", "keep_checkpoints")
+    every = ("evaluate_every", "checkpoint_every", "keep_checkpoints", "patience")
     for key in ("epochs", "steps", "global_batch_size", *every):
         yield from _positive(f"train.{key}", getattr(train, key))
     if not isinstance(train.micro_batch_size, str):

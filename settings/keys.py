@@ -49,16 +49,18 @@ class RunConfig:
     """Resume although keys that change the training differ from the checkpoint's"""
     tracker: str = harmless("trackio")
     """trackio (local), none, or another tracker that accelerate knows; metrics.jsonl is always written"""
-    project: str = harmless("permafrost")
-    """Project name in the tracker"""
+    project: str | None = harmless(None)
+    """Project name in the tracker; default: the dataset's name"""
     name: str | None = harmless(None)
     """Run name in the tracker; default: the last part of output_dir"""
+    pictures: bool = harmless(True)
+    """Draw samples/labels.png at the start, and results.png and report.html after each evaluation, beside training"""
     log_every: int = harmless(10)
     """Steps between two console lines and entries of metrics.jsonl"""
     log_image_ids: bool = harmless(False)
     """Write the image ids of each logged step into metrics.jsonl"""
     draw_batches: int = harmless(1)
-    """Draw the first N steps' images with their boxes, as the model gets them, into samples/"""
+    """Draw the first N steps' images with their boxes, as the model gets them, into samples/ (100 pictures at most)"""
     collective_timeout_s: int = harmless(1800)
     """Longest time that a rank waits for the others, s; more than the longest evaluation"""
     preflight_timeout_s: int = harmless(300)
@@ -296,6 +298,8 @@ class TrainConfig:
     """fp16: steps without overflow after which the loss scale is doubled; default: 2000"""
     evaluate_every: int | None = harmless(None)
     """Steps between evaluations; default: only at the end"""
+    patience: int | None = harmless(None)
+    """Training ends early after N evaluations in a row without a better eval.metric; default: it does not"""
     checkpoint_every: int | None = harmless(None)
     """Steps between checkpoints; default: with every evaluation"""
     ema_decay: float | None = None
@@ -320,7 +324,7 @@ class EvalConfig:
     panoptic_threshold: float = 0.5
     """Lowest probability of the class of a segment that is found (panoptic segmentation)"""
     score_threshold: float = harmless(0.5)
-    """Lowest score of a box that is drawn; the metrics use every box"""
+    """Lowest score of a box that is drawn as long as none has the best F1; the metrics use every box"""
     max_detections: int = 100
     """Highest-scored boxes per image that are evaluated"""
     batch_size: int = harmless(8)

@@ -291,6 +291,7 @@ def tiny_run(tmp_path: Path, variant: str = "deformable_detr", **keys: object) -
     values: dict[str, object] = {
         "run__output_dir": tmp_path / "run",
         "run__tracker": "none",
+        "run__pictures": False,  # seconds of charts that most tests do not look at
         "run__log_every": 1,
         "run__log_image_ids": True,
         "data__source": "coco",

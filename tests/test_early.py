@@ -23,6 +23,7 @@ MISTAKES = {
     "train_accelerate.py": (["--optim.lr", "fast"], "optim.lr"),
     "tools.cache_features": (["--data.cache_features", "0"], "data.cache_features"),
     "tools.check_data": (["--data.paht", "x"], "data.path"),
+    "tools.compare": (["runs/a"], "two or more"),
     "tools.evaluate": (["--model", "m", "--eval.batch_size", "0"], "eval.batch_size"),
     "tools.predict": (["--model", "m", "--out", "o", "--threshold", "7", "i"], "--threshold"),
     "tools.random_backbone": (["--backbone", "b"], "--out"),

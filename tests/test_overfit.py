@@ -37,6 +37,7 @@ def train_on_eight(tmp_path, head, steps, side_px, **more):
     keys |= {"data.image_size.longest": side_px}
     keys |= {"data.limit": 8, "data.val_on_train": "true", "data.synthetic_train": 8}
     keys |= {"data.synthetic_val": 2, "data.augment": "[]", "run.draw_batches": 0}
+    keys |= {"run.pictures": "false"}
     keys |= {"model.head_args": json.dumps(MASK_SIZES[head]), "data.num_workers": 0}
     arguments = ["--config", "configs/synthetic_masks.yaml", "--run.tracker", "none"]
     for key, value in keys.items():
@@ -74,7 +75,14 @@ def test_segments_of_eight_images_are_learnt(tmp_path):
 @pytest.mark.parametrize("head", some(["deformable_detr", "detr", *REAL_TIME], ["deformable_detr"]))
 def test_eight_images_are_learnt(tmp_path, head):
     arguments = ["--config", "configs/debug.yaml", "--run.output_dir", str(tmp_path / "run")]
-    arguments += ["--run.draw_batches", "0", "--data.path", str(tmp_path / "scenes")]
+    arguments += [
+        "--run.draw_batches",
+        "0",
+        "--run.pictures",
+        "false",
+        "--data.path",
+        str(tmp_path / "scenes"),
+    ]
     arguments += ["--model.head", head, "--train.steps", str(STEPS[head])]
     arguments += ["--train.evaluate_every", "null"]
     if head == "detr":

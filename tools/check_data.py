@@ -38,6 +38,9 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="draw histograms and samples")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page with charts and samples"
+    )
     parser.add_argument("--repair", type=Path, metavar="DIR", help="write a cleaned copy")
     parser.add_argument(
         "--workers", type=int, metavar="N", help=f"processes that decode (default: {_cores()})"
@@ -84,7 +87,7 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
 def _refuse_with_share(args: argparse.Namespace) -> None:
     if args.ranges is None:
         raise UserError("--share: needs --ranges DIR, where the other parts find it")
-    for name in ("json", "picture", "repair"):
+    for name in ("json", "picture", "html", "repair"):
         if getattr(args, name) is not None:
             raise UserError(
                 f"--{name}: a share reports nothing; give it to the call without --share"
@@ -130,6 +133,7 @@ from report.dataset_text import (
     statistics_lines,
     verdict,
 )
+from report.page import refuse_lost_page
 from run.on_ray import on_ray
 
 EXAMPLES = 5
@@ -155,6 +159,8 @@ def check(args: argparse.Namespace, cfg: Config) -> int:
         refuse_full(args.repair)  # before the work
     for option, file in (("--json", args.json), ("--picture", args.picture)):
         refuse_lost(option, file)
+    if args.html:
+        refuse_lost_page("--html", args.html)
     cfg = completed(cfg)
     most = None if args.all else EXAMPLES
     noted = Findings()
@@ -200,6 +206,12 @@ def check(args: argparse.Namespace, cfg: Config) -> int:
 
         draw_dataset(args.picture, data, findings, cfg.data.image_size, parts)
         print(f"\ndrawn to {args.picture}")
+    if args.html:
+        from report.dataset_page import write_dataset_page
+
+        name = cfg.data.path or cfg.data.source
+        write_dataset_page(args.html, name, data, findings, statistics, cfg.data.image_size, parts)
+        print(f"\nwritten to {args.html}")
     if args.repair:
         _repair(data, findings, args.repair, total, cfg.data)
     return exit_status(findings)

@@ -31,9 +31,10 @@ $python -m tools.predict --model "$run/export" "$run/new_scenes" --out "$run/pre
 cat <<TEXT
 
 Look at
+  $run/report.html       the run on one page: curves, mistakes, predictions (open it in a browser)
   $run/samples/          the first batch, as the model got it
   $run/eval/             metrics, a table per class and drawn predictions after each evaluation
   $run/predictions/      $what drawn on new scenes, and predictions.json
   $run/export/           the model: $use
-  $run/metrics.jsonl     every number; the same in .venv/bin/trackio show --project permafrost
+  $run/metrics.jsonl     every number; the same in .venv/bin/trackio show --project synthetic
 TEXT

@@ -33,11 +33,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from tqdm import tqdm
 
 from data.build import build_data, with_tiles
 from data.feed.loader import eval_loader
 from devices import compute_in_fp32, pins
 from evaluation.metrics import measure
+from evaluation.mistakes import analyse
 from evaluation.predictions import flat_threshold, predict_split
 from evaluation.windows import on_images
 from export.detector import load_detector
@@ -71,6 +73,9 @@ def evaluate(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
         raise UserError(
             f"the model's classes {detector.names} are not the dataset's {list(data.taxonomy.names)}"
         )
+    total = len(data.val_windows or data.val)
+    quiet = None if accelerator.is_main_process else True
+    bar = tqdm(total=total, unit=" images", desc="evaluating", disable=quiet, leave=False)
     start = time.perf_counter()
     predictions = predict_split(
         accelerator,
@@ -88,17 +93,21 @@ def evaluate(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
         cfg.eval.max_detections,
         flat_threshold(data.labels, cfg.eval),
         MemoryWatch(accelerator.device, "eval.batch_size"),
+        shown=lambda num: bar.update(min(num * accelerator.num_processes, total - bar.n)),
     )
+    bar.close()
     assert predictions is not None, "nothing stops it"
     if data.val_tiles is not None:
         predictions = on_images(predictions, data.val_tiles, cfg.eval.max_detections)
     metrics = measure(data.labels, data.val, predictions, data.taxonomy, accelerator)
+    analysis = analyse(data.labels, data.val, predictions, data.taxonomy, accelerator)
+    metrics |= analysis.totals()
     metrics["seconds"] = round(time.perf_counter() - start, 2)
     if accelerator.is_main_process:
         print(f"{len(data.val)} validation images, {metrics['seconds']} s")
         print("\n".join(metric_lines(metrics)))
         if args.out:
-            write_report(args.out, metrics, predictions, data, cfg.eval)
+            write_report(args.out, metrics, predictions, data, cfg.eval, analysis)
             print(f"written to {args.out}")
         else:
             print(json.dumps({k: v for k, v in metrics.items() if k != "per_class"}))

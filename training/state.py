@@ -39,6 +39,8 @@ class TrainState:
     """Place in the sample stream; steps that were skipped count as well, attempts of fp16 with a lower scale do not"""
     evaluated_step: int = 0
     """Step of the last whole evaluation"""
+    stale_evaluations: int = 0
+    """Evaluations since the best one"""
     scaler: dict[str, Any] | None = None
     """State of the fp16 scaler"""
     tracker_run: str | None = None
@@ -152,6 +154,8 @@ def load_state(folder: Path) -> TrainState:
     """
     try:
         values = json.loads((folder / STATE).read_bytes())
+        if isinstance(values, dict):
+            values.setdefault("stale_evaluations", 0)  # checkpoints of before train.patience
         check_state(values)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(

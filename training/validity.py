@@ -23,6 +23,7 @@ def check_state(values: Any) -> None:
         "step",
         "samples_seen",
         "evaluated_step",
+        "stale_evaluations",
         "scaler",
         "tracker_run",
         "bad_images",
@@ -30,7 +31,7 @@ def check_state(values: Any) -> None:
     }
     if not isinstance(values, dict) or set(values) != known:
         raise ValueError(f"expected the keys {sorted(known)}")
-    for key in ("step", "samples_seen", "evaluated_step"):
+    for key in ("step", "samples_seen", "evaluated_step", "stale_evaluations"):
         whole_number(key, values[key], MOST_SAMPLES)
     if values["evaluated_step"] > values["step"]:
         raise ValueError(

@@ -40,6 +40,7 @@ class Ours:
             "run.tracker": "none",
             "run.log_every": 1,
             "run.draw_batches": 0,
+            "run.pictures": False,
             "data.source": "coco",
             "data.path": job.dataset,
             "data.val_split": "val",

@@ -13,6 +13,7 @@ from data.record import Record
 from data.schema import Split
 from data.taxonomy import Taxonomy
 from evaluation.metrics import measure
+from evaluation.mistakes import analyse
 from evaluation.predictions import NOTHING, Predictions
 
 SIZE = (48, 64)
@@ -54,6 +55,16 @@ def case(num_images, seed):
     return Split(records, [], {}), found
 
 
+def everything(analysis):
+    """All that an analysis holds, as arrays."""
+    yield analysis.confusion
+    for bad in analysis.worst:
+        yield from (bad.place, bad.mistakes, bad.rows)
+    for part in (analysis.curves, analysis.outcome):
+        yield from [] if part is None else vars(part).values()
+    yield np.array(list(analysis.totals().values()))
+
+
 def main(out):
     accelerator = Accelerator(cpu=True)
     for num_images, seed in ((23, 0), (1, 1)):  # of one image the other rank has none
@@ -71,6 +82,12 @@ def main(out):
                 measure(labels, split, predictions, TAXONOMY, who) for who in (accelerator, None)
             ]
             assert told[0] == told[1], (labels, told)
+            seen = [
+                analyse(labels, split, predictions, TAXONOMY, who) for who in (accelerator, None)
+            ]
+            assert seen[0].confusion.sum() > 0
+            for one, two in zip(*map(everything, seen), strict=True):
+                np.testing.assert_array_equal(one, two)
             if seed == 0 and labels != "nothing":  # or equal numbers would say little
                 assert 0.05 < next(iter(told[0].values())) < 0.95, (labels, told)
     (out / str(accelerator.process_index)).touch()

@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 import run.evaluate
+import run.samples
 import train_accelerate
 from builders import ROOT, metrics_lines, tiny_run, write_coco
 from errors import UserError
@@ -207,7 +208,7 @@ def test_files_of_a_run_follow_the_umask(tmp_path):
 
 
 def test_samples_that_cannot_be_drawn_do_not_end_a_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_accelerate, "draw_batch", no_room)
+    monkeypatch.setattr(run.samples, "draw_batch", no_room)
     train(tiny_run(tmp_path))
     assert (tmp_path / "run/DONE").exists()
     assert "could not be drawn" in (tmp_path / "run/train.log").read_text()

@@ -219,7 +219,10 @@ def _means_the_same(original, mutant):
         deciding = set(configs[0]) - set(harmless_keys())
         default = flat(config_to_dict(Config()))  # what a key that is missing had
         return all(configs[0][key] == configs[1].get(key, default[key]) for key in deciding)
-    return read(original.read_text()) == read(mutant.read_text())
+    contents = [read(file.read_text()) for file in (original, mutant)]
+    if original.name == "state.json":  # a number that was not counted yet is 0
+        contents = [{"stale_evaluations": 0, **content} for content in contents]
+    return bool(contents[0] == contents[1])
 
 
 def test_a_sample_of_resealed_checkpoints_is_never_taken(saved, tmp_path):

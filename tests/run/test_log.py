@@ -1,9 +1,13 @@
 import shutil
+import sys
 
 import pytest
 
 from builders import tiny_run
+from errors import UserError
+from run.tracker import project_of
 from runs import losses, train
+from settings.keys import Config, DataConfig, RunConfig
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -32,8 +36,32 @@ def test_trackio_gets_the_numbers(tmp_path, monkeypatch):
 
     monkeypatch.setattr(trackio.Run, "log", spy)
     train(tiny_run(tmp_path, run__tracker="trackio"))
-    assert [step for step, _ in logged] == [1, 2, 3, 3]
+    assert [step for step, _ in logged] == [1, 2, 3, 3, 3]
     assert logged[0][1]["train/loss"] == losses(tmp_path / "run")[0]
+    assert set(logged[-1][1]) == {"pictures/predictions", "pictures/worst"}
+    assert all(isinstance(value, trackio.Image) for value in logged[-1][1].values())
+    # Or trackio would finish the run a second time at the end of the process, and say so.
+    assert trackio.context_vars.current_run.get() is None
+
+
+def test_tracker_that_is_not_installed_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="run.tracker wandb: .*pip install wandb"):
+        train(tiny_run(tmp_path, run__tracker="wandb"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, "synthetic"),
+        ({"source": "coco", "path": "/data/my photos/"}, "my-photos"),
+        ({"source": "hub", "path": "merve/license-plates"}, "license-plates"),
+    ],
+)
+def test_each_dataset_has_a_project_of_its_own(keys, expected):
+    assert project_of(Config(data=DataConfig(**keys))) == expected
+    assert project_of(Config(run=RunConfig(project="mine"), data=DataConfig(**keys))) == "mine"
 
 
 def test_resume_continues_the_same_run_in_the_tracker(tmp_path, monkeypatch):

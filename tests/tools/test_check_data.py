@@ -190,7 +190,7 @@ def test_picture_shows_classes_sizes_and_samples(tmp_path):
     pixels = np.asarray(Image.open(file).convert("RGB"))
     assert pixels.shape[1] == 1312
     from report.dataset_charts import CHART_PX, COLOURS
-    from report.drawing import COLOURS as BOX_COLOURS  # noqa: N811
+    from report.palette import COLOURS as BOX_COLOURS  # noqa: N811
 
     charts, samples = pixels[: CHART_PX[1]], pixels[CHART_PX[1] :]
     for part in (charts[:, :656], charts[:, 656:]):

@@ -11,7 +11,7 @@ from data.masks import Rle, pixels_of
 from errors import UserError
 from painted import COLOURS as PAINT
 from painted import NAMES, found, labels_of, read_maps, write_folders
-from report.drawing import COLOURS
+from report.palette import COLOURS
 from runs import train
 from settings.keys import DataConfig
 from tools.prediction_files import drawing_names, image_files

@@ -44,6 +44,7 @@ OF_A_LAUNCHER = (
 SMALL = (
     *("--data.synthetic_train", "64", "--data.synthetic_val", "32", "--data.cache_features", "0"),
     *("--data.num_workers", "0", "--run.tracker", "none", "--run.draw_batches", "0"),
+    *("--run.pictures", "false"),
     *("--train.steps", str(STEPS), "--train.checkpoint_every", str(SAVED_EVERY)),
     *(
         "--train.evaluate_every",

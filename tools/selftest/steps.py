@@ -214,6 +214,7 @@ def configured(head: str, world: int, *more: str) -> Config:
             *arguments,
             *("--data.synthetic_train", str(4 * size), "--data.synthetic_val", "8"),
             *("--data.cache_features", "0", "--data.num_workers", "0", "--run.tracker", "none"),
+            *("--run.pictures", "false"),
             *("--train.global_batch_size", str(size), "--optim.max_grad_norm", "0"),
             *("--run.collective_timeout_s", str(LONGEST_WAIT_S)),
             *more,

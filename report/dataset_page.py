@@ -1,0 +1,89 @@
+"""The page of `tools.check_data`: verdict, charts, samples and every kind of defect."""
+
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from data.dataset import Data
+from data.findings import Finding
+from data.objects import Objects
+from errors import UserError
+from report import page
+from report.dataset_picture import SAMPLES_TOP_PX, draw_dataset
+from report.dataset_text import Statistics, finding_lines, statistics_lines, verdict
+from report.label_charts import label_charts
+from settings.keys import ImageSizeConfig
+
+MOST_PLACES = 20
+"""Of each kind of defect"""
+
+
+def write_dataset_page(
+    file: Path,
+    name: str,
+    data: Data,
+    findings: Collection[Finding],
+    statistics: Mapping[str, Statistics],
+    size: ImageSizeConfig,
+    parts: Mapping[str, Objects] | None = None,
+) -> None:
+    """Write the page of a dataset that was checked.
+
+    Args:
+        name: of the dataset. findings, parts: as for `draw_dataset`. statistics: of each split.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    found = list(findings)
+    try:
+        page.write_page(
+            file, f"{name} - dataset report", _parts(name, data, found, statistics, size, parts)
+        )
+    except OSError as error:
+        raise UserError(f"--html {file}: cannot be written: {error.strerror}") from error
+
+
+def _parts(
+    name: str,
+    data: Data,
+    findings: Sequence[Finding],
+    statistics: Mapping[str, Statistics],
+    size: ImageSizeConfig,
+    parts: Mapping[str, Objects] | None,
+) -> Iterator[str]:
+    yield page.heading(name, [verdict(findings, statistics)])
+    yield page.tiles(dict(_numbers(data)))
+    if findings:
+        told = finding_lines(findings, MOST_PLACES, name)
+        yield page.section("What was found", *_blocks(told))
+    yield page.section("Labels", page.charts(label_charts(data, size)))
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder) / "dataset.png"
+        draw_dataset(picture, data, findings, size, parts)
+        with Image.open(picture) as image:  # whose charts are above already
+            samples = image.convert("RGB").crop((0, SAMPLES_TOP_PX, *image.size))
+        yield page.section("Samples", page.figure(samples, "random images with what is labelled"))
+    text = "\n".join(statistics_lines(statistics, size))
+    yield page.section("Figures", page.details("all figures", text))
+
+
+def _numbers(data: Data) -> Iterator[tuple[str, str]]:
+    yield "training images", f"{len(data.train):,}"
+    yield "validation images", f"{len(data.val):,}"
+    yield "classes", f"{len(data.taxonomy.names):,}"
+    yield f"{data.labels}, training", f"{int(data.train.table.counts.sum()):,}"
+    yield f"{data.labels}, validation", f"{int(data.val.table.counts.sum()):,}"
+
+
+def _blocks(told: Sequence[str]) -> Iterator[str]:
+    """Lines of `finding_lines`, one box for each kind."""
+    block: list[str] = []
+    for line in [*told, ""]:
+        if line:
+            block.append(line)
+        elif block:
+            yield f"<p>{page.text(block[0])}</p><pre>{chr(10).join(map(page.text, block[1:]))}</pre>"
+            block = []
