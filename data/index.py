@@ -111,6 +111,7 @@ def store(folder: Path, data: Data, found: Sequence[Any]) -> None:
             },
             "one_split": data.val is data.train,
             "taxonomy": dataclasses.asdict(data.taxonomy),
+            "notes": data.findings.notes,
             "findings": [dataclasses.astuple(finding) for finding in data.findings],
             "labels": data.labels,
             "fingerprint": data.fingerprint(),
@@ -135,6 +136,8 @@ def load(folder: Path, places: FoundAgain) -> Data | None:
         with contextlib.suppress(OSError):
             os.utime(folder)  # it is used
         findings = Findings()
+        for note in content["notes"]:
+            findings.note(note)
         for kind, where, detail, image in content["findings"]:
             findings.add(kind, where, detail, None if image is None else tuple(image))
         return Data(

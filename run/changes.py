@@ -16,6 +16,10 @@ def changed_keys(before: Mapping[str, Any], cfg: Config) -> dict[str, tuple[Any,
     """Old and new value of each key that differs; a key that is new had its default before."""
     default, now = flat(config_to_dict(Config())), flat(config_to_dict(cfg))
     old = {**default, **{k: v for k, v in flat(before).items() if k in now}}
+    for values in (old, now):  # the default's former name
+        values["data.box_format"] = (
+            None if values["data.box_format"] == "coco" else values["data.box_format"]
+        )
     return {key: (old[key], value) for key, value in now.items() if old[key] != value}
 
 

@@ -22,6 +22,7 @@ from settings.keys import (
     ModelConfig,
     TrainConfig,
 )
+from settings.label_checks import check_labels
 from settings.parallel_checks import check_parallel
 from settings.precision_checks import check_loss_scale
 from settings.tasks import METRICS
@@ -167,11 +168,7 @@ def _check_data(data: DataConfig) -> Iterator[str]:
         yield f"data.val_on_train: contradicts data.val_split {data.val_split}; drop one of them"
     if data.source != "hub" and data.revision:
         yield f"data.revision {data.revision}: only a Hub dataset has revisions"
-    if data.source not in ("hub", "imagefolder") and data.box_format != "coco":
-        yield (
-            f"data.box_format {data.box_format}: has no effect with data.source {data.source}, whose "
-            "format says how boxes are written"
-        )
+    yield from check_labels(data)
     if data.streaming and data.source != "hub":
         yield f"data.streaming: only a Hub dataset can be streamed, not data.source {data.source}"
     if data.streaming and "[" in f"{data.train_split}{data.val_split}":

@@ -25,6 +25,9 @@ MAX_SIDE_PX = 16_384
 T = TypeVar("T")
 Fit = Literal["pad", "stretch"]
 Parallel = Literal["ddp", "fsdp2"]
+PixelFormat = Literal["xywh", "xyxy", "cxcywh"]
+RelativeFormat = Literal["xywh_relative", "xyxy_relative", "cxcywh_relative"]
+BoxFormat = PixelFormat | RelativeFormat | Literal["coco", "pascal_voc", "albumentations", "yolo"]
 
 
 def harmless(default: T) -> T:
@@ -127,7 +130,8 @@ class DataConfig:
     """Training split: its name (hub, e.g. train or train[:10%]; voc; yolo) or its folder below path
     (coco, imagefolder, voc)"""
     val_split: str | None = None
-    """Validation split, named like train_split; default: val_fraction of the training split"""
+    """Validation split, named like train_split; default: the one that lies beside it (val, valid, validation), or else
+    val_fraction of the training split; none: val_fraction in any case"""
     val_fraction: float = 0.05
     """Part of the training images kept for validation where there is no val_split"""
     train_annotations: str | None = harmless(None)
@@ -135,6 +139,14 @@ class DataConfig:
     label_maps the folder of their label maps; default: the first usual one that is there"""
     val_annotations: str | None = harmless(None)
     """As train_annotations, of the validation images"""
+    train_images: str | None = harmless(None)
+    """Folder of a COCO file's training images, relative to path; default: the split's own, or the first usual one that
+    has them (images/train, train2017, images, ...)"""
+    val_images: str | None = harmless(None)
+    """As train_images, of the validation images"""
+    follow_links: bool = harmless(False)
+    """Read image files that are links out of the dataset's folder. Whoever made the dataset then chooses which
+    files of this machine are read and drawn: only for links that you made"""
     label_map_column: str | None = harmless(None)
     """Column of hub and imagefolder with the label map of an image; default: the first usual one that is
     there (label_map, annotation, segmentation_map, mask, label, ...)"""
@@ -153,9 +165,11 @@ class DataConfig:
     those of which the dataset says so (isthing 0) and the background"""
     labels: list[str] | None = None
     """Class names in the order of the dataset's category ids; default: what the dataset says"""
-    box_format: Literal["coco", "pascal_voc", "albumentations", "yolo"] = "coco"
-    """Boxes of hub and imagefolder: coco (x, y, w, h, px), pascal_voc (corners, px), albumentations
-    (corners, 0 to 1), yolo (centre, w, h, 0 to 1)"""
+    box_format: BoxFormat | None = None
+    """The four numbers of a box: xywh, xyxy (corners), cxcywh (centre), in px, or relative (0 to 1); default: what the
+    source has, xywh (voc: corners, yolo: cxcywh_relative). coco, pascal_voc, albumentations, yolo: other names of these"""
+    category_offset: int = 0
+    """Added to the category ids of annotations, where those of the names begin one earlier (-1) or later (1)"""
     strict: bool = harmless(False)
     """End the run before its first step for anything wrong with the dataset, also what can be left out,
     repaired or converted"""

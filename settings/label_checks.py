@@ -1,0 +1,30 @@
+"""Checks of the keys that say how labels are written and where they lie."""
+
+from collections.abc import Iterator
+
+from settings.keys import DataConfig
+
+WITHOUT_BOXES = ("synthetic", "label_maps")
+FOLDERS = ("coco", "imagefolder", "voc", "yolo", "label_maps")
+"""Sources whose images are files"""
+
+
+def check_labels(data: DataConfig) -> Iterator[str]:
+    """What is wrong with these keys, for people."""
+    source = data.source
+    if source in WITHOUT_BOXES and data.box_format not in (None, "coco"):
+        yield (
+            f"data.box_format {data.box_format}: has no effect with data.source {source}, which has no boxes of its own"
+        )
+    if source in WITHOUT_BOXES and data.category_offset:
+        yield f"data.category_offset {data.category_offset}: has no effect with data.source {source}"
+    if abs(data.category_offset) > 1:
+        yield f"data.category_offset {data.category_offset}: must be -1, 0 or 1"
+    for key in ("train_images", "val_images"):
+        if source != "coco" and getattr(data, key) is not None:
+            yield (
+                f"data.{key} {getattr(data, key)}: only data.source coco has it; data.{key[:-7]}_split says where "
+                f"those of {source} are"
+            )
+    if data.follow_links and source not in FOLDERS:
+        yield f"data.follow_links: has no effect with data.source {source}, whose images are no files of a folder"
