@@ -13,6 +13,10 @@ class UserError(ValueError):
     """Something the user can mend: says what is wrong, where, and what to do instead."""
 
 
+LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
+"""What torchrun and accelerate launch put into the environment"""
+
+
 def process_rank() -> int:
     """This process among those that the launcher started, for messages alone."""
     rank = os.environ.get("RANK", "0")
@@ -135,4 +139,6 @@ def fail(error: UserError) -> NoReturn:
     if "Original Traceback" in text:  # raised in a data worker: only the last line is for the user
         text = text.strip().splitlines()[-1].partition("UserError: ")[2]
     print(f"error{rank}: {printable_lines(text, LONGEST_LINE)}", file=sys.stderr)
+    if not rank and any(name in os.environ for name in LAUNCHED):
+        print("(a traceback of the launcher may follow; it adds nothing)", file=sys.stderr)
     raise SystemExit(2)

@@ -21,7 +21,7 @@ from data.sources.files import LINKS
 from data.sources.layouts import located
 from data.sources.missing import note_elsewhere, note_links
 from data.splits import split_off
-from data.taxonomy import Taxonomy, build_taxonomy, with_background, with_stuff
+from data.taxonomy import Taxonomy, alike, build_taxonomy, joined, with_background, with_stuff
 from data.tiles import tiled, tiles_of
 from errors import UserError
 from settings.keys import DataConfig, TilesConfig
@@ -107,10 +107,8 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "
         train = read(cfg, "train", findings, labels)
         val = train if cfg.val_split is None else read(cfg, "val", findings, labels)
     if cfg.category_offset:
-        train, val = (
-            with_offset(train, cfg.category_offset),
-            with_offset(val, cfg.category_offset),
-        )
+        both = [with_offset(s, cfg.category_offset) for s in ([train] if val is train else [train, val])]
+        train, val = both[0], both[-1]
     explained = _guesses(cfg, [train] if val is train else [train, val], findings)
     if val.dense != train.dense:
         raise UserError(_mixed(cfg, "train", "val") if train.dense else _mixed(cfg, "val", "train"))
@@ -122,8 +120,14 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "
         train = train.subset(range(min(cfg.limit, len(train))))
     if cfg.val_on_train:
         val = train
+    if cfg.labels is not None and not train.dense and cfg.source != "voc":
+        both = [train] if val is train else [train, val]
+        both, labels_given = joined(both, cfg.labels)
+        train, val = both[0], both[-1]
+        cfg = replace(cfg, labels=labels_given)
     by_value = train.dense and cfg.label_values is not None  # label maps have the names already
     taxonomy = build_taxonomy([train, val], None if by_value else cfg.labels)
+    _note_alike(cfg, taxonomy, findings)
     if labels in EVERY_PIXEL and not train.dense and cfg.background is not None:
         taxonomy = with_background(taxonomy, cfg.background)
     if labels == "segments":
@@ -139,6 +143,16 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "
             )
     refuse_many([train, val], taxonomy, labels)
     return Data(train, val, taxonomy, findings, labels)
+
+
+def _note_alike(cfg: DataConfig, taxonomy: Taxonomy, findings: Findings) -> None:
+    """Say which classes differ in spelling alone, and what makes one of them."""
+    for one, other in alike(taxonomy.names)[:3]:
+        names = [one if name == other else name for name in taxonomy.names]
+        how = "give them one name in the files"
+        if cfg.source != "voc":
+            how = f"--data.labels '[{', '.join(names)}]' makes one class of them"
+        findings.note(f"classes {one!r} and {other!r} differ in spelling alone: {how}")
 
 
 def _guesses(cfg: DataConfig, splits: Sequence[Split], findings: Findings) -> set[str]:

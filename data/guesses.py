@@ -1,12 +1,14 @@
 """Mistakes that show in many annotations at once: what was probably meant, and the key that says so."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from data.boxes import RELATIVE, VOC, read_as, written_as
-from data.findings import Findings
+from data.findings import GUESSED_KINDS, Findings
 from data.schema import Split
 from data.table import RecordTable
 
@@ -183,3 +185,15 @@ def note_guesses(
         findings.add("ids of classes off by one", where, str(ids))
         explained.add("unknown category")
     return explained
+
+
+SET = re.compile(
+    r"set data\.(box_format|category_offset|train_images|val_images) (\S+?)(?=[;,\s]|$)"
+)
+
+
+def mending_keys(findings: Findings) -> dict[str, Any]:
+    """Values by key that guesses among the findings ask for, but for those that have a risk."""
+    texts = [f.detail for f in findings if f.kind in GUESSED_KINDS]
+    found = {f"data.{m[1]}": m[2] for text in texts for m in SET.finditer(text)}
+    return {k: int(v) if k == "data.category_offset" else v for k, v in found.items()}

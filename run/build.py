@@ -45,7 +45,7 @@ from model.build import Detector, build_model
 from model.stages import stage_numbers
 from model.start import completed
 from run.aside import Aside
-from run.changes import with_micro_batch
+from run.changes import with_fitting_warmup, with_micro_batch
 from run.facts import run_facts
 from run.feature_cache import Features, prepare_features
 from run.log import DONE, RunLog
@@ -244,6 +244,7 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
     num_steps = cfg.train.steps or math.ceil(
         (cfg.train.epochs or 0) * len(repeats or data.train) / cfg.train.global_batch_size
     )
+    cfg, notes = with_fitting_warmup(cfg, num_steps)
     backbone = detector.backbone_module
     stages = None
     if cfg.optim.layer_decay is not None:
@@ -286,7 +287,7 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
         (root / DONE).unlink(missing_ok=True)
         write_whole(root / "run.json", json.dumps(facts, indent=2) + "\n")
         write_whole(root / "config.yaml", yaml.safe_dump(config_to_dict(cfg), sort_keys=False))
-    for note in resumed.notes:
+    for note in (*notes, *resumed.notes):
         log.say(note)
     checkpoints.go_on_from(resumed.folder, state, resumed.best)
     return Run(

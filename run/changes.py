@@ -99,6 +99,17 @@ def note_world(
         )
 
 
+def with_fitting_warmup(cfg: Config, num_steps: int) -> tuple[Config, list[str]]:
+    """The configuration with a warm-up that ends within the run, and what is said of it."""
+    given, fitting = cfg.optim.warmup_steps, max(1, num_steps // 10)
+    if given < num_steps or given <= fitting:
+        return cfg, []
+    note = f"note: optim.warmup_steps {given} would not end within {num_steps} steps; {fitting} are taken, a tenth of them"
+    return dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, warmup_steps=fitting)), [
+        note
+    ]
+
+
 def with_micro_batch(cfg: Config, size: int | None) -> Config:
     """The configuration with this train.micro_batch_size (if there is one) in the place of auto."""
     if size is None or cfg.train.micro_batch_size != AUTO:

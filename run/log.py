@@ -1,5 +1,6 @@
 """The run folder and its logs: console, train.log, metrics.jsonl, tracker."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -7,6 +8,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,6 +38,22 @@ def claim_run_folder(run: RunConfig) -> IO[str] | None:
     """
     check_run_folder(run)
     return lock_run_folder(Path(run.output_dir))
+
+
+@contextlib.contextmanager
+def leaving_no_folder(run: RunConfig) -> Iterator[None]:
+    """Around a start: a folder that it made, and wrote nothing into, goes if it fails."""
+    folder = Path(run.output_dir)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # somebody else has written into it
+            if folder in made and {path.name for path in folder.iterdir()} <= {LOCK}:
+                (folder / LOCK).unlink(missing_ok=True)
+            for place in made:
+                place.rmdir()
+        raise
 
 
 def check_run_folder(run: RunConfig) -> None:

@@ -6,7 +6,7 @@ The text below a key is its `--help`.
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
-from settings.tasks import Task
+from settings.tasks import BoxFormat, Task
 
 MAX_SYNTHETIC_SEED = 500_000
 """Training scenes have seeds below it, validation scenes that much more; from twice that on, seeds
@@ -25,9 +25,6 @@ MAX_SIDE_PX = 16_384
 T = TypeVar("T")
 Fit = Literal["pad", "stretch"]
 Parallel = Literal["ddp", "fsdp2"]
-PixelFormat = Literal["xywh", "xyxy", "cxcywh"]
-RelativeFormat = Literal["xywh_relative", "xyxy_relative", "cxcywh_relative"]
-BoxFormat = PixelFormat | RelativeFormat | Literal["coco", "pascal_voc", "albumentations", "yolo"]
 
 
 def harmless(default: T) -> T:

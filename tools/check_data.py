@@ -33,6 +33,12 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="draw histograms and samples")
+    parser.add_argument(
+        "--advise",
+        type=Path,
+        metavar="FILE",
+        help="write the configuration that follows from the data",
+    )
     parser.add_argument("--repair", type=Path, metavar="DIR", help="write a cleaned copy")
     parser.add_argument("--workers", type=int, default=_cores(), help="processes that decode")
     parser.add_argument("--all", action="store_true", help="print every finding, not examples")
@@ -72,7 +78,7 @@ from data.check.parts import parts_of, pixel_statistics
 from data.check.repair import refuse_full, write_repaired
 from data.check.statistics import split_statistics
 from data.dataset import Data
-from data.findings import Finding, Findings
+from data.findings import GUESSED_KINDS, Finding, Findings
 from data.objects import Objects
 from model.start import completed
 from report.dataset_picture import PICTURE_TITLE
@@ -83,10 +89,12 @@ from report.dataset_text import (
     statistics_lines,
     verdict,
 )
+from tools.advice import advice_of, fitted, refuse_existing, write_advised
 
 EXAMPLES = 5
 OF_THE_ORIGINAL = (
     *("revision", "val_split", "train_annotations", "val_annotations", "label_map_column"),
+    *("train_images", "val_images", "follow_links", "category_offset"),
     *("label_values", "reduce_labels", "labels", "box_format", "streaming", "val_on_train"),
 )
 """Keys of `data` that say where the original's labels are or what they mean; the copy says so itself"""
@@ -107,12 +115,14 @@ def check(args: argparse.Namespace, cfg: Config) -> int:
         refuse_full(args.repair)  # before the work
     for option, file in (("--json", args.json), ("--picture", args.picture)):
         refuse_lost(option, file)
+    refuse_existing(args.advise)
     cfg = completed(cfg)
     most = None if args.all else EXAMPLES
     noted = Findings()
     try:
         data = read_data(cfg.data, cfg.run.seed, noted, LABELS[cfg.model.task])
         if args.repair:
+            refuse_guessed(data.findings)
             keys_of_copy(data, args.repair)  # before the work
     except UserError:
         print("\n".join(finding_lines(list(noted), most, cfg.data.path)))  # they may explain it
@@ -121,9 +131,7 @@ def check(args: argparse.Namespace, cfg: Config) -> int:
     total = len(readable_places(splits))
     with tqdm(total=total, unit=" images", desc="checking", disable=None) as bar:
         findings = [*noted, *check_images(data, args.workers, bar.update), *check_masks(data)]
-    if LABELS[cfg.model.task] != "boxes" and cfg.data.image_size.fit is None:
-        size = dataclasses.replace(cfg.data.image_size, fit="stretch")  # as mask heads need it
-        cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, image_size=size))
+    given, cfg = cfg, fitted(cfg)
     parts: dict[str, Objects] | None = None
     statistics: dict[str, Statistics]
     if data.labels in EVERY_PIXEL:
@@ -137,11 +145,16 @@ def check(args: argparse.Namespace, cfg: Config) -> int:
         }
     lines = [
         verdict(findings, statistics),
+        *noted.notes,
         "",
         *finding_lines(findings, most, cfg.data.path),
+        *advice_lines(cfg, data),
         *statistics_lines(statistics, cfg.data.image_size),
     ]
     print("\n".join(lines))
+    if args.advise:
+        write_advised(given, data, args.advise)
+        print(f"\nwritten to {args.advise}: train with --config {args.advise}")
     if args.json:
         _write_json(args.json, findings, statistics)
         print(f"\nwritten to {args.json}")
@@ -153,6 +166,28 @@ def check(args: argparse.Namespace, cfg: Config) -> int:
     if args.repair:
         _repair(data, findings, args.repair, total, cfg.data)
     return exit_status(findings)
+
+
+def advice_lines(cfg: Config, data: Data) -> list[str]:
+    """What of the configuration does not fit the data; of data that are read wrongly, nothing."""
+    if any(finding.kind in GUESSED_KINDS for finding in data.findings):
+        return []
+    found = [f"    {advice.text}" for advice in advice_of(cfg, data)]
+    return (
+        ["For this configuration (--advise FILE writes a better one):", *found, ""] if found else []
+    )
+
+
+def refuse_guessed(findings: Findings) -> None:
+    """
+    Raises:
+        UserError: if labels are read wrongly as a whole, so that a copy of what is read would be of no use.
+    """
+    for finding in findings:
+        if finding.kind in GUESSED_KINDS:
+            raise UserError(
+                f"--repair: first mend this by its key: {finding.kind}: {finding.detail}"
+            )
 
 
 def _repair(
