@@ -92,7 +92,13 @@ def _flow(value: Any) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    return [line for part in text.splitlines() for line in textwrap.wrap(printable(part), WIDTH)]
+    return [
+        line
+        for part in text.splitlines()
+        for line in textwrap.wrap(
+            printable(part), WIDTH, break_on_hyphens=False, break_long_words=False
+        )
+    ]
 
 
 def write_new(file: Path, text: str, option: str) -> None:

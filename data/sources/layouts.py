@@ -113,7 +113,7 @@ def _coco_file(
     key = f"{which}_annotations"
     if getattr(cfg, key) is not None:
         return cfg
-    found = coco_file(root, split) or (_lone_file(root) if which == "train" else None)
+    found = coco_file(root, split) or (lone_file(root) if which == "train" else None)
     if found is None:
         return cfg
     if found != COCO_FILES[0].format(s=split):
@@ -121,7 +121,7 @@ def _coco_file(
     return dataclasses.replace(cfg, **{key: found})
 
 
-def _lone_file(root: Path) -> str | None:
+def lone_file(root: Path) -> str | None:
     """The only JSON file of a dataset that has one."""
     files = [*root.glob("*.json"), *root.glob("annotations/*.json")]
     files = [f for f in files if f.name not in ("categories.json", "id2label.json")]
