@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from data.batch import Batch
 from data.build import build_data, check_findings, with_tiles
 from data.canvas import ResizedSizes
+from data.check.advice import sized
 from data.check.doctor import check_images
 from data.dataset import Data
 from data.feed.allocator import keep_freed_memory
@@ -229,6 +230,7 @@ def build_parts(cfg: Config, accelerator: Accelerator) -> tuple[Config, Data, De
             seen = check_images(data, max(1, cfg.data.num_workers))
             check_findings(seen, strict=True, max_bad_images=None)
         data = with_tiles(data, cfg.data.tiles)
+        cfg = sized(cfg, data)
         detector = build_model(cfg.model, data.taxonomy, cfg.data.image_size)
     return cfg, data, detector
 

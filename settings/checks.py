@@ -13,6 +13,7 @@ from typing import Any
 
 from errors import UserError
 from settings.keys import (
+    AUTO,
     FROZEN_STAGES,
     MAX_SIDE_PX,
     MAX_SYNTHETIC_SEED,
@@ -187,7 +188,8 @@ def _check_data(data: DataConfig) -> Iterator[str]:
         yield "data.tiles: features of windows are not stored; drop it, or data.cache_features"
     if data.cache_features < 0:
         yield f"data.cache_features {data.cache_features}: must be 0 or more"
-    longest, shortest = data.image_size.longest, data.image_size.shortest
+    given, shortest = data.image_size.longest, data.image_size.shortest
+    longest = None if given == AUTO else given
     yield from _positive("data.image_size.longest", longest)
     yield from _positive("data.image_size.shortest", shortest)
     if longest is not None and shortest and shortest > longest:

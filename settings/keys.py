@@ -79,8 +79,9 @@ class RunConfig:
 class ImageSizeConfig:
     """Size of the image after the one resize, in pixels"""
 
-    longest: int | None = 1024
-    """Upper limit of the longest side, px; with fit stretch both sides; null: that of model.init_from"""
+    longest: int | Literal["auto"] | None = 1024
+    """Upper limit of the longest side, px; with fit stretch both sides; auto: as the objects of the training images
+    need it; null: that of model.init_from"""
     shortest: int | None = None
     """Wanted shortest side, px, as far as `longest` allows; default: the longest side decides"""
     fit: Fit | None = None
@@ -93,7 +94,7 @@ class ImageSizeConfig:
     @property
     def longest_px(self) -> int:
         """`longest`, once it is known."""
-        assert self.longest is not None
+        assert isinstance(self.longest, int)
         return self.longest
 
 

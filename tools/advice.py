@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from data.build import read_data
-from data.check.advice import Advice, Head, advise
+from data.check.advice import Advice, Head, advise, sized
 from data.dataset import Data
 from data.findings import Findings
 from data.guesses import mending_keys
@@ -57,7 +57,7 @@ def mended(cfg: Config, findings: Findings) -> tuple[Config, dict[str, Any]]:
 
 def advice_of(cfg: Config, data: Data) -> list[Advice]:
     """What of a configuration does not fit the data."""
-    return advise(fitted(cfg), data, head_of(cfg))
+    return advise(sized(fitted(cfg), data), data, head_of(cfg))
 
 
 def write_advised(cfg: Config, data: Data, file: Path) -> None:

@@ -70,6 +70,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.build import read_data
+from data.check.advice import sized
 from data.check.classes import check_classes
 from data.check.doctor import check_images, readable_places, splits_of
 from data.check.forms import form_of, keys_of_copy
@@ -131,7 +132,7 @@ def check(args: argparse.Namespace, cfg: Config) -> int:
     total = len(readable_places(splits))
     with tqdm(total=total, unit=" images", desc="checking", disable=None) as bar:
         findings = [*noted, *check_images(data, args.workers, bar.update), *check_masks(data)]
-    given, cfg = cfg, fitted(cfg)
+    given, cfg = cfg, sized(fitted(cfg), data)
     parts: dict[str, Objects] | None = None
     statistics: dict[str, Statistics]
     if data.labels in EVERY_PIXEL:

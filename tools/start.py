@@ -63,31 +63,29 @@ if __name__ == "__main__":  # before imports that take seconds
 import dataclasses
 import math
 import shlex
-import textwrap
 from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from data.build import check_findings, read_data
-from data.check.advice import Head, advise
-from data.check.statistics import quantiles
 from data.dataset import Data
-from data.findings import KINDS, Findings
+from data.findings import Findings
 from data.sources.recognise import Recognised, recognise
 from model.heads.registry import get_family
 from model.start import completed
 from settings.checks import check_config
 from settings.keys import Config, DataConfig
-from settings.tasks import EVERY_PIXEL, LABELS, METRICS, Task
+from settings.tasks import LABELS, METRICS, Task
 from settings.written import commented_yaml, write_new
 from tools.advice import mended
 from tools.start_backbones import BACKBONES, DETECTORS, EMBEDDED, obtainable
-from tools.start_recipe import Recipe, Start, choose, why_embedded
+from tools.start_recipe import SMALLEST_PX, Recipe, Start, choose, why_embedded
+from tools.start_text import chosen, found
 from tools.start_timing import Pace, Plan, measure, plan
 
-SOME_TIMES, SMALLEST_PX = 3, 224
-"""How many times the least steps of its head a run should have; images are not made smaller for it than this"""
+SOME_TIMES = 3
+"""How many times the least steps of its head a run should have, for which images are made smaller"""
 LEAST_STEPS = 100
 """Of a pretrained detector, below which something quicker is taken"""
 
@@ -108,7 +106,7 @@ def start(args: argparse.Namespace) -> int:
     seen = recognise(root)
     task = args.task or _task(seen)
     cfg, data = _read(root, seen, task, Config())
-    for line in _found(root, seen, task, data):
+    for line in found(root, seen, task, data):
         print(line)
     gpu = torch.accelerator.is_available()
     recipe, made, pace, planned = _planned(args, cfg, data, task, gpu)
@@ -123,7 +121,7 @@ def start(args: argparse.Namespace) -> int:
         f"command line.\n    python train_accelerate.py --config {out}"
     )
     write_new(out, commented_yaml(_ordered(values), recipe.comments, title), "--out")
-    print("\n".join(_chosen(made, recipe, planned, data, pace)))
+    print("\n".join(chosen(made, recipe, planned, data, pace)))
     print(
         f"\nwritten to {out}; now run\n\n    python train_accelerate.py --config {shlex.quote(str(out))}\n"
     )
@@ -155,44 +153,6 @@ def _read(root: Path, seen: Recognised, task: Task, cfg: Config) -> tuple[Config
         data = read_data(cfg.data, cfg.run.seed, Findings(), LABELS[task])
     check_findings(data.findings, strict=False, max_bad_images=None)
     return cfg, data
-
-
-def _found(root: Path, seen: Recognised, task: Task, data: Data) -> list[str]:
-    """What lies in the folder, on half a screen."""
-    objects, sizes = data.train.objects, data.train.table.sizes
-    names = data.taxonomy.names
-    lines = [f"{root}: {seen.said}"]
-    lines += [f"  {note}" for note in data.findings.notes]
-    lines.append(
-        f"  images      {len(data.train):,} for training, {len(data.val):,} for validation"
-    )
-    sides = quantiles(sizes.max(axis=1), 0)
-    if sides is not None:
-        lines.append(
-            f"  sizes       longest side {sides.least:.0f} to {sides.most:.0f} px, half of them up to {sides.median:.0f}"
-        )
-    if data.labels not in EVERY_PIXEL:
-        counts = torch.bincount(
-            torch.from_numpy(objects.classes.copy()), minlength=len(names)
-        ).tolist()
-        shown = ", ".join(f"{name} {n:,}" for name, n in list(zip(names, counts, strict=True))[:8])
-        more = f", ... ({len(names)} classes)" if len(names) > 8 else ""
-        per = quantiles(data.train.table.counts, 0)
-        lines.append(f"  {data.labels:<11} {shown}{more}")
-        assert per is not None
-        lines.append(
-            f"  an image    {per.least:.0f} to {per.most:.0f} of them, half have up to {per.median:.0f}"
-        )
-    else:
-        lines.append(f"  classes     {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}")
-    for kind, count in sorted(data.findings.counts().items()):
-        lines.append(f"  {count:,} x {kind}: {KINDS[kind].remedy}")
-    others = {
-        "detection": "instance_segmentation" if seen.masks else "",
-        "instance_segmentation": "detection",
-    }
-    other = f" (--task {others[task]} for the other)" if others.get(task) else ""
-    return [*lines, f"  task        {task}{other}"]
 
 
 def _planned(
@@ -300,41 +260,6 @@ def _length(
             f"the backbone's features of {planned.cache_features} views of each image are stored, {pace.backbone_s:.2f} of "
             f"{pace.step_s:.2f} s of a step saved",
         )
-
-
-def _chosen(cfg: Config, recipe: Recipe, planned: Plan, data: Data, pace: Pace) -> list[str]:
-    """What was chosen, on the other half of the screen."""
-    start_of = cfg.model.init_from if cfg.model.backbone is None else cfg.model.backbone
-    why = recipe.comments.get("model.backbone" if cfg.model.backbone else "model.init_from", "")
-    told = why.splitlines()[0] if why else ""
-    lines = [_wrapped("start", told if str(start_of) in told else f"{start_of}, {told}")]
-    lines.append(f"  images      {cfg.data.image_size.longest} px")
-    queries = recipe.values.get("model.head_args", {}).get("num_queries")
-    head = f"{cfg.model.head}, {queries} queries" if queries else str(cfg.model.head)
-    lines.append(f"  head        {head}")
-    epochs = planned.steps * cfg.train.global_batch_size / len(data.train)
-    lines.append(
-        f"  length      {planned.steps:,} steps of {cfg.train.global_batch_size} images ({epochs:.0f} passes), "
-        f"{planned.evaluations} evaluations; a step takes {pace.step_s:.2f} s: about {planned.seconds / 60:.0f} minutes"
-    )
-    family = get_family(str(cfg.model.head))
-    whole = cfg.model.backbone is None
-    head_facts = Head(
-        str(cfg.model.head), queries, family.few_steps, family.few_steps_source, whole
-    )
-    train = dataclasses.replace(cfg.train, steps=planned.steps, epochs=None)
-    for advice in advise(dataclasses.replace(cfg, train=train), data, head_facts):
-        text = f"{advice.text} (--minutes gives more)" if advice.topic == "steps" else advice.text
-        lines.append(_wrapped("note", text))
-    return lines
-
-
-def _wrapped(name: str, text: str) -> str:
-    """A row whose text may take several lines."""
-    lines = textwrap.wrap(text, 100, break_on_hyphens=False, break_long_words=False)
-    return "\n".join(
-        f"  {name if not number else '':<11} {line}" for number, line in enumerate(lines)
-    )
 
 
 def _own_keys(data: DataConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from settings.tasks import Task
 from tools.start_backbones import EMBEDDED, GATED
 
 PLAIN_VITS = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "vitdet")
+SMALLEST_PX = 224
 USUAL_PX, USUAL_GPU_PX, LARGEST_CPU_PX = 320, 640, 640
 FLIP: dict[str, Any] = {"HorizontalFlip": {"p": 0.5}}
 AUGMENT: list[dict[str, Any]] = [
@@ -91,7 +92,7 @@ def _whole(recipe: Recipe, start: Start) -> None:
 def _images(recipe: Recipe, data: Data, gpu: bool) -> None:
     native = int(max(data.train.table.sizes.max(axis=1)))
     usual = USUAL_GPU_PX if gpu else USUAL_PX
-    size = ImageSizeConfig(min(usual, -(-native // 32) * 32), fit="stretch")
+    size = ImageSizeConfig(max(SMALLEST_PX, min(usual, -(-native // 32) * 32)), fit="stretch")
     found = sides(data.train, size) if not data.train.dense else []
     why = f"images have up to {native} px"
     if len(found):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,16 @@ import numpy as np
 from data.canvas import COMMON_MULTIPLE_PX, resized_sizes, round_up
 from data.dataset import Data
 from data.schema import Split
-from settings.keys import Config, ImageSizeConfig
+from settings.keys import AUTO, Config, ImageSizeConfig
 from settings.tasks import EVERY_PIXEL, Labels
 
 SMALL_PX, COMFORTABLE_PX = 20.0, 28.0
 """Median side of objects, as the model gets them, below which a map of stride 16 loses them (docs/choosing.md), and that
 to which images are enlarged"""
+LEAST_PX, MOST_PX = 192, 512
+"""Limits of data.image_size.longest auto"""
+NEARLY_ALL, AUTO_SIDE_PX = 0.9, 20.0
+"""With it, this part of the objects is no smaller than that, px"""
 SMALL_PX2 = 32.0**2
 LARGEST_PX = 1536
 SPARE_QUERIES = 1.2
@@ -100,15 +104,31 @@ def sides(split: Split, size: ImageSizeConfig) -> np.ndarray:
     return np.sqrt(objects.boxes[:, 2:].prod(axis=1) * scale[objects.image])
 
 
-def fitting_size(data: Data, size: ImageSizeConfig) -> int:
-    """Longest side of images, px, at which half of the objects are large enough, within reason."""
+def fitting_size(
+    data: Data, size: ImageSizeConfig, part: float = 0.5, side: float = COMFORTABLE_PX
+) -> int:
+    """Longest side of images, px, at which this part of the objects is no smaller than `side` px, within reason."""
     found = sides(data.train, size)
     native = _native(data)
     if not len(found):
         return size.longest_px
-    wanted = size.longest_px * COMFORTABLE_PX / max(float(np.median(found)), 1e-6)
+    wanted = size.longest_px * side / max(float(np.quantile(found, 1 - part)), 1e-6)
     most = min(LARGEST_PX, max(2 * native, size.longest_px))
     return round_up(int(min(wanted, most)), COMMON_MULTIPLE_PX)
+
+
+def sized(cfg: Config, data: Data) -> Config:
+    """The configuration with a side of images for data.image_size.longest auto."""
+    if cfg.data.image_size.longest != AUTO:
+        return cfg
+    size = replace(cfg.data.image_size, longest=LEAST_PX)
+    found = (
+        fitting_size(data, size, NEARLY_ALL, AUTO_SIDE_PX)
+        if data.labels not in EVERY_PIXEL
+        else MOST_PX
+    )
+    size = replace(size, longest=min(max(found, LEAST_PX), MOST_PX))
+    return replace(cfg, data=replace(cfg.data, image_size=size))
 
 
 def _native(data: Data) -> int:

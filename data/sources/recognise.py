@@ -90,8 +90,11 @@ def _more_than_a_box(segmentation: Any) -> bool:
         return "counts" in segmentation
     if not isinstance(segmentation, list) or not segmentation:
         return False
-    first = segmentation[0]
-    return isinstance(first, list) and (len(first) > 10 or len(segmentation) > 1)
+    ring = segmentation[0]
+    outlines = isinstance(ring, list) and len(ring) >= 6
+    return outlines and (
+        len(segmentation) > 1 or max(len(set(ring[::2])), len(set(ring[1::2]))) > 2
+    )
 
 
 def _most(found: list[bool]) -> bool:
