@@ -107,7 +107,9 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "
         train = read(cfg, "train", findings, labels)
         val = train if cfg.val_split is None else read(cfg, "val", findings, labels)
     if cfg.category_offset:
-        both = [with_offset(s, cfg.category_offset) for s in ([train] if val is train else [train, val])]
+        both = [
+            with_offset(s, cfg.category_offset) for s in ([train] if val is train else [train, val])
+        ]
         train, val = both[0], both[-1]
     explained = _guesses(cfg, [train] if val is train else [train, val], findings)
     if val.dense != train.dense:

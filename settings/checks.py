@@ -13,9 +13,7 @@ from typing import Any
 
 from errors import UserError
 from settings.keys import (
-    AUTO,
     FROZEN_STAGES,
-    MAX_SIDE_PX,
     MAX_SYNTHETIC_SEED,
     PROFILE_WARM_UP,
     Config,
@@ -23,7 +21,7 @@ from settings.keys import (
     ModelConfig,
     TrainConfig,
 )
-from settings.label_checks import check_labels
+from settings.label_checks import check_labels, check_size
 from settings.parallel_checks import check_parallel
 from settings.precision_checks import check_loss_scale
 from settings.tasks import METRICS
@@ -170,6 +168,7 @@ def _check_data(data: DataConfig) -> Iterator[str]:
     if data.source != "hub" and data.revision:
         yield f"data.revision {data.revision}: only a Hub dataset has revisions"
     yield from check_labels(data)
+    yield from check_size(data)
     if data.streaming and data.source != "hub":
         yield f"data.streaming: only a Hub dataset can be streamed, not data.source {data.source}"
     if data.streaming and "[" in f"{data.train_split}{data.val_split}":
@@ -188,14 +187,6 @@ def _check_data(data: DataConfig) -> Iterator[str]:
         yield "data.tiles: features of windows are not stored; drop it, or data.cache_features"
     if data.cache_features < 0:
         yield f"data.cache_features {data.cache_features}: must be 0 or more"
-    given, shortest = data.image_size.longest, data.image_size.shortest
-    longest = None if given == AUTO else given
-    yield from _positive("data.image_size.longest", longest)
-    yield from _positive("data.image_size.shortest", shortest)
-    if longest is not None and shortest and shortest > longest:
-        yield f"data.image_size.shortest {shortest}: exceeds longest {longest}"
-    if longest is not None and longest > MAX_SIDE_PX:
-        yield f"data.image_size.longest {longest}: at most {MAX_SIDE_PX} px"
     if not 0 <= data.num_workers <= MOST_WORKERS:
         yield f"data.num_workers {data.num_workers}: must lie in 0 ... {MOST_WORKERS}"
 

@@ -6,6 +6,7 @@ The text below a key is its `--help`.
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
+from settings.image_keys import ImageSizeConfig, TilesConfig
 from settings.tasks import BoxFormat, Task
 
 MAX_SYNTHETIC_SEED = 500_000
@@ -23,7 +24,6 @@ MAX_SIDE_PX = 16_384
 """No image is given to a model larger than this"""
 
 T = TypeVar("T")
-Fit = Literal["pad", "stretch"]
 Parallel = Literal["ddp", "fsdp2"]
 
 
@@ -73,41 +73,6 @@ class RunConfig:
     """Measure N steps after the first ones part by part (profile/summary.txt), and write a trace of the next"""
     detect_anomaly: bool = harmless(False)
     """torch.autograd anomaly detection: names the operation that made a NaN (slow)"""
-
-
-@dataclass(frozen=True)
-class ImageSizeConfig:
-    """Size of the image after the one resize, in pixels"""
-
-    longest: int | Literal["auto"] | None = 1024
-    """Upper limit of the longest side, px; with fit stretch both sides; auto: as the objects of the training images
-    need it; null: that of model.init_from"""
-    shortest: int | None = None
-    """Wanted shortest side, px, as far as `longest` allows; default: the longest side decides"""
-    fit: Fit | None = None
-    """pad: the aspect ratio is kept, the rest of the canvas is empty; stretch: every image fills the same square;
-    default: stretch for all heads but detr's kin, and for backbones that look at the whole canvas (ViTs)"""
-    canvas: Literal["step", "square"] = "step"
-    """What images are padded to in training: step: as much as the largest of a step needs; square: as in evaluation
-    and in the export, which takes longer (docs/choosing.md)"""
-
-    @property
-    def longest_px(self) -> int:
-        """`longest`, once it is known."""
-        assert isinstance(self.longest, int)
-        return self.longest
-
-
-@dataclass(frozen=True)
-class TilesConfig:
-    """Windows that large images are cut into, for small objects: in training, evaluation and tools.predict alike"""
-
-    size: int | None = None
-    """Side of a window, px of the image as it is; default: images are not cut"""
-    overlap: float = 0.2
-    """Part of a side that neighbours share; more than the objects are wide, so that each is whole in one of them"""
-    whole: bool = False
-    """The whole image is one more window, for objects larger than one"""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Checks of the keys that say how labels are written and where they lie."""
+"""Checks of the keys that say how labels are written and where they lie, and how large images are."""
 
 from collections.abc import Iterator
 
-from settings.keys import DataConfig
+from settings.keys import AUTO, MAX_SIDE_PX, DataConfig
 
 WITHOUT_BOXES = ("synthetic", "label_maps")
 FOLDERS = ("coco", "imagefolder", "voc", "yolo", "label_maps")
@@ -28,3 +28,16 @@ def check_labels(data: DataConfig) -> Iterator[str]:
             )
     if data.follow_links and source not in FOLDERS:
         yield f"data.follow_links: has no effect with data.source {source}, whose images are no files of a folder"
+
+
+def check_size(data: DataConfig) -> Iterator[str]:
+    """What is wrong with data.image_size, for people."""
+    given, shortest = data.image_size.longest, data.image_size.shortest
+    longest = None if given == AUTO else given
+    for key, side in (("longest", longest), ("shortest", shortest)):
+        if side is not None and side <= 0:
+            yield f"data.image_size.{key} {side}: must be greater than 0"
+    if longest is not None and shortest and shortest > longest:
+        yield f"data.image_size.shortest {shortest}: exceeds longest {longest}"
+    if longest is not None and longest > MAX_SIDE_PX:
+        yield f"data.image_size.longest {longest}: at most {MAX_SIDE_PX} px"

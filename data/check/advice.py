@@ -28,8 +28,9 @@ FEW_EPOCHS, GOOD_EPOCHS = 8.0, 25.0
 """On few images: passes below which a head from nothing is not done, and what configs/coco_small.yaml takes"""
 ENOUGH_STEPS = 2_000
 """Steps after which few passes are no reason to worry"""
-UNEVEN, RARE = 20, 20
-"""How many times as many objects the commonest class has; objects below which a class is rare"""
+UNEVEN, RARE, UNEVEN_SHARE = 20, 20, 0.3
+"""How many times as many objects the commonest class has; objects below which a class is rare; part of the commonest
+class's images below which those of a class come more often"""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def advise(cfg: Config, data: Data, head: Head) -> list[Advice]:
     """What to change of a configuration for a dataset, most important first."""
     found = [*_queries(data, head), *_steps(cfg, data, head)]
     if data.labels not in EVERY_PIXEL:
-        found = [*_size(cfg, data, head), *found, *_balance(data)]
+        found = [*_size(cfg, data, head), *found, *_balance(cfg, data)]
     return found
 
 
@@ -149,7 +150,10 @@ def _size(cfg: Config, data: Data, head: Head) -> Iterator[Advice]:
         )
         value = fitting_size(data, size)
         if head.whole or value <= size.longest_px:
-            yield Advice("size", f"{told}: a finer map (docs/choosing.md, Small objects)")
+            yield Advice(
+                "size",
+                f"{told}: a finer map, or windows of the images (data.tiles; docs/choosing.md, Small objects)",
+            )
         else:
             yield Advice(
                 "size",
@@ -203,19 +207,28 @@ def _steps_keys(value: int) -> dict[str, Any]:
     return {"train.steps": value, "train.epochs": None}
 
 
-def _balance(data: Data) -> Iterator[Advice]:
+def _balance(cfg: Config, data: Data) -> Iterator[Advice]:
     counts = np.bincount(data.train.objects.classes, minlength=len(data.taxonomy.names))
     there = np.flatnonzero(counts)
     if len(there) < 2:
         return
     most, least = there[counts[there].argmax()], there[counts[there].argmin()]
     names = data.taxonomy.names
-    if counts[most] < UNEVEN * counts[least]:
+    if counts[most] < UNEVEN * counts[least] or cfg.data.repeat_threshold is not None:
         return
-    rare = [c for c in there if counts[c] < RARE]
-    few = f"; {len(rare)} classes have fewer than {RARE}" if len(rare) > 1 else ""
+    images = np.unique(
+        np.stack([data.train.objects.image, data.train.objects.classes], axis=1), axis=0
+    )
+    share = np.bincount(images[:, 1], minlength=len(names)) / max(len(data.train), 1)
+    value = float(f"{min(1.0, max(0.001, UNEVEN_SHARE * float(share[most]))):.1g}")
+    few = (
+        f" ({int((counts[there] < RARE).sum())} classes have fewer than {RARE})"
+        if counts[least] < RARE
+        else ""
+    )
     yield Advice(
         "balance",
-        f"class {names[most]} has {counts[most]:,} objects and class {names[least]} {counts[least]:,}{few}: look at "
-        "AP by class (per_class.csv), and label more of the rare ones",
+        f"class {names[most]} has {counts[most]:,} objects and class {names[least]} {counts[least]:,}{few}: set "
+        f"data.repeat_threshold {value:g}, by which images of rare classes come more often; more labels help more",
+        {"data.repeat_threshold": value},
     )

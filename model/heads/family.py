@@ -14,7 +14,7 @@ from model.backbone import Backbone
 from model.finding import BOXES, Finder
 from model.heads.owners import owners
 from model.losses.terms import Criterion
-from settings.keys import Fit
+from settings.image_keys import Fit
 from settings.tasks import Task
 
 PROBE_PX = 128

@@ -90,7 +90,7 @@ def test_uneven_classes_are_told(tmp_path):
     data = build_data(cfg.data, 0)
     (advice,) = [a for a in advise(cfg, data, Head("deimv2", 10)) if a.topic == "balance"]
     assert (
-        f"class1 has {len(content['annotations']) - 2} objects and class class3 2:" in advice.text
+        f"class1 has {len(content['annotations']) - 2} objects and class class3 2 " in advice.text
     )
 
 
