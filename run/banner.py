@@ -1,6 +1,7 @@
 """What a run says about itself before step 1."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ from data.check.advice import Head, advise
 from data.dataset import Data
 from data.feed.repeats import Repeats, repeats_text
 from data.findings import KINDS
+from disk import ROOT
 from errors import printable
 from model.build import Detector
 from settings.checks import micro_batch_size
-from settings.keys import Config
+from settings.keys import Config, ModelConfig
 from settings.tasks import EVERY_PIXEL
 
 LABEL_VALUES = "; data.label_values says what is what in label maps, e.g. [0, 255]"
@@ -141,6 +143,12 @@ def batch_text(cfg: Config, world: int) -> str:
 
 def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) -> Iterator[str]:
     """What is allowed but will probably disappoint."""
+    if cfg.data.source != "synthetic" and is_embedded(cfg.model):
+        yield _row(
+            "WARNING",
+            "the embedded backbone knows synthetic street scenes only; of other photos expect little: take an open one, "
+            "--model.backbone facebook/dinov2-small (docs/choosing.md, Weights)",
+        )
     for advice in advise(cfg, data, head_facts(cfg, detector)):
         if advice.topic != "size":  # below, where strides are known
             yield _row("WARNING", advice.text)
@@ -161,6 +169,15 @@ def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) 
         )
     if cfg.data.val_on_train:
         yield _row("WARNING", "validation on the training images: the metrics measure memory")
+
+
+def is_embedded(model: ModelConfig) -> bool:
+    """Whether the backbone is the one that comes with the repository."""
+    if model.backbone is None:
+        return False
+    places = (Path(model.backbone).expanduser(), ROOT / model.backbone)
+    own = (ROOT / "street" / "backbone").resolve()
+    return any(place.is_dir() and place.resolve() == own for place in places)
 
 
 def head_facts(cfg: Config, detector: Detector) -> Head:

@@ -122,10 +122,13 @@ def _backbone(recipe: Recipe, task: Task, start: Start) -> None:
     )
 
 
-def _kind(name: str) -> str:
+def _last_layer(name: str) -> str | None:
+    """Name of the last layer of a plain vision transformer; None of any other backbone."""
     folder = local_folder(name, None, "model.backbone")
     with refusing(f"model.backbone {name}"):
-        return str(AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    plain = config.model_type in PLAIN_VITS
+    return f"stage{config.num_hidden_layers}" if plain else None
 
 
 def _most(data: Data) -> int:
@@ -134,14 +137,10 @@ def _most(data: Data) -> int:
 
 def _boxes(recipe: Recipe, data: Data, gpu: bool) -> None:
     """The head of configs/coco_small.yaml; on a GPU that of configs/coco.yaml."""
-    vit = _kind(recipe.values["model.backbone"]) in PLAIN_VITS
+    layer = _last_layer(recipe.values["model.backbone"])
     recipe.set("data.augment", AUGMENT, "boxes move with the pixels; configs/augment/ has others")
-    if not vit:
-        recipe.set(
-            "model.out_features",
-            ["stage3"],
-            "its map of stride 16; [stage2] has stride 8, for objects below 20 px",
-        )
+    finer = "its map of stride 16; [stage2] has stride 8, for objects below 20 px"
+    recipe.set("model.out_features", [layer or "stage3"], "its last layer" if layer else finer)
     recipe.set(
         "model.head",
         "deimv2",
@@ -171,11 +170,11 @@ def _boxes(recipe: Recipe, data: Data, gpu: bool) -> None:
 
 def _masks(recipe: Recipe, data: Data, gpu: bool) -> None:
     """The head of configs/synthetic_masks.yaml, with queries for the data."""
-    vit = _kind(recipe.values["model.backbone"]) in PLAIN_VITS
+    layer = _last_layer(recipe.values["model.backbone"])
     recipe.set(
         "data.augment", [FLIP, {"VerticalFlip": {"p": 0.5}}] if _any_way_up(data) else [FLIP]
     )
-    if not vit:
+    if layer is None:
         recipe.set(
             "model.out_features",
             ["stage1", "stage2", "stage3"],
@@ -240,5 +239,5 @@ def why_embedded(asked: bool) -> str:
     )
     return (
         f"{EMBEDDED} comes with the repository and knows synthetic street scenes only ({reason}). On other photos expect "
-        "little; with network: --model.backbone facebook/dinov2-small --model.out_features null"
+        "little; with network: --backbone facebook/dinov2-small"
     )
