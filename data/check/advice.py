@@ -16,9 +16,9 @@ from settings.tasks import EVERY_PIXEL, Labels
 SMALL_PX, COMFORTABLE_PX = 20.0, 28.0
 """Median side of objects, as the model gets them, below which a map of stride 16 loses them (docs/choosing.md), and that
 to which images are enlarged"""
-LEAST_PX, MOST_PX = 192, 512
+LEAST_PX, MOST_PX = 192, 384
 """Limits of data.image_size.longest auto"""
-NEARLY_ALL, AUTO_SIDE_PX = 0.9, 20.0
+NEARLY_ALL, AUTO_SIDE_PX = 0.9, 12.0
 """With it, this part of the objects is no smaller than that, px"""
 SMALL_PX2 = 32.0**2
 LARGEST_PX = 1536

@@ -1,7 +1,6 @@
 """From a folder to a configuration that trains: forms that are recognised, what is written, what fits into a time."""
 
 import json
-import os
 
 import pytest
 import yaml
@@ -45,28 +44,27 @@ def started(tmp_path, root, *more):
 
 
 def test_a_configuration_is_written_with_what_was_found(tmp_path, capsys):
-    root = write_coco(tmp_path / "set", 12)
-    write_coco(root, 4, "val", seed=1)
-    file = root / "annotations/train.json"
-    content = json.loads(file.read_text())
-    for annotation in content["annotations"]:
-        x, y, w, h = annotation["bbox"]
-        annotation["bbox"] = [x, y, x + w, y + h]
-        del annotation["segmentation"]
-    file.write_text(json.dumps(content))
-    os.remove(root / "annotations/val.json")
+    root = write_coco(write_coco(tmp_path / "set", 24), 8, "val", seed=1)
+    for split in ("train", "val"):
+        file = root / "annotations" / f"{split}.json"
+        content = json.loads(file.read_text())
+        for annotation in content["annotations"]:
+            x, y, w, h = annotation["bbox"]
+            annotation["bbox"] = [x, y, x + w, y + h]
+            del annotation["segmentation"]
+        file.write_text(json.dumps(content))
     cfg, made = started(tmp_path, root)
     said = capsys.readouterr().out
     assert "data.box_format xyxy" in said
     assert (cfg.data.source, cfg.data.box_format) == ("coco", "xyxy")
-    assert "boxes       class1 9" in said
+    assert "boxes       class1 24" in said
     assert f"python train_accelerate.py --config {made}" in said
     assert "knows synthetic street scenes only" in said
     assert len(said.splitlines()) < 40
     most = max(map(len, BOXES))
     assert f"the fullest image has {most} objects" in made.read_text()
     assert cfg.model.head_args["num_queries"] > most
-    assert cfg.train.steps * cfg.train.global_batch_size <= (MOST_EPOCHS + 1) * 12
+    assert cfg.train.steps * cfg.train.global_batch_size <= (MOST_EPOCHS + 1) * 24
     with pytest.raises(UserError, match="is there already"):
         started(tmp_path, root)
 
