@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from settings.keys import AUTO, MAX_SIDE_PX, DataConfig
+from settings.keys import MAX_SIDE_PX, DataConfig
 
 WITHOUT_BOXES = ("synthetic", "label_maps")
 FOLDERS = ("coco", "imagefolder", "voc", "yolo", "label_maps")
@@ -33,7 +33,7 @@ def check_labels(data: DataConfig) -> Iterator[str]:
 def check_size(data: DataConfig) -> Iterator[str]:
     """What is wrong with data.image_size, for people."""
     given, shortest = data.image_size.longest, data.image_size.shortest
-    longest = None if given == AUTO else given
+    longest = given if isinstance(given, int) else None
     for key, side in (("longest", longest), ("shortest", shortest)):
         if side is not None and side <= 0:
             yield f"data.image_size.{key} {side}: must be greater than 0"

@@ -118,7 +118,8 @@ def _coco_file(
         return cfg
     if found != COCO_FILES[0].format(s=split):
         findings.note(f"data.{key}: {found}, found by its name")
-    return dataclasses.replace(cfg, **{key: found})
+    changed: dict[str, Any] = {key: found}
+    return dataclasses.replace(cfg, **changed)
 
 
 def lone_file(root: Path) -> str | None:
