@@ -91,6 +91,12 @@ def with_tiles(data: Data, cfg: TilesConfig) -> Data:
     )
 
 
+def found_places(cfg: DataConfig) -> DataConfig:
+    """The configuration with the names of what was found, for whoever reads it later."""
+    found = located(cfg, Findings())
+    return replace(found, val_split=found.val_split or cfg.val_split)
+
+
 def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "boxes") -> Data:
     """As `build_data`, with every defect in `findings` and none refused.
 

@@ -22,7 +22,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 from data.batch import Batch
-from data.build import build_data, check_findings, with_tiles
+from data.build import build_data, check_findings, found_places, with_tiles
 from data.canvas import ResizedSizes
 from data.check.advice import sized
 from data.check.doctor import check_images
@@ -230,7 +230,7 @@ def build_parts(cfg: Config, accelerator: Accelerator) -> tuple[Config, Data, De
             seen = check_images(data, max(1, cfg.data.num_workers))
             check_findings(seen, strict=True, max_bad_images=None)
         data = with_tiles(data, cfg.data.tiles)
-        cfg = sized(cfg, data)
+        cfg = sized(dataclasses.replace(cfg, data=found_places(cfg.data)), data)
         detector = build_model(cfg.model, data.taxonomy, cfg.data.image_size)
     return cfg, data, detector
 

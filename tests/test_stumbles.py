@@ -51,6 +51,15 @@ def test_a_shortened_run_shortens_its_warm_up_and_says_so(tmp_path, length):
     assert "warm-up 1," in log
 
 
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_the_folder_of_a_run_says_what_was_found(tmp_path):
+    """So that whoever measures it later reads the same."""
+    keys = {"data__val_split": "null", "train__steps": 1, "run__output_dir": tmp_path / "run"}
+    train(tiny_run(tmp_path, **keys))
+    written = load_config(["--config", str(tmp_path / "run/config.yaml")])
+    assert (written.data.val_split, written.data.train_annotations) == ("val", None)
+
+
 @pytest.mark.parametrize("given", [["--data.image_size", "640"], ["--data.image_size=640"]])
 def test_a_size_alone_is_the_longest_side(given):
     assert load_config([*SMALL, *given]).data.image_size.longest == 640

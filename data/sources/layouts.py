@@ -114,10 +114,9 @@ def _coco_file(
     if getattr(cfg, key) is not None:
         return cfg
     found = coco_file(root, split) or (lone_file(root) if which == "train" else None)
-    if found is None:
+    if found is None or found == COCO_FILES[0].format(s=split):
         return cfg
-    if found != COCO_FILES[0].format(s=split):
-        findings.note(f"data.{key}: {found}, found by its name")
+    findings.note(f"data.{key}: {found}, found by its name")
     changed: dict[str, Any] = {key: found}
     return dataclasses.replace(cfg, **changed)
 
