@@ -93,7 +93,7 @@ def _images(recipe: Recipe, data: Data, gpu: bool) -> None:
     native = int(max(data.train.table.sizes.max(axis=1)))
     usual = USUAL_GPU_PX if gpu else USUAL_PX
     size = ImageSizeConfig(max(SMALLEST_PX, min(usual, -(-native // 32) * 32)), fit="stretch")
-    found = sides(data.train, size) if not data.train.dense else []
+    found: Any = sides(data.train, size) if not data.train.dense else []
     why = f"images have up to {native} px"
     if len(found):
         wanted = fitting_size(data, size)
