@@ -18,6 +18,10 @@ class SourceError(Exception):
     wanted, and no other one must take its place."""
 
 
+LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
+"""What torchrun and accelerate launch put into the environment"""
+
+
 def own_words(error: Exception) -> str:
     """What an error of ours says, also after it was raised in a data worker, whose whole traceback torch makes of it."""
     text = str(error)
@@ -147,4 +151,6 @@ def fail(error: UserError) -> NoReturn:
     """End the process with an error's message on one line, and exit status 2."""
     rank = f" (rank {process_rank()})" if process_rank() else ""
     print(f"error{rank}: {printable_lines(own_words(error), LONGEST_LINE)}", file=sys.stderr)
+    if not rank and any(name in os.environ for name in LAUNCHED):
+        print("(a traceback of the launcher may follow; it adds nothing)", file=sys.stderr)
     raise SystemExit(2)

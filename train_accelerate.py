@@ -32,7 +32,7 @@ from run.banner import banner
 from run.build import Run, build_run, start_processes
 from run.evaluate import complete_best, evaluate, finish_report
 from run.export import export
-from run.log import DONE, claim_run_folder
+from run.log import DONE, claim_run_folder, leaving_no_folder
 from run.precision import Attempt, loss_scale, with_fitting_scale
 from run.profile import StepProfile
 from run.samples import begin_labels, draw_first_batches
@@ -253,7 +253,7 @@ def whole_run(cfg: Config) -> int:
 
 
 def _whole_run(cfg: Config) -> int:
-    with leaving_at_signals():  # there is nothing to be saved yet
+    with leaving_at_signals(), leaving_no_folder(cfg.run):  # there is nothing to be saved yet
         accelerator = start_processes(cfg)
         lock = on_main(accelerator, lambda: claim_run_folder(cfg.run))  # noqa: F841 (held until the end)
         repo_id = on_main(accelerator, lambda: resolve_repo_id(cfg.hub, cfg.run))

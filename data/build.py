@@ -9,14 +9,19 @@ import numpy as np
 from data.cleaning import cleaned
 from data.collector import without_collector
 from data.dataset import Data
-from data.findings import IMAGE_KINDS, Finding, Findings, Remedy
+from data.findings import GUESSED_KINDS, IMAGE_KINDS, Finding, Findings, Remedy
+from data.guesses import note_guesses, with_offset
 from data.images.header_cache import cached_headers
 from data.index import indexed
 from data.packed import load_packed
 from data.regions import MOST_PARTS
 from data.schema import Split
+from data.sources.box_formats import format_of
+from data.sources.files import LINKS
+from data.sources.layouts import located
+from data.sources.missing import note_elsewhere, note_links
 from data.splits import split_off
-from data.taxonomy import Taxonomy, build_taxonomy, with_background, with_stuff
+from data.taxonomy import Taxonomy, alike, build_taxonomy, joined, with_background, with_stuff
 from data.tiles import tiled, tiles_of
 from errors import UserError
 from settings.keys import DataConfig, TilesConfig
@@ -86,6 +91,12 @@ def with_tiles(data: Data, cfg: TilesConfig) -> Data:
     )
 
 
+def found_places(cfg: DataConfig) -> DataConfig:
+    """The configuration with the names of what was found, for whoever reads it later."""
+    found = located(cfg, Findings())
+    return replace(found, val_split=found.val_split or cfg.val_split)
+
+
 def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "boxes") -> Data:
     """As `build_data`, with every defect in `findings` and none refused.
 
@@ -96,10 +107,17 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "
         from data.sources.synthetic import ensure_written
 
         cfg = ensure_written(cfg, seed, labels)
+    cfg = located(cfg, findings)
     read = importlib.import_module(READERS[cfg.source]).read_split
     with cached_headers(cfg.path, cfg.num_workers), without_collector():
         train = read(cfg, "train", findings, labels)
         val = train if cfg.val_split is None else read(cfg, "val", findings, labels)
+    if cfg.category_offset:
+        both = [
+            with_offset(s, cfg.category_offset) for s in ([train] if val is train else [train, val])
+        ]
+        train, val = both[0], both[-1]
+    explained = _guesses(cfg, [train] if val is train else [train, val], findings)
     if val.dense != train.dense:
         raise UserError(_mixed(cfg, "train", "val") if train.dense else _mixed(cfg, "val", "train"))
     if cfg.val_split is None and not cfg.val_on_train:
@@ -110,14 +128,21 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "
         train = train.subset(range(min(cfg.limit, len(train))))
     if cfg.val_on_train:
         val = train
+    if cfg.labels is not None and not train.dense and cfg.source != "voc":
+        both = [train] if val is train else [train, val]
+        both, labels_given = joined(both, cfg.labels)
+        train, val = both[0], both[-1]
+        cfg = replace(cfg, labels=labels_given)
     by_value = train.dense and cfg.label_values is not None  # label maps have the names already
     taxonomy = build_taxonomy([train, val], None if by_value else cfg.labels)
+    _note_alike(cfg, taxonomy, findings)
     if labels in EVERY_PIXEL and not train.dense and cfg.background is not None:
         taxonomy = with_background(taxonomy, cfg.background)
     if labels == "segments":
         taxonomy = with_stuff(taxonomy, train.stuff | val.stuff, cfg.stuff)
     train = cleaned(train, "train", taxonomy, findings)
     val = train if cfg.val_on_train else cleaned(val, "val", taxonomy, findings)
+    findings.drop(lambda finding: finding.kind in explained)
     for name, split in (("training", train), ("validation", val)):
         if not _num_single(split):
             raise UserError(
@@ -126,6 +151,29 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "
             )
     refuse_many([train, val], taxonomy, labels)
     return Data(train, val, taxonomy, findings, labels)
+
+
+def _note_alike(cfg: DataConfig, taxonomy: Taxonomy, findings: Findings) -> None:
+    """Say which classes differ in spelling alone, and what makes one of them."""
+    for one, other in alike(taxonomy.names)[:3]:
+        names = [one if name == other else name for name in taxonomy.names]
+        how = "give them one name in the files"
+        if cfg.source != "voc":
+            how = f"--data.labels '[{', '.join(names)}]' makes one class of them"
+        findings.note(f"classes {one!r} and {other!r} differ in spelling alone: {how}")
+
+
+def _guesses(cfg: DataConfig, splits: Sequence[Split], findings: Findings) -> set[str]:
+    """Findings for mistakes of the whole dataset; the kinds that they explain."""
+    if any(split.dense for split in splits) or cfg.source in ("synthetic", "label_maps"):
+        return set()
+    said = cfg.box_format is not None or any(s.objects.masks is not None for s in splits)
+    own = None if said else format_of(cfg)
+    explained = note_guesses(splits, str(cfg.path), own, findings)
+    note_links(str(cfg.path), findings)
+    if cfg.source == "coco" and note_elsewhere(cfg, findings):
+        explained.add("missing image")
+    return explained
 
 
 def refuse_many(splits: Sequence[Split], taxonomy: Taxonomy, labels: Labels) -> None:
@@ -188,6 +236,8 @@ def check_findings(findings: Findings, strict: bool, max_bad_images: int | None)
     if strict:
         remedies += ["left out", "repaired", "converted"]
         what, why = "defects (data.strict true)", "refused by data.strict true"
+    if guessed := [finding for finding in findings if finding.kind in GUESSED_KINDS]:
+        raise UserError(_guessed(guessed))
     if refused := findings.of_remedy(*remedies):
         raise UserError(_listing(refused, what, why))
     bad = [finding for finding in findings if finding.kind in IMAGE_KINDS]
@@ -198,8 +248,19 @@ def check_findings(findings: Findings, strict: bool, max_bad_images: int | None)
         )
 
 
+def _guessed(found: Sequence[Finding]) -> str:
+    """What one key mends, told before everything that may come of it."""
+    lines = [f"{finding.where}: {finding.kind}: {finding.detail}" for finding in found]
+    hint = "`python -m tools.check_data --config ... --picture data.png` draws the boxes"
+    return "\n  ".join([*lines, hint])
+
+
 def _listing(found: Sequence[Finding], what: str, why: str) -> str:
     hint = "`python -m tools.check_data --config ...` lists all"
+    if any(
+        finding.kind == "path leaves the folder" and LINKS in finding.detail for finding in found
+    ):
+        hint = f"links that you made yourself: data.follow_links true; {hint}"
     if len(found) == 1:
         return f"{found[0]}: {why}; {hint}"
     lines = [f"the dataset has {len(found)} {what}:", *map(str, found[:MAX_LISTED])]

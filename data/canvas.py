@@ -10,7 +10,8 @@ import numpy as np
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import get_image_size_for_max_height_width
 
-from settings.keys import MAX_SIDE_PX, Fit, ImageSizeConfig
+from settings.image_keys import Fit
+from settings.keys import MAX_SIDE_PX, ImageSizeConfig
 
 COMMON_MULTIPLE_PX = 32
 """What fits the strides 4 to 32 of most backbones"""

@@ -5,7 +5,7 @@ Readers and the image check write into one list of findings; training, evaluatio
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,10 +42,21 @@ def _image(advice: str) -> Kind:
 
 
 KINDS: dict[str, Kind] = {
+    # the whole dataset, guessed from many annotations that are wrong in the same way
+    "boxes of another format": Kind(
+        "refused", "their four numbers are something else than what they are read as"
+    ),
+    "ids of classes off by one": Kind(
+        "refused", "annotations count classes from another number than the names do"
+    ),
+    "images elsewhere": Kind("refused", "the files are in another folder"),
+    "links out of the folder": Kind("refused", "image files that are links to files elsewhere"),
     # annotation files
     "broken row": Kind("refused", "a row that cannot be understood; mend or delete it", "left out"),
     "path leaves the folder": Kind(
-        "refused", "an image outside the dataset's folder; move it inside", "left out"
+        "refused",
+        "a file outside the dataset's folder; move it inside (a link that you made yourself: data.follow_links true)",
+        "left out",
     ),
     "duplicate image id": Kind(
         "refused",
@@ -169,6 +180,11 @@ MASK_KINDS = {
     *("class without pixels", "class of validation alone", "gap in the ids of classes"),
 }
 """Those of datasets from which masks are read"""
+GUESSED_KINDS = (
+    *("boxes of another format", "ids of classes off by one", "images elsewhere"),
+    "links out of the folder",
+)
+"""Those of the whole dataset, which explain many others and name the key that mends them"""
 IMAGE_KINDS = {name for name, kind in KINDS.items() if kind.whole_image}
 
 
@@ -201,12 +217,25 @@ class Findings:
 
     def __init__(self) -> None:
         self._list: list[Finding] = []
+        self.notes: list[str] = []
+        """What was found by itself, in a line each"""
 
     def add(
         self, kind: str, where: str, detail: str = "", image: tuple[str, int] | None = None
     ) -> None:
         """Note one finding. Its texts come from foreign files: they are made safe to print."""
-        self._list.append(Finding(kind, printable(where, 1000), printable(detail, 200), image))
+        most = 400 if kind in GUESSED_KINDS else 200
+        self._list.append(Finding(kind, printable(where, 1000), printable(detail, most), image))
+
+    def drop(self, explained: Callable[[Finding], bool]) -> None:
+        """Leave out findings that another one explains."""
+        self._list = [finding for finding in self._list if not explained(finding)]
+
+    def note(self, text: str) -> None:
+        """Say what was found by itself, once."""
+        line = printable(text, 400)
+        if line not in self.notes:
+            self.notes.append(line)
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self._list)

@@ -112,6 +112,7 @@ def store(folder: Path, data: Data, found: Sequence[Any]) -> None:
             },
             "one_split": data.val is data.train,
             "taxonomy": dataclasses.asdict(data.taxonomy),
+            "notes": data.findings.notes,
             "findings": [dataclasses.astuple(finding) for finding in data.findings],
             "labels": data.labels,
             "fingerprint": data.fingerprint(),
@@ -136,6 +137,8 @@ def load(folder: Path, places: FoundAgain) -> Data | None:
         with contextlib.suppress(OSError):
             os.utime(folder)  # it is used
         findings = Findings()
+        for note in content["notes"]:
+            findings.note(note)
         for kind, where, detail, image in content["findings"]:
             findings.add(kind, where, detail, None if image is None else tuple(image))
         return Data(

@@ -45,7 +45,10 @@ class State:
 
 def is_inside(cfg: DataConfig, root: Path) -> bool:
     """Whether all that a configuration names lies in the dataset's folder."""
-    named = (cfg.train_split, cfg.val_split, cfg.train_annotations, cfg.val_annotations)
+    named = (
+        *(cfg.train_split, cfg.val_split, cfg.train_annotations, cfg.val_annotations),
+        *(cfg.train_images, cfg.val_images),
+    )
     places = (Path(os.path.normpath(root / name)) for name in named if name is not None)
     return not any(".." in Path(name).parts for name in named if name is not None) and all(
         place.is_relative_to(root) for place in places

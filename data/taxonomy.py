@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data.schema import Split
+from data.table import RecordTable
 from errors import UserError
 
 
@@ -68,6 +69,39 @@ def with_stuff(taxonomy: Taxonomy, category_ids: Collection[int], names: Sequenc
     return replace(taxonomy, stuff=stuff)
 
 
+def joined(splits: Sequence[Split], labels: Sequence[str]) -> tuple[list[Split], list[str]]:
+    """The splits with one category where `labels` gives several the same name, and the names without repeats."""
+    names = {c for split in splits for c in split.category_names}
+    ids = sorted(names) or list(range(len(labels)))
+    if len(ids) != len(labels) or len(set(labels)) == len(labels):
+        return list(splits), list(labels)
+    first: dict[str, int] = {}
+    target = {c: first.setdefault(name, c) for c, name in zip(ids, labels, strict=True)}
+    found = []
+    for split in splits:
+        objects = split.objects
+        classes = objects.classes.copy()
+        for category, kept in target.items():
+            classes[objects.classes == category] = kept
+        table = RecordTable.of(split.records, replace(objects, classes=classes))
+        kept_names = {c: n for c, n in split.category_names.items() if target.get(c, c) == c}
+        stuff = frozenset(target.get(c, c) for c in split.stuff)
+        found.append(replace(split, records=table, category_names=kept_names, stuff=stuff))
+    return found, list(first)
+
+
+def alike(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of names that differ in nothing but case, spaces, hyphens and underscores."""
+    seen: dict[str, str] = {}
+    pairs = []
+    for name in names:
+        key = "".join(char for char in name.casefold() if char not in " _-.")
+        if key in seen and seen[key] != name:
+            pairs.append((seen[key], name))
+        seen.setdefault(key, name)
+    return pairs
+
+
 def build_taxonomy(splits: Sequence[Split], labels: Sequence[str] | None) -> Taxonomy:
     """Taxonomy of the categories that the splits declare or, where they declare none, use.
 
@@ -101,5 +135,8 @@ def build_taxonomy(splits: Sequence[Split], labels: Sequence[str] | None) -> Tax
     ordered = tuple(names.get(i, str(i)) for i in ids)
     repeated = sorted(name for name, number in Counter(ordered).items() if number > 1)
     if repeated:
-        raise UserError(f"two categories are named {repeated[0]!r}; set data.labels")
+        raise UserError(
+            f"two categories are named {repeated[0]!r}; set data.labels to names in the order of the ids {ids}: the same "
+            "name twice makes one class of them"
+        )
     return Taxonomy(ordered, tuple(ids))

@@ -157,7 +157,7 @@ def card_header(
             task_type=PIPELINES[cfg.model.task],
             dataset_type=dataset if on_hub else cfg.data.source,
             dataset_name=dataset,
-            dataset_split=public_name(cfg.data.val_split or "set aside from training"),
+            dataset_split=public_name(_split(cfg.data.val_split)),
             metric_type=key,
             metric_value=round(value, 4),
         )
@@ -173,6 +173,10 @@ def card_header(
         model_name=name,
         eval_results=results or None,
     )
+
+
+def _split(name: str | None) -> str:
+    return "set aside from training" if name in (None, "none") else str(name)
 
 
 def origin(cfg: Config) -> str:

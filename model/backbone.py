@@ -24,7 +24,8 @@ from model import plain_vit
 from model.normalization import Normalization
 from model.source import SAFE, is_local_folder, local_folder, quiet_transformers
 from model.stages import PROBE_PX
-from settings.keys import Fit, ModelConfig
+from settings.image_keys import Fit
+from settings.keys import ModelConfig
 
 OF_THE_FILE = {
     *("_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype"),

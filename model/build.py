@@ -24,7 +24,8 @@ from model.stages import freeze, train_from
 from model.start import start
 from model.trainable import STUFF_KEY, Trainable
 from settings.checks import whole_head_problem
-from settings.keys import FROZEN_STAGES, Fit, ImageSizeConfig, ModelConfig
+from settings.image_keys import Fit
+from settings.keys import FROZEN_STAGES, ImageSizeConfig, ModelConfig
 
 
 @dataclass(frozen=True)

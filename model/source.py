@@ -98,6 +98,10 @@ def quiet_transformers() -> Iterator[None]:
 def _download(name: str, revision: str | None, key: str) -> Path:
     page = f"https://huggingface.co/{name}"
     instead = ""
+    if key == "model.init_from":
+        instead = (
+            "; without network: configs/coco_small.yaml, whose backbone comes with this repository"
+        )
     if key == "model.backbone":
         instead = f"; {UNGATED} needs no licence, and street/backbone comes with this repository"
     try:

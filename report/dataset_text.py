@@ -168,7 +168,7 @@ def _five(q: Quantiles | None, scale: float = 1.0) -> str:
 
 
 def _row(title: str, cells: Sequence[str]) -> str:
-    return f"{title:<38}" + "".join(f"{cell:>30}" for cell in cells)
+    return f"{title:<38}" + "".join(f"  {cell:>30}" for cell in cells)
 
 
 def _short(text: str, root: str | None) -> str:

@@ -2,23 +2,25 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from data.canvas import resized_sizes
+from data.check.advice import Head, advise
 from data.dataset import Data
 from data.elsewhere import GB, cache_folder
 from data.feed.repeats import Repeats, repeats_text
 from data.findings import KINDS
 from data.remote import is_address
-from data.schema import Split
+from disk import ROOT
 from errors import printable
 from model.build import Detector
 from settings.checks import micro_batch_size
-from settings.keys import Config, DataConfig
-from settings.tasks import EVERY_PIXEL, Labels
+from settings.keys import Config, DataConfig, ModelConfig
+from settings.tasks import EVERY_PIXEL
 
 LABEL_VALUES = "; data.label_values says what is what in label maps, e.g. [0, 255]"
 
@@ -41,6 +43,8 @@ def banner(
     yield _row("data", _data_text(data))
     if cfg.data.packed is not None and is_address(cfg.data.packed):
         yield _row("", cache_text(cfg.data))
+    for note in data.findings.notes:
+        yield _row("", note)
     for kind, count in sorted(data.findings.counts().items()):
         yield _row("", f"{count} x {kind}: {KINDS[kind].remedy}")
     yield _row(
@@ -153,30 +157,17 @@ def batch_text(cfg: Config, world: int) -> str:
 
 def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) -> Iterator[str]:
     """What is allowed but will probably disappoint."""
-    head = detector.family
-    if cfg.model.init_from is None and num_steps < head.few_steps:
-        others = cfg.model.head in ("detr", "conditional_detr")
-        other = ", take deformable_detr" if others else ""
+    if cfg.data.source != "synthetic" and is_embedded(cfg.model):
         yield _row(
             "WARNING",
-            f"a {cfg.model.head} head from scratch learns little in {num_steps} steps "
-            f"({head.few_steps_source}); start from a trained head (model.init_from){other}, or "
-            "train longer",
+            "the embedded backbone knows synthetic street scenes only; of other photos expect little: take an open one, "
+            "--model.backbone facebook/dinov2-small (docs/choosing.md, Weights)",
         )
-    if cfg.optim.warmup_steps >= num_steps:
-        yield _row("WARNING", f"warm-up ({cfg.optim.warmup_steps} steps) does not end in this run")
     if cfg.train.patience is not None and cfg.train.evaluate_every is None:
         yield _row("WARNING", "train.patience has no effect without train.evaluate_every")
-    queries = detector.num_queries
-    crowded = sum(
-        int((found_on(split, data.labels) > queries).sum()) for split in (data.train, data.val)
-    )
-    if crowded:
-        yield _row(
-            "WARNING",
-            f"{crowded} images have more {data.labels} than the head's {queries} queries can find; raise "
-            "model.head_args.num_queries",
-        )
+    for advice in advise(cfg, data, head_facts(cfg, detector)):
+        if advice.topic != "size":  # below, where strides are known
+            yield _row("WARNING", advice.text)
     yield from small_objects(detector, data)
     if absent := classes_without_example(data):
         yield _row(
@@ -196,13 +187,20 @@ def warnings_about(cfg: Config, detector: Detector, data: Data, num_steps: int) 
         yield _row("WARNING", "validation on the training images: the metrics measure memory")
 
 
-def found_on(split: Split, labels: Labels) -> np.ndarray:
-    """int64 [N]: how much there is to be found on each image."""
-    if labels != "regions":
-        return split.table.counts
-    objects = split.objects
-    pairs = np.unique(np.column_stack([objects.image, objects.classes]), axis=0)
-    return np.bincount(pairs[:, 0], minlength=len(split))
+def is_embedded(model: ModelConfig) -> bool:
+    """Whether the backbone is the one that comes with the repository."""
+    if model.backbone is None:
+        return False
+    places = (Path(model.backbone).expanduser(), ROOT / model.backbone)
+    own = (ROOT / "street" / "backbone").resolve()
+    return any(place.is_dir() and place.resolve() == own for place in places)
+
+
+def head_facts(cfg: Config, detector: Detector) -> Head:
+    """What of the head the advice depends on."""
+    family, whole = detector.family, cfg.model.backbone is None
+    few = 0 if cfg.model.init_from is not None else family.few_steps
+    return Head(str(cfg.model.head), detector.num_queries, few, family.few_steps_source, whole)
 
 
 def small_objects(detector: Detector, data: Data) -> Iterator[str]:

@@ -22,8 +22,9 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 from data.batch import Batch
-from data.build import build_data, check_findings, with_tiles
+from data.build import build_data, check_findings, found_places, with_tiles
 from data.canvas import ResizedSizes
+from data.check.advice import sized
 from data.check.doctor import check_images
 from data.dataset import Data
 from data.feed.allocator import keep_freed_memory
@@ -45,7 +46,7 @@ from model.build import Detector, build_model
 from model.stages import stage_numbers
 from model.start import completed
 from run.aside import Aside
-from run.changes import with_micro_batch
+from run.changes import with_fitting_warmup, with_micro_batch
 from run.facts import run_facts
 from run.feature_cache import Features, prepare_features
 from run.log import DONE, RunLog
@@ -231,6 +232,7 @@ def build_parts(cfg: Config, accelerator: Accelerator) -> tuple[Config, Data, De
             seen = check_images(data, max(1, cfg.data.num_workers))
             check_findings(seen, strict=True, max_bad_images=None)
         data = with_tiles(data, cfg.data.tiles)
+        cfg = sized(dataclasses.replace(cfg, data=found_places(cfg.data)), data)
         detector = build_model(cfg.model, data.taxonomy, cfg.data.image_size)
     return cfg, data, detector
 
@@ -246,6 +248,7 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
     num_steps = cfg.train.steps or math.ceil(
         (cfg.train.epochs or 0) * len(repeats or data.train) / cfg.train.global_batch_size
     )
+    cfg, notes = with_fitting_warmup(cfg, num_steps)
     backbone = detector.backbone_module
     stages = None
     if cfg.optim.layer_decay is not None:
@@ -288,7 +291,7 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
         (root / DONE).unlink(missing_ok=True)
         write_whole(root / "run.json", json.dumps(facts, indent=2) + "\n")
         write_whole(root / "config.yaml", yaml.safe_dump(config_to_dict(cfg), sort_keys=False))
-    for note in resumed.notes:
+    for note in (*notes, *resumed.notes):
         log.say(note)
     checkpoints.go_on_from(resumed.folder, state, resumed.best)
     return Run(

@@ -16,6 +16,10 @@ def changed_keys(before: Mapping[str, Any], cfg: Config) -> dict[str, tuple[Any,
     """Old and new value of each key that differs; a key that is new had its default before."""
     default, now = flat(config_to_dict(Config())), flat(config_to_dict(cfg))
     old = {**default, **{k: v for k, v in flat(before).items() if k in now}}
+    for values in (old, now):  # the default's former name
+        values["data.box_format"] = (
+            None if values["data.box_format"] == "coco" else values["data.box_format"]
+        )
     return {key: (old[key], value) for key, value in now.items() if old[key] != value}
 
 
@@ -93,6 +97,17 @@ def note_world(
             f"not exact: dropout masks belong to a micro-batch, and it has {sizes[1]} images instead "
             f"of {sizes[0]}; train.micro_batch_size {sizes[0]} keeps them, where it fits"
         )
+
+
+def with_fitting_warmup(cfg: Config, num_steps: int) -> tuple[Config, list[str]]:
+    """The configuration with a warm-up that ends within the run, and what is said of it."""
+    given, fitting = cfg.optim.warmup_steps, max(1, num_steps // 10)
+    if given < num_steps or given <= fitting:
+        return cfg, []
+    note = f"note: optim.warmup_steps {given} would not end within {num_steps} steps; {fitting} are taken, a tenth of them"
+    return dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, warmup_steps=fitting)), [
+        note
+    ]
 
 
 def with_micro_batch(cfg: Config, size: int | None) -> Config:

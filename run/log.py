@@ -1,12 +1,13 @@
 """The run folder and its logs: console, train.log, metrics.jsonl, tracker."""
 
+import contextlib
 import fcntl
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,6 +48,22 @@ def claim_run_folder(run: RunConfig) -> IO[str] | None:
     check_tracker(run.tracker)
     check_run_folder(run)
     return lock_run_folder(Path(run.output_dir))
+
+
+@contextlib.contextmanager
+def leaving_no_folder(run: RunConfig) -> Iterator[None]:
+    """Around a start: a folder that it made, and wrote nothing into, goes if it fails."""
+    folder = Path(run.output_dir)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # somebody else has written into it
+            if folder in made and {path.name for path in folder.iterdir()} <= {LOCK}:
+                (folder / LOCK).unlink(missing_ok=True)
+            for place in made:
+                place.rmdir()
+        raise
 
 
 def check_run_folder(run: RunConfig) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 from errors import UserError
 from settings.keys import (
     FROZEN_STAGES,
-    MAX_SIDE_PX,
     MAX_SYNTHETIC_SEED,
     PROFILE_WARM_UP,
     Config,
@@ -22,6 +21,7 @@ from settings.keys import (
     ModelConfig,
     TrainConfig,
 )
+from settings.label_checks import check_labels, check_size
 from settings.packed_checks import check_packed
 from settings.parallel_checks import check_parallel
 from settings.precision_checks import check_loss_scale
@@ -126,7 +126,7 @@ def _check_train(cfg: Config, world: int) -> Iterator[str]:
     if (train.epochs is None) == (train.steps is None):
         yield (
             f"train.epochs {train.epochs} and train.steps {train.steps}: set exactly one of them "
-            "(on the command line, '--train.epochs null' drops the one in the YAML)"
+            "(null drops one)"
         )
     every = ("evaluate_every", "checkpoint_every", "keep_checkpoints", "patience")
     for key in ("epochs", "steps", "global_batch_size", *every):
@@ -168,11 +168,8 @@ def _check_data(data: DataConfig) -> Iterator[str]:
         yield f"data.val_on_train: contradicts data.val_split {data.val_split}; drop one of them"
     if data.source != "hub" and data.revision:
         yield f"data.revision {data.revision}: only a Hub dataset has revisions"
-    if data.source not in ("hub", "imagefolder") and data.box_format != "coco":
-        yield (
-            f"data.box_format {data.box_format}: has no effect with data.source {data.source}, whose "
-            "format says how boxes are written"
-        )
+    yield from check_labels(data)
+    yield from check_size(data)
     if data.streaming and data.source != "hub":
         yield f"data.streaming: only a Hub dataset can be streamed, not data.source {data.source}"
     if data.streaming and "[" in f"{data.train_split}{data.val_split}":
@@ -191,13 +188,6 @@ def _check_data(data: DataConfig) -> Iterator[str]:
         yield "data.tiles: features of windows are not stored; drop it, or data.cache_features"
     if data.cache_features < 0:
         yield f"data.cache_features {data.cache_features}: must be 0 or more"
-    longest, shortest = data.image_size.longest, data.image_size.shortest
-    yield from _positive("data.image_size.longest", longest)
-    yield from _positive("data.image_size.shortest", shortest)
-    if longest is not None and shortest and shortest > longest:
-        yield f"data.image_size.shortest {shortest}: exceeds longest {longest}"
-    if longest is not None and longest > MAX_SIDE_PX:
-        yield f"data.image_size.longest {longest}: at most {MAX_SIDE_PX} px"
     if not 0 <= data.num_workers <= MOST_WORKERS:
         yield f"data.num_workers {data.num_workers}: must lie in 0 ... {MOST_WORKERS}"
 
@@ -349,11 +339,6 @@ def _check_optim(cfg: Config) -> Iterator[str]:
         yield f"optim.layer_decay {cfg.optim.layer_decay}: must lie in (0, 1]"
     if cfg.optim.warmup_steps < 0 or cfg.optim.max_grad_norm < 0:
         yield "optim.warmup_steps and optim.max_grad_norm must be 0 or more"
-    if cfg.train.steps is not None and cfg.optim.warmup_steps >= cfg.train.steps > 0:
-        yield (
-            f"optim.warmup_steps {cfg.optim.warmup_steps}: warm-up would not end within "
-            f"train.steps {cfg.train.steps}; a tenth, {max(1, cfg.train.steps // 10)}, is usual"
-        )
 
 
 def _positive(key: str, value: float | None) -> Iterator[str]:

@@ -6,7 +6,8 @@ The text below a key is its `--help`.
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
-from settings.tasks import Task
+from settings.image_keys import ImageSizeConfig, TilesConfig
+from settings.tasks import BoxFormat, Task
 
 MAX_SYNTHETIC_SEED = 500_000
 """Training scenes have seeds below it, validation scenes that much more; from twice that on, seeds
@@ -23,7 +24,6 @@ MAX_SIDE_PX = 16_384
 """No image is given to a model larger than this"""
 
 T = TypeVar("T")
-Fit = Literal["pad", "stretch"]
 Parallel = Literal["ddp", "fsdp2"]
 
 
@@ -78,40 +78,6 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class ImageSizeConfig:
-    """Size of the image after the one resize, in pixels"""
-
-    longest: int | None = 1024
-    """Upper limit of the longest side, px; with fit stretch both sides; null: that of model.init_from"""
-    shortest: int | None = None
-    """Wanted shortest side, px, as far as `longest` allows; default: the longest side decides"""
-    fit: Fit | None = None
-    """pad: the aspect ratio is kept, the rest of the canvas is empty; stretch: every image fills the same square;
-    default: stretch for all heads but detr's kin, and for backbones that look at the whole canvas (ViTs)"""
-    canvas: Literal["step", "square"] = "step"
-    """What images are padded to in training: step: as much as the largest of a step needs; square: as in evaluation
-    and in the export, which takes longer (docs/choosing.md)"""
-
-    @property
-    def longest_px(self) -> int:
-        """`longest`, once it is known."""
-        assert self.longest is not None
-        return self.longest
-
-
-@dataclass(frozen=True)
-class TilesConfig:
-    """Windows that large images are cut into, for small objects: in training, evaluation and tools.predict alike"""
-
-    size: int | None = None
-    """Side of a window, px of the image as it is; default: images are not cut"""
-    overlap: float = 0.2
-    """Part of a side that neighbours share; more than the objects are wide, so that each is whole in one of them"""
-    whole: bool = False
-    """The whole image is one more window, for objects larger than one"""
-
-
-@dataclass(frozen=True)
 class DataConfig:
     """The labelled images"""
 
@@ -129,7 +95,8 @@ class DataConfig:
     """Training split: its name (hub, e.g. train or train[:10%]; voc; yolo) or its folder below path
     (coco, imagefolder, voc)"""
     val_split: str | None = None
-    """Validation split, named like train_split; default: val_fraction of the training split"""
+    """Validation split, named like train_split; default: the one that lies beside it (val, valid, validation), or else
+    val_fraction of the training split; none: val_fraction in any case"""
     val_fraction: float = 0.05
     """Part of the training images kept for validation where there is no val_split"""
     train_annotations: str | None = harmless(None)
@@ -137,6 +104,14 @@ class DataConfig:
     label_maps the folder of their label maps; default: the first usual one that is there"""
     val_annotations: str | None = harmless(None)
     """As train_annotations, of the validation images"""
+    train_images: str | None = harmless(None)
+    """Folder of a COCO file's training images, relative to path; default: the split's own, or the first usual one that
+    has them (images/train, train2017, images, ...)"""
+    val_images: str | None = harmless(None)
+    """As train_images, of the validation images"""
+    follow_links: bool = harmless(False)
+    """Read image files that are links out of the dataset's folder. Whoever made the dataset then chooses which
+    files of this machine are read and drawn: only for links that you made"""
     label_map_column: str | None = harmless(None)
     """Column of hub and imagefolder with the label map of an image; default: the first usual one that is
     there (label_map, annotation, segmentation_map, mask, label, ...)"""
@@ -155,9 +130,11 @@ class DataConfig:
     those of which the dataset says so (isthing 0) and the background"""
     labels: list[str] | None = None
     """Class names in the order of the dataset's category ids; default: what the dataset says"""
-    box_format: Literal["coco", "pascal_voc", "albumentations", "yolo"] = "coco"
-    """Boxes of hub and imagefolder: coco (x, y, w, h, px), pascal_voc (corners, px), albumentations
-    (corners, 0 to 1), yolo (centre, w, h, 0 to 1)"""
+    box_format: BoxFormat | None = None
+    """The four numbers of a box: xywh, xyxy (corners), cxcywh (centre), in px, or relative (0 to 1); default: what the
+    source has, xywh (voc: corners, yolo: cxcywh_relative). coco, pascal_voc, albumentations, yolo: other names of these"""
+    category_offset: int = 0
+    """Added to the category ids of annotations, where those of the names begin one earlier (-1) or later (1)"""
     strict: bool = harmless(False)
     """End the run before its first step for anything wrong with the dataset, also what can be left out,
     repaired or converted"""

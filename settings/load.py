@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from disk import ROOT
 from errors import UserError
@@ -25,9 +25,47 @@ from settings.plain_yaml import load_plain
 from settings.tasks import METRICS
 from settings.walk import leaf_keys
 
+USUAL_NAMES = {
+    **dict.fromkeys(("learning_rate", "lr0", "base_lr"), "optim.lr"),
+    **dict.fromkeys(("batch", "batch_size", "batch_size_per_gpu"), "train.global_batch_size"),
+    **dict.fromkeys(
+        ("imgsz", "img_size", "image_size_px", "resolution"), "data.image_size.longest"
+    ),
+    **dict.fromkeys(("max_steps", "iterations", "num_steps"), "train.steps"),
+    **dict.fromkeys(("num_epochs", "num_train_epochs", "max_epochs"), "train.epochs"),
+    **dict.fromkeys(("output", "out", "out_dir", "save_dir", "project_dir"), "run.output_dir"),
+    **dict.fromkeys(("warmup", "warmup_ratio", "warmup_epochs"), "optim.warmup_steps"),
+    **dict.fromkeys(("workers",), "data.num_workers"),
+    **dict.fromkeys(("dataset", "data_dir", "root"), "data.path"),
+}
+"""What other trainers call our keys"""
+SIZE = "data.image_size"
+DESCRIPTION = """Trains a detector or a segmenter on a pretrained backbone. Without --config it runs the embedded default,
+configs/synthetic.yaml. The ten keys that most runs set:
+
+  --data.path FOLDER             the labelled images (python -m tools.start FOLDER writes a config for them)
+  --data.source KIND             coco, yolo, voc, imagefolder, hub, label_maps
+  --run.output_dir FOLDER        where everything of the run is written
+  --run.resume auto              go on from the newest checkpoint there
+  --model.backbone NAME          Hub id or folder of a pretrained backbone
+  --model.init_from NAME         or a whole pretrained detector, with --model.backbone null
+  --data.image_size.longest PX   larger finds smaller objects, and takes longer
+  --train.steps N                or --train.epochs N
+  --train.global_batch_size N    images a step
+  --optim.lr RATE                of the head
+
+All keys:
+"""
 EMBEDDED_DEFAULT = ROOT / "configs" / "synthetic.yaml"
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Leaves the lines of the description as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text
 
 
 def load_config(
@@ -42,7 +80,7 @@ def load_config(
         UserError: naming every unknown key, wrong type or contradiction.
     """
     parser = build_parser(prog)
-    argv = list(argv)
+    argv = side_alone(argv)
     if not any(arg == "--config" or arg.startswith("--config=") for arg in argv):
         argv = ["--config", str(EMBEDDED_DEFAULT), *argv]
     unknown = list(unknown_keys(argv))
@@ -58,8 +96,24 @@ def load_config(
     metric = sections["eval"].metric or METRICS[sections["model"].task][0]
     sections["eval"] = dataclasses.replace(sections["eval"], metric=metric)
     cfg = Config(**sections)
+    check_length(argv, cfg)
     check_config(cfg, world)
     return cfg
+
+
+def check_length(argv: Sequence[str], cfg: Config) -> None:
+    """
+    Raises:
+        UserError: if the command line gives epochs and a file steps, or the other way round.
+    """
+    given = {arg.partition("=")[0] for arg in argv}
+    for key, other in (("train.epochs", "train.steps"), ("train.steps", "train.epochs")):
+        value, left = (getattr(cfg.train, name.removeprefix("train.")) for name in (key, other))
+        if f"--{key}" in given and f"--{other}" not in given and None not in (value, left):
+            raise UserError(
+                f"--{key} {value:g}: a file of --config has {other} {left:g}; give --{other} null as well, or "
+                f"--{other} in place of --{key}"
+            )
 
 
 @functools.cache
@@ -68,14 +122,28 @@ def build_parser(prog: str) -> ArgumentParser:
     parser = ArgumentParser(
         prog=prog,
         exit_on_error=False,
-        description="Trains a detection head on a pretrained backbone. "
-        "Without --config it runs the embedded default, configs/synthetic.yaml.",
+        usage="%(prog)s [--config FILE]... [--section.key VALUE]...",
+        description=DESCRIPTION,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
     for section in dataclasses.fields(Config):
         kind: Any = section.type
         parser.add_argument(f"--{section.name}", type=kind, default=kind())
     return parser
+
+
+def side_alone(argv: Sequence[str]) -> list[str]:
+    """The command line, in which `--data.image_size 640` is the longest side."""
+    argv = list(argv)
+    for place, arg in enumerate(argv):
+        name, equals, value = arg.partition("=")
+        if name != f"--{SIZE}":
+            continue
+        following = value if equals else "".join(argv[place + 1 : place + 2])
+        if following.isdecimal():
+            argv[place] = f"{name}.longest{equals}{value}"
+    return argv
 
 
 def files_first(argv: Sequence[str]) -> list[str]:
@@ -114,6 +182,10 @@ def _unknown_in_yaml(path: str, known: dict[str, Any]) -> Iterator[str]:
     if content is not None and not isinstance(content, dict):
         raise UserError(f"--config {path}: expected sections such as 'run:' and 'data:'")
     sections = {key.partition(".")[0] for key in known}
+    sized = (content or {}).get("data")
+    side = sized.get("image_size") if isinstance(sized, dict) else None
+    if isinstance(side, int | str):
+        raise UserError(f"--config {path}: {SIZE} {side}: write image_size: {{longest: {side}}}")
     for name, section in (content or {}).items():
         if name in sections and not isinstance(section, dict):
             raise UserError(f"--config {path}: section {name!r} must hold keys, not {section!r}")
@@ -143,6 +215,8 @@ def _is_known(name: str, known: dict[str, Any]) -> bool:
 
 def _nearest(name: str, known: dict[str, Any]) -> str:
     """' - did you mean ...?' for a misspelt key, or a key of another section."""
+    if (last := name.rpartition(".")[2]) in USUAL_NAMES:
+        return f" - did you mean {USUAL_NAMES[last]}?"
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     if not match:
         last = name.rpartition(".")[2]

@@ -5,6 +5,18 @@ from typing import Literal
 Task = Literal[
     "detection", "instance_segmentation", "semantic_segmentation", "panoptic_segmentation"
 ]
+BoxFormat = Literal[
+    "xywh",
+    "xyxy",
+    "cxcywh",
+    "xywh_relative",
+    "xyxy_relative",
+    "cxcywh_relative",
+    "coco",
+    "pascal_voc",
+    "albumentations",
+    "yolo",
+]
 Labels = Literal["boxes", "masks", "regions", "segments"]
 """What is learnt of images: boxes of objects, masks of objects, the class of every pixel, or this and to which
 object it belongs"""

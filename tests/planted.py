@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.findings import KINDS, MASK_KINDS
+from data.findings import GUESSED_KINDS, KINDS, MASK_KINDS
 
 WIDTH, HEIGHT = 96, 64
 NUM_PLAIN, NUM_VAL = 8, 6
@@ -21,7 +21,7 @@ PNG_KINDS = {
 }
 NOT_COCO = {"box inverted"}
 """Kinds that COCO files cannot have; `write_planted_rows` has them"""
-REFUSED = {name for name, kind in KINDS.items() if kind.remedy == "refused"}
+REFUSED = {name for name, kind in KINDS.items() if kind.remedy == "refused"} - set(GUESSED_KINDS)
 FIRST_PLANTED_ID = 9000
 """Planted annotations and images are numbered from here"""
 
@@ -86,7 +86,11 @@ def write_planted_rows(root: Path) -> dict[str, str]:
 def _train_names() -> list[str]:
     skipped = NOT_COCO | {"image without annotation", "training image in validation"}
     return [
-        *(_file_name(kind) for kind in KINDS if kind not in skipped | MASK_KINDS),
+        *(
+            _file_name(kind)
+            for kind in KINDS
+            if kind not in skipped | MASK_KINDS | set(GUESSED_KINDS)
+        ),
         *(f"plain-{i}.jpg" for i in range(NUM_PLAIN)),
     ]
 

@@ -10,7 +10,7 @@ import train_accelerate
 from builders import REAL_TIME, some
 from runs import train
 
-STEPS = {"deformable_detr": 100, "detr": 200, "rt_detr_v2": 160, "d_fine": 80, "deimv2": 80}
+STEPS = {"deformable_detr": 100, "detr": 200, "rt_detr_v2": 160, "d_fine": 80, "deimv2": 150}
 
 
 MASK_STEPS = {"maskformer": 120, "mask2former": 200, "pmd": 200}
@@ -85,11 +85,18 @@ def test_eight_images_are_learnt(tmp_path, head):
     ]
     arguments += ["--model.head", head, "--train.steps", str(STEPS[head])]
     arguments += ["--train.evaluate_every", "null"]
+    if head != "deimv2":  # of which it is the recipe as it is
+        arguments += ["--data.image_size.longest", "192", "--model.out_features", "[stage3]"]
+    if head == "deformable_detr":
+        size = {"num_feature_levels": 1, "num_queries": 30, "encoder_layers": 0}
+        size |= {"decoder_layers": 3, "d_model": 128, "decoder_ffn_dim": 256, "dropout": 0.0}
+        size |= {"class_cost": 4, "bbox_loss_coefficient": 2, "giou_loss_coefficient": 1}
+        arguments += ["--model.head_args", json.dumps(size)]
     if head == "detr":
         size = {"encoder_layers": 1, "encoder_ffn_dim": 256, "decoder_layers": 3}
         size |= {"d_model": 128, "decoder_ffn_dim": 256, "dropout": 0.0, "num_queries": 8}
         arguments += ["--model.head_args", json.dumps(size)]
-    if head in REAL_TIME:
+    if head in ("rt_detr_v2", "d_fine"):
         size = {"d_model": 64, "encoder_hidden_dim": 64, "encoder_ffn_dim": 128}
         size |= {"decoder_ffn_dim": 128, "decoder_layers": 3, "num_queries": 30}
         size |= {"num_denoising": 20, "encoder_attention_heads": 4, "decoder_attention_heads": 4}

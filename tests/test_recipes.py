@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from backbones import KINDS, write_backbone
 from benchmarks.all import SCRIPTS, main
 from data.taxonomy import Taxonomy
 from model.build import build_model
@@ -23,6 +24,18 @@ def test_a_recipe_for_photos_builds_on_another_backbone(name):
     assert not detector.unused
     config = detector.model.config
     assert (config.weight_loss_mal, config.matcher_class_cost) == (4.0, 4.0)
+
+
+def test_the_recipe_for_photos_reads_the_last_layer_of_a_vision_transformer(tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        KINDS, "deep", ("Dinov2Config", {**KINDS["dinov2"][1], "num_hidden_layers": 12})
+    )
+    folder = write_backbone(tmp_path / "vit", "deep")
+    argv = ["--config", "configs/coco.yaml", "--model.backbone", str(folder)]
+    cfg = load_config([*argv, "--model.out_features", "[stage12]"])
+    size = dataclasses.replace(cfg.data.image_size, longest=224)
+    detector = build_model(cfg.model, Taxonomy(("a", "b"), (0, 1)), size)
+    assert (detector.strides, detector.neck) == ((14,), "none")
 
 
 def test_make_bench_runs_every_benchmark(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from errors import UserError, ending_with_one_line
 from settings.keys import Config, DataConfig
 from settings.load import load_config
 from settings.share import share
-from settings.tasks import EVERY_PIXEL, LABELS
+from settings.tasks import EVERY_PIXEL
 
 
 def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
@@ -40,6 +40,12 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     parser.add_argument("--picture", type=Path, metavar="PNG", help="draw histograms and samples")
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="write a page with charts and samples"
+    )
+    parser.add_argument(
+        "--advise",
+        type=Path,
+        metavar="FILE",
+        help="write the configuration that follows from the data",
     )
     parser.add_argument("--repair", type=Path, metavar="DIR", help="write a cleaned copy")
     parser.add_argument(
@@ -71,6 +77,7 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
         _refuse_with_share(args)
     if args.engine == "ray" and args.workers is not None:
         raise UserError("--workers: are those of this machine; with --engine ray leave it out")
+    args.workers = args.workers or _cores()
     if args.ranges is not None:
         args.ranges = Path(os.path.expanduser(args.ranges))
         if args.ranges.exists() and not args.ranges.is_dir():
@@ -107,22 +114,19 @@ if __name__ == "__main__":  # before imports that take seconds
 import dataclasses
 import json
 import shlex
-from collections.abc import Callable, Iterator
-from functools import partial
 
 from PIL import Image
 from tqdm import tqdm
 
-from data.build import read_data
+from data.check.advice import sized
 from data.check.classes import check_classes
 from data.check.forms import form_of, keys_of_copy
 from data.check.parts import parts_of, pixel_statistics
-from data.check.ranges import Facts, ImageCheck, Range, examine_piece, examined, made_by, piece_of
+from data.check.ranges import ImageCheck
 from data.check.repair import refuse_full, write_repaired
 from data.check.statistics import split_statistics
 from data.dataset import Data
-from data.findings import Finding, Findings
-from data.index import indexed
+from data.findings import GUESSED_KINDS, Finding, Findings
 from data.objects import Objects
 from model.start import completed
 from report.dataset_picture import PICTURE_TITLE
@@ -134,11 +138,13 @@ from report.dataset_text import (
     verdict,
 )
 from report.page import refuse_lost_page
-from run.on_ray import on_ray
+from tools.advice import advice_of, fitted, refuse_existing, write_advised
+from tools.check_ranges import look_at, read
 
 EXAMPLES = 5
 OF_THE_ORIGINAL = (
     *("revision", "val_split", "train_annotations", "val_annotations", "label_map_column"),
+    *("train_images", "val_images", "follow_links", "category_offset"),
     *("label_values", "reduce_labels", "labels", "box_format", "streaming", "val_on_train"),
 )
 """Keys of `data` that say where the original's labels are or what they mean; the copy says so itself"""
@@ -161,25 +167,25 @@ def check(args: argparse.Namespace, cfg: Config) -> int:
         refuse_lost(option, file)
     if args.html:
         refuse_lost_page("--html", args.html)
+    refuse_existing(args.advise)
     cfg = completed(cfg)
     most = None if args.all else EXAMPLES
     noted = Findings()
     try:
-        data = _read(args, cfg, noted)
+        data = read(args, cfg, noted)
         if args.repair:
+            refuse_guessed(data.findings)
             keys_of_copy(data, args.repair)  # before the work
     except UserError:
         print("\n".join(finding_lines(list(noted), most, cfg.data.path)))  # they may explain it
         raise
     images = ImageCheck(data, args.range_images, args.ranges)
     splits, total = images.splits, images.num_images
-    _look(images, args)
+    look_at(images, args)
     if args.share != (1, 1):
         return 0
     findings = [*data.findings, *images.findings()]
-    if LABELS[cfg.model.task] != "boxes" and cfg.data.image_size.fit is None:
-        size = dataclasses.replace(cfg.data.image_size, fit="stretch")  # as mask heads need it
-        cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, image_size=size))
+    given, cfg = cfg, sized(fitted(cfg), data)
     parts: dict[str, Objects] | None = None
     statistics: dict[str, Statistics]
     if data.labels in EVERY_PIXEL:
@@ -193,11 +199,16 @@ def check(args: argparse.Namespace, cfg: Config) -> int:
         }
     lines = [
         verdict(findings, statistics),
+        *data.findings.notes,
         "",
         *finding_lines(findings, most, cfg.data.path),
+        *advice_lines(cfg, data),
         *statistics_lines(statistics, cfg.data.image_size),
     ]
     print("\n".join(lines))
+    if args.advise:
+        write_advised(given, data, args.advise)
+        print(f"\nwritten to {args.advise}: train with --config {args.advise}")
     if args.json:
         _write_json(args.json, findings, statistics)
         print(f"\nwritten to {args.json}")
@@ -217,48 +228,26 @@ def check(args: argparse.Namespace, cfg: Config) -> int:
     return exit_status(findings)
 
 
-def _read(args: argparse.Namespace, cfg: Config, noted: Findings) -> Data:
-    """The dataset; where many jobs read it, from the index if it is there."""
-
-    def read() -> Data:
-        return read_data(cfg.data, cfg.run.seed, noted, LABELS[cfg.model.task])
-
-    if args.ranges is None:
-        return read()
-    return indexed(cfg.data, cfg.run.seed, LABELS[cfg.model.task], read)
-
-
-def _look(images: ImageCheck, args: argparse.Namespace) -> None:
-    """Look at those images of a share that nobody has looked at."""
-    missing, (number, jobs) = images.missing(args.share), args.share
-    own = [part for part in images.ranges if part.number % jobs == number - 1]
-    total, todo = (sum(len(part.places) for part in parts) for parts in (own, missing))
-    bar = tqdm(total=total, initial=total - todo, unit=" images", desc="checking", disable=None)
-    kept = len(own) - len(missing)
-    with bar:
-        for part, facts in _seen(images, missing, args, bar.update):
-            kept += images.add(part, facts)
-    if jobs > 1:
-        print(
-            f"checked     share {number} of {jobs}: {total:,} images, {kept} of {len(own)} ranges are in {args.ranges}"
-        )
+def advice_lines(cfg: Config, data: Data) -> list[str]:
+    """What of the configuration does not fit the data; of data that are read wrongly, nothing."""
+    if any(finding.kind in GUESSED_KINDS for finding in data.findings):
+        return []
+    found = [f"    {advice.text}" for advice in advice_of(cfg, data)]
+    return (
+        ["For this configuration (--advise FILE writes a better one):", *found, ""] if found else []
+    )
 
 
-def _seen(
-    images: ImageCheck,
-    missing: Sequence[Range],
-    args: argparse.Namespace,
-    progress: Callable[[], object],
-) -> Iterator[tuple[Range, list[Facts]]]:
-    left = {part.number: part for part in missing}
-    if args.engine == "ray" and missing:
-        jobs = ((part, piece_of(images.splits[part.split], part)) for part in missing)
-        for part, facts in on_ray(partial(examine_piece, made_by()), jobs):
-            for _ in facts:
-                progress()
-            del left[part.number]
-            yield part, facts
-    yield from examined(images.splits, [*left.values()], progress, args.workers or _cores())
+def refuse_guessed(findings: Findings) -> None:
+    """
+    Raises:
+        UserError: if labels are read wrongly as a whole, so that a copy of what is read would be of no use.
+    """
+    for finding in findings:
+        if finding.kind in GUESSED_KINDS:
+            raise UserError(
+                f"--repair: first mend this by its key: {finding.kind}: {finding.detail}"
+            )
 
 
 def _repair(

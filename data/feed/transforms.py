@@ -27,6 +27,7 @@ import albumentations as A  # noqa: E402
 cv2.setNumThreads(0)  # parallelism comes from worker processes
 
 NOT_UINT8 = {"Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D"}
+SEVERAL_IMAGES = {"Mosaic", "MixUp", "CutMix", "CopyPaste", "OverlayElements"}
 TRIAL_PX = 1024
 """Side of the image on which each transform is tried at the start"""
 MIN_VISIBILITY = 0.25
@@ -295,6 +296,11 @@ def _transform(spec: Mapping[str, Mapping[str, Any]], place: int) -> A.BasicTran
     if len(spec) != 1:
         raise UserError(f"data.augment[{place}]: expected one transform, got {sorted(spec)}")
     name, arguments = next(iter(spec.items()))
+    if name in SEVERAL_IMAGES:
+        raise UserError(
+            f"data.augment[{place}]: {name} makes one image of several, and each is augmented alone here; take Affine "
+            "with scale for objects of other sizes (configs/augment/strong.yaml)"
+        )
     kind = getattr(A, name, None)
     if not (isinstance(kind, type) and issubclass(kind, A.BasicTransform)):
         raise UserError(f"data.augment[{place}]: albumentations has no transform {name!r}")

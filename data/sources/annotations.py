@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data.boxes import from_centres, from_corners
+from data.boxes import RELATIVE, VOC, read_as
 from data.findings import Findings
 from data.images.headers import Header, read_header
 from data.masks import Polygons, Rle, mask_column
@@ -36,6 +36,7 @@ class Boxes:
         self.areas: list[float] = []
         self.iscrowd: list[bool] = []
         self.numbers: list[int] = []
+        self.others: dict[int, str] = {}
 
     def broken(self, number: int, detail: str) -> None:
         """Note that annotation `number` cannot be used."""
@@ -49,8 +50,13 @@ class Boxes:
         area: Any = None,
         iscrowd: Any = 0,
         segmentation: Any = None,
+        box_format: str | None = None,
     ) -> None:
-        """Take one annotation, or note what is wrong with it."""
+        """Take one annotation, or note what is wrong with it.
+
+        Args:
+            box_format: of this box, if it is another than that of the file: it was made of a segmentation.
+        """
         four = as_floats(box, 4)
         known = as_int(category)
         size = 0.0 if area is None else as_float(area)
@@ -64,6 +70,8 @@ class Boxes:
         elif crowd is None:
             self.broken(number, f"iscrowd is {short(iscrowd)}, neither 0 nor 1")
         else:
+            if box_format is not None:
+                self.others[len(self.boxes)] = box_format
             self.numbers.append(number)
             self.boxes.append(four)
             self.categories.append(known)
@@ -77,14 +85,14 @@ class Boxes:
         image_id: int | str,
         source: Path | bytes | None,
         annotated: tuple[int, int] | None,
-        box_format: str = "coco",
+        box_format: str = "xywh",
     ) -> Record:
         """The image's record.
 
         Args:
             source: file or content of the image; None where there is none.
             annotated: (width, height) that the annotation file gives, if it gives any.
-            box_format: one of data.box_format, or voc: 1-based corners, both inclusive.
+            box_format: as `data.sources.box_formats.format_of` says.
         """
         header = self._header(source)
         unreadable = header is None
@@ -96,14 +104,14 @@ class Boxes:
             iscrowd=np.array(self.iscrowd, dtype=bool),
             numbers=np.array(self.numbers, dtype=np.int64),
         )
+        if len(objects) and {box_format, *self.others.values()} != {"xywh"}:
+            objects = self._in_pixels(objects, box_format, width, height)
         if self.segmentations is not None:
-            relative = box_format == "yolo" and self.unit == "line"
+            relative = self.unit == "line"
             picture = None if unreadable and annotated is None else (width, height)
             objects = self._masked(objects, annotated, picture, relative)
         if len(objects):
-            if box_format != "coco":
-                objects = replace(objects, boxes=self._xywh(objects, box_format, width, height))
-            in_px = box_format not in ("albumentations", "yolo")
+            in_px = not box_format.endswith(RELATIVE)
             other = annotated if in_px and not unreadable and annotated != (width, height) else None
             if other and same_shape(other, (width, height)):  # the same picture in another size
                 objects = objects.scaled(width / other[0], height / other[1])
@@ -174,22 +182,34 @@ class Boxes:
             )
         return size
 
-    def _xywh(self, objects: Objects, box_format: str, width: int, height: int) -> np.ndarray:
-        boxes = objects.boxes
+    def _in_pixels(self, objects: Objects, box_format: str, width: int, height: int) -> Objects:
+        """With boxes as xywh in pixels, and areas that were parts of the image as well."""
+        size = np.array([width, height], dtype=np.float64)
+        boxes, areas = objects.boxes.copy(), objects.areas
+        formats = [self.others.get(place, box_format) for place in range(len(objects))]
         with np.errstate(over="ignore", invalid="ignore"):
-            if box_format in ("albumentations", "yolo"):
-                boxes = boxes * np.array([width, height, width, height], dtype=np.float64)
-            if box_format == "yolo":
-                return from_centres(boxes)
-            low, high = boxes[:, :2], boxes[:, 2:]
-            inverted = ((high < low) & np.isfinite(boxes).all(axis=1, keepdims=True)).any(axis=1)
-            for index in np.flatnonzero(inverted):
-                self.findings.add(
-                    "box inverted",
-                    f"{self.where}, {number_text(self.unit, int(objects.numbers[index]))}",
-                    f"corners {boxes[index].tolist()}",
+            for kind in sorted(set(formats)):
+                chosen = np.flatnonzero([own == kind for own in formats])
+                four = (
+                    self._ordered(objects.take(chosen))
+                    if "xyxy" in kind or kind == VOC
+                    else boxes[chosen]
                 )
-            low, high = np.minimum(low, high), np.maximum(low, high)
-            if box_format == "voc":  # from 1-based inclusive pixels to pixel edges
-                low = low - 1.0
-            return from_corners(np.concatenate([low, high], axis=1))
+                boxes[chosen] = read_as(four, kind, size)
+            if box_format.endswith(RELATIVE):
+                parts = (areas <= 1) & (boxes[:, 2:].prod(axis=1) > 1)
+                areas = np.where(parts, areas * width * height, areas)
+        return replace(objects, boxes=boxes, areas=areas)
+
+    def _ordered(self, objects: Objects) -> np.ndarray:
+        """Corners with the lower one first."""
+        boxes = objects.boxes
+        low, high = boxes[:, :2], boxes[:, 2:]
+        inverted = ((high < low) & np.isfinite(boxes).all(axis=1, keepdims=True)).any(axis=1)
+        for index in np.flatnonzero(inverted):
+            self.findings.add(
+                "box inverted",
+                f"{self.where}, {number_text(self.unit, int(objects.numbers[index]))}",
+                f"corners {boxes[index].tolist()}",
+            )
+        return np.concatenate([np.minimum(low, high), np.maximum(low, high)], axis=1)

@@ -1,7 +1,7 @@
 """Reader: a folder with images and COCO annotation files.
 
 `path/train/*.jpg` with `path/annotations/train.json`; other names through `data.train_split`,
-`data.train_annotations` and their validation twins. An annotation without a `bbox` takes the box of
+`data.train_annotations`, `data.train_images` and their validation twins, or found by `data.sources.layouts`. An annotation without a `bbox` takes the box of
 its `segmentation`. Panoptic files are as `data.sources.panoptic` says.
 """
 
@@ -14,7 +14,9 @@ from data.findings import Findings
 from data.record import number_text
 from data.schema import Split
 from data.sources.annotations import Boxes
+from data.sources.box_formats import format_of
 from data.sources.files import ImageFiles, Inside, existing_folder, load_json, note_unlisted
+from data.sources.layouts import coco_folder
 from data.sources.panoptic import is_panoptic, read_panoptic
 from data.sources.segmentations import box_of_segmentation
 from data.sources.values import Unique, as_id, as_int, as_size, short
@@ -35,10 +37,10 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels =
     assert cfg.path is not None
     masks = labels != "boxes"
     root = existing_folder(cfg.path)
-    file, folder = _places(cfg, which, root)
+    file = _file(cfg, which, root)
     if not file.is_file():
         raise UserError(
-            f"{file}: the COCO annotation file of data.{which}_split {folder.name!r} does not exist; "
+            f"{file}: the COCO annotation file of data.{which}_split {_split(cfg, which)!r} does not exist; "
             f"set data.{which}_annotations"
         )
     content = load_json(file)
@@ -50,20 +52,21 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels =
         names = _category_names(content, file, findings)
     else:
         names = {}
+    folder = _folder(cfg, which, root, content["images"], findings)
     entries = _images(content["images"], file, findings)
-    inside = Inside(root, folder)
+    inside = Inside(root, folder, links=cfg.follow_links)
     if is_panoptic(content):
         if not masks:
             raise UserError(f"{file}: is a panoptic file; it has no boxes, set model.task")
-        inside = Inside(root, folder, file.with_suffix(""))
+        inside = Inside(root, folder, file.with_suffix(""), links=cfg.follow_links)
         return read_panoptic(content, file, entries, folder, inside, names, findings, labels)
     boxes = _annotations(content, file, folder, entries, findings, masks)
-    records, paths = [], []
+    records, paths, box_format = [], [], format_of(cfg)
     for image_id, entry in entries.items():
         path = inside.join(folder, entry["file_name"], f"{file}, image {image_id!r}", findings)
         if path is not None:
             size = as_size(entry.get("width"), entry.get("height"))
-            records.append(boxes[image_id].record(image_id, path, size))
+            records.append(boxes[image_id].record(image_id, path, size, box_format))
             paths.append(path)
     others = _listed_by_the_other(cfg, which, root, folder)
     if which == "train" or not others:  # a folder that both share is looked at once
@@ -71,11 +74,23 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels =
     return Split(records, ImageFiles(paths), names)
 
 
-def _places(cfg: DataConfig, which: str, root: Path) -> tuple[Path, Path]:
-    """Annotation file and image folder of a split."""
-    name = cfg.train_split if which == "train" else cfg.val_split
+def _split(cfg: DataConfig, which: str) -> str:
+    return str(cfg.train_split if which == "train" else cfg.val_split)
+
+
+def _file(cfg: DataConfig, which: str, root: Path) -> Path:
+    """Annotation file of a split."""
     given = cfg.train_annotations if which == "train" else cfg.val_annotations
-    return root / (given or f"annotations/{name}.json"), root / str(name)
+    return root / (given or f"annotations/{_split(cfg, which)}.json")
+
+
+def _folder(cfg: DataConfig, which: str, root: Path, images: list[Any], findings: Findings) -> Path:
+    """Image folder of a split, whose annotation file lists `images`."""
+    given = cfg.train_images if which == "train" else cfg.val_images
+    if given is not None:
+        return root / given
+    name = "training" if which == "train" else "validation"
+    return coco_folder(root, _split(cfg, which), name, images, findings)
 
 
 def _category_names(content: dict[str, Any], file: Path, findings: Findings) -> dict[int, str]:
@@ -140,14 +155,14 @@ def _annotations(
 
 
 def _take(boxes: Boxes, number: int, entry: dict[str, Any]) -> None:
-    box, segmentation = entry.get("bbox"), entry.get("segmentation")
+    box, segmentation, own = entry.get("bbox"), entry.get("segmentation"), None
     if box is None:
-        box = box_of_segmentation(segmentation)
+        box, own = box_of_segmentation(segmentation), "xywh"
         if box is None:
             boxes.broken(number, "neither a bbox nor a segmentation that has one")
             return
     area, crowd = entry.get("area"), entry.get("iscrowd", 0)
-    boxes.add(number, box, entry.get("category_id"), area, crowd, segmentation)
+    boxes.add(number, box, entry.get("category_id"), area, crowd, segmentation, own)
 
 
 def _objects(
@@ -172,13 +187,21 @@ def _listed_by_the_other(cfg: DataConfig, which: str, root: Path, folder: Path) 
     other = "val" if which == "train" else "train"
     if other == "val" and cfg.val_split is None:
         return []
-    file, others = _places(cfg, other, root)
-    shared = others.is_relative_to(folder) or folder.is_relative_to(others)
-    if not shared or not file.is_file():
+    file = _file(cfg, other, root)
+    given = cfg.train_images if other == "train" else cfg.val_images
+    usual = root / (given or _split(cfg, other))
+    if usual.is_dir() and not _shared(usual, folder) or not file.is_file():
         return []
     content = load_json(file)
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list):
         return []
+    others = _folder(cfg, other, root, images, Findings())
+    if not _shared(others, folder):
+        return []
     names = [entry.get("file_name") for entry in images if isinstance(entry, dict)]
     return [others / name for name in names if isinstance(name, str)]
+
+
+def _shared(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)

@@ -11,6 +11,9 @@ from data.findings import Findings
 from data.images.headers import names_of_images
 from errors import UserError
 
+LINKS = " links to "
+"""In findings of links that lead out"""
+
 
 @dataclass(frozen=True)
 class ImageFiles:
@@ -41,7 +44,12 @@ class Inside:
     snapshot of the Hub's cache, the store that all its files link to counts as well.
     """
 
-    def __init__(self, *folders: Path):
+    def __init__(self, *folders: Path, links: bool = False):
+        """
+        Args:
+            links: links may lead out (data.follow_links); names may not.
+        """
+        self.links = links
         roots = {folder.resolve() for folder in folders}
         roots |= {r.parent.parent / "blobs" for r in roots if r.parent.name == "snapshots"}
         self.roots = tuple(os.path.join(root, "") for root in roots)
@@ -58,14 +66,16 @@ class Inside:
 
     def holds(self, path: Path, where: str, findings: Findings) -> bool:
         """Whether `path` is inside once links are followed; if not, there is a finding at `where`."""
+        if self.links:
+            return True
         try:
             target = self._resolve(str(path))
         except (OSError, RuntimeError, ValueError):  # a loop of links, an impossible name
             return True  # it cannot be read, which is found when it is opened
         if os.path.join(target, "").startswith(self.roots):
             return True
-        how = "is" if target == os.path.abspath(path) else "links to"
-        findings.add("path leaves the folder", where, f"{path} {how} {target}")
+        how = " is " if target == os.path.abspath(path) else LINKS
+        findings.add("path leaves the folder", where, f"{path}{how}{target}")
         return False
 
     def _resolve(self, path: str) -> str:

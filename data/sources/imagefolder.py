@@ -66,7 +66,7 @@ def read_folder(
     lines = [(number, line) for number, line in enumerate(read_lines(file), 1) if line.strip()]
     if not lines:
         raise UserError(f"{file}: lists no images")
-    inside = Inside(root, folder)
+    inside = Inside(root, folder, links=cfg.follow_links)
     names = names_of_folder(root)
     parsed = [(n, _row(line, f"{file}, line {n}", findings)) for n, line in lines]
     rows_there = [row for _, row in parsed if row]

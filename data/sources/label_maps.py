@@ -54,7 +54,7 @@ def read_split(
     assert cfg.path is not None
     root = existing_folder(cfg.path)
     images, maps = _folders(cfg, which, root)
-    inside = Inside(root, images, maps)
+    inside = Inside(root, images, maps, links=cfg.follow_links)
     found = image_files(images)
     if maps == images:
         stems = {

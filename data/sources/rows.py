@@ -8,6 +8,7 @@ from typing import Any
 from data.findings import Findings
 from data.record import Record
 from data.sources.annotations import Boxes
+from data.sources.box_formats import format_of
 from data.sources.label_pictures import LabelRules, dense_record
 from data.sources.panoptic import panoptic_record
 from data.sources.values import Unique, as_id, as_size, short
@@ -39,7 +40,7 @@ class Rows:
         self.masks = labels != "boxes"
         self.labels = labels
         self.rules = LabelRules.of(cfg, names)
-        self.box_format = cfg.box_format
+        self.box_format = format_of(cfg)
         self.findings = findings
         self.image_ids = Unique("duplicate image id", findings)
         self.ids = {name: category for category, name in names.items()}

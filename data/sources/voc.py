@@ -23,6 +23,7 @@ from data.record import Record
 from data.schema import Split
 from data.sources import voc_masks
 from data.sources.annotations import Boxes
+from data.sources.box_formats import format_of
 from data.sources.files import (
     ImageFiles,
     Inside,
@@ -72,7 +73,7 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels =
     if not layout.names:
         raise UserError(f"{layout.source}: lists no images")
     names = cfg.labels if cfg.labels is not None else _names_used(cfg, root)
-    reader = _Reader(root, layout, {name: index for index, name in enumerate(names)}, findings)
+    reader = _Reader(cfg, root, layout, {name: index for index, name in enumerate(names)}, findings)
     records, paths = [], []
     for name in layout.names:
         found = reader.record(name)
@@ -87,11 +88,14 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels =
 
 
 class _Reader:
-    def __init__(self, root: Path, layout: Layout, ids: dict[str, int], findings: Findings):
+    def __init__(
+        self, cfg: DataConfig, root: Path, layout: Layout, ids: dict[str, int], findings: Findings
+    ):
+        self.box_format = format_of(cfg)
         self.layout = layout
         self.ids = ids
         self.findings = findings
-        self.inside = Inside(root, layout.annotations, layout.images)
+        self.inside = Inside(root, layout.annotations, layout.images, links=cfg.follow_links)
         self.unique = Unique("duplicate image id", findings)
         self.listed: list[Path] = []
         # A file's own <filename> is often stale, or of the tool that wrote it; the stem decides.
@@ -121,7 +125,7 @@ class _Reader:
         for number, item in enumerate(root.findall("object"), 1):
             self._take(boxes, number, item)
         size = as_size(_text(root, "size/width"), _text(root, "size/height"))
-        return boxes.record(name, path, size, "voc"), path
+        return boxes.record(name, path, size, self.box_format), path
 
     def _image(self, root: Element, name: str, where: str) -> Path | None:
         given = _text(root, "filename")

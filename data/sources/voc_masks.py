@@ -64,7 +64,7 @@ def read_split(
     ]
     if not names:
         raise UserError(f"{listing}: lists no images")
-    inside, unique = Inside(root), Unique("duplicate image id", findings)
+    inside, unique = Inside(root, links=cfg.follow_links), Unique("duplicate image id", findings)
     by_stem = {path.stem: path for path in image_files(root / IMAGES)}
     kinds = _names(cfg, labels)
     rules = LabelRules.of(cfg, kinds)

@@ -13,13 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from data.boxes import to_centres
 from data.findings import Findings
 from data.record import Record
 from data.schema import Split
 from data.sources.annotations import Boxes
+from data.sources.box_formats import format_of
 from data.sources.files import ImageFiles, Inside, existing_folder, image_files, read_lines
 from data.sources.segmentations import box_of_polygon
 from data.sources.values import Unique, as_int, short
@@ -52,7 +50,7 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels =
             f"{file}: has no split {key!r} (data.{which}_split); it has {short(', '.join(content))}"
         )
     base = _base(root, content.get("path"))
-    inside = Inside(root)
+    inside = Inside(root, links=cfg.follow_links)
     paths: list[Path] = []
     places = content[key] if isinstance(content[key], list) else [content[key]]
     for place in places:
@@ -60,13 +58,13 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels =
     paths = [path for path in paths if inside.holds(path, str(path), findings)]
     if not paths:
         raise UserError(f"{file}: split {key!r} ({short(content[key])}) has no images")
-    keypoints = "kpt_shape" in content
+    keypoints, form = "kpt_shape" in content, format_of(cfg)
     unique = Unique("duplicate image id", findings)
     records, kept = [], []
     for path in paths:
         image_id = os.path.relpath(path, root)
         if unique.is_new(image_id, str(path)):
-            records.append(_record(image_id, path, keypoints, inside, findings, masks))
+            records.append(_record(image_id, path, keypoints, inside, findings, masks, form))
             kept.append(path)
     _note_labels_without_image(paths, findings)
     return Split(records, ImageFiles(kept), _names(content, file, findings))
@@ -156,7 +154,13 @@ def label_file(image: Path) -> Path:
 
 
 def _record(
-    image_id: str, path: Path, keypoints: bool, inside: Inside, findings: Findings, masks: bool
+    image_id: str,
+    path: Path,
+    keypoints: bool,
+    inside: Inside,
+    findings: Findings,
+    masks: bool,
+    form: str,
 ) -> Record:
     boxes = Boxes(str(path), "line", findings, masks)
     file = label_file(path)
@@ -165,7 +169,7 @@ def _record(
             values = line.split()
             if values:
                 _take(boxes, number, values[:5] if keypoints else values)
-    return boxes.record(image_id, path, None, "yolo")
+    return boxes.record(image_id, path, None, form)
 
 
 def _take(boxes: Boxes, number: int, values: list[bytes]) -> None:
@@ -180,8 +184,7 @@ def _take(boxes: Boxes, number: int, values: list[bytes]) -> None:
     elif len(floats) == 5:
         boxes.add(number, floats[1:], category)
     elif (box := box_of_polygon(floats[1:])) is not None:
-        centred = to_centres(np.array([box]))[0].tolist()
-        boxes.add(number, centred, category, segmentation=[floats[1:]])
+        boxes.add(number, box, category, segmentation=[floats[1:]], box_format="xywh_relative")
     else:
         boxes.broken(number, f"{len(floats)} numbers: neither class and box nor class and polygon")
 

@@ -12,8 +12,9 @@ from data.batch import Batch
 from errors import UserError
 from model.backbone import Backbone
 from model.finding import BOXES, Finder
+from model.heads.owners import owners
 from model.losses.terms import Criterion
-from settings.keys import Fit
+from settings.image_keys import Fit
 from settings.tasks import Task
 
 PROBE_PX = 128
@@ -27,9 +28,15 @@ def refuse_unknown(args: Mapping[str, Any], known: Collection[str], where: str) 
     """
     unknown = sorted(set(args) - set(known))
     if unknown:
+        theirs = ", ".join(owners(unknown[0]))
+        others = (
+            f", nor {', '.join(unknown[1:6])}{', ...' if len(unknown) > 6 else ''}"
+            if unknown[1:]
+            else ""
+        )
         raise UserError(
-            f"model.head_args.{unknown[0]}: {where} has no such argument; leave it out, or, where a YAML has it "
-            "for another head, say --model.head_args '{}'"
+            f"model.head_args.{unknown[0]}: {where} has no such argument{f' (it is one of {theirs})' if theirs else ''}"
+            f"{others}; leave it out, or, where a YAML has it for another head, say --model.head_args '{{}}'"
         )
 
 

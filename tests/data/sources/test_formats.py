@@ -252,7 +252,7 @@ def test_image_that_cannot_be_read_counts_in_validation_only(tmp_path):
 
 
 def test_set_aside_images_do_not_depend_on_what_can_be_read(tmp_path):
-    cfg = write_format(tmp_path, "coco", val_split=None, val_fraction=0.4)
+    cfg = write_format(tmp_path, "coco", val_split="none", val_fraction=0.4)
     before = build_data(cfg, seed=0)
     (tmp_path / "train/000.jpg").unlink()
     (tmp_path / "train/003.jpg").unlink()

@@ -1,0 +1,121 @@
+"""From a folder to a configuration that trains: forms that are recognised, what is written, what fits into a time."""
+
+import json
+
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+
+import train_accelerate
+from builders import BOXES, SHARED, write_coco
+from data.sources.recognise import recognise
+from errors import UserError
+from formats import WRITERS
+from settings.load import load_config
+from settings.written import commented_yaml, set_keys
+from tools import start
+from tools.start_timing import EVALUATIONS, MOST_EPOCHS, Pace, plan
+
+
+@pytest.mark.parametrize("form", [name for name in WRITERS if name != "hub streamed"])
+def test_every_form_is_recognised(tmp_path, form):
+    writer, source, below = WRITERS[form]
+    tmp_path.joinpath("set").mkdir()
+    writer(tmp_path / "set", 8, "train", 0)
+    writer(tmp_path / "set", 4, "val", 1)
+    seen = recognise(tmp_path / "set" / below)
+    assert seen.source == source
+    assert seen.masks == (form in ("coco", "imagefolder", "yolo polygons"))
+
+
+def test_a_folder_without_labels_says_what_is_there(tmp_path):
+    write_coco(tmp_path, 3)
+    (tmp_path / "annotations/train.json").unlink()
+    with pytest.raises(UserError, match="3 images and no labels in a form that is read"):
+        recognise(tmp_path)
+
+
+def started(tmp_path, root, *more):
+    """The configuration that was written, as it is loaded."""
+    file = tmp_path / "made.yaml"
+    argv = [str(root), "--out", str(file), "--minutes", "1", "--backbone", "street/backbone"]
+    assert start.main([*argv, *more]) == 0
+    return load_config(["--config", str(file)]), file
+
+
+def test_a_configuration_is_written_with_what_was_found(tmp_path, capsys):
+    root = write_coco(write_coco(tmp_path / "set", 24), 8, "val", seed=1)
+    for split in ("train", "val"):
+        file = root / "annotations" / f"{split}.json"
+        content = json.loads(file.read_text())
+        for annotation in content["annotations"]:
+            x, y, w, h = annotation["bbox"]
+            annotation["bbox"] = [x, y, x + w, y + h]
+            del annotation["segmentation"]
+        file.write_text(json.dumps(content))
+    cfg, made = started(tmp_path, root)
+    said = capsys.readouterr().out
+    assert "data.box_format xyxy" in said
+    assert (cfg.data.source, cfg.data.box_format) == ("coco", "xyxy")
+    assert "boxes       class1 24" in said
+    assert f"python train_accelerate.py --config {made}" in said
+    assert "knows synthetic street scenes only" in said
+    assert len(said.splitlines()) < 40
+    most = max(map(len, BOXES))
+    assert f"the fullest image has {most} objects" in made.read_text()
+    assert cfg.model.head_args["num_queries"] > most
+    assert cfg.train.steps * cfg.train.global_batch_size <= (MOST_EPOCHS + 1) * 24
+    with pytest.raises(UserError, match="is there already"):
+        started(tmp_path, root)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_accelerator")
+@pytest.mark.parametrize("name", ["plates-openimages-416", "nuclei-instances"])
+def test_what_is_written_trains(tmp_path, name):
+    """Boxes, and masks of images that hold up to 151."""
+    root = SHARED / "data" / name
+    if not root.is_dir():
+        pytest.skip("no ../shared/data")
+    cfg, file = started(tmp_path, root)
+    assert cfg.model.task == ("detection" if name.startswith("plates") else "instance_segmentation")
+    keys = [
+        "--run.output_dir",
+        str(tmp_path / "run"),
+        "--train.steps",
+        "2",
+        "--run.tracker",
+        "none",
+    ]
+    keys += ["--train.evaluate_every", "null", "--data.limit", "8", "--data.val_on_train", "true"]
+    keys += ["--data.cache_features", "0", "--data.num_workers", "0"]
+    assert train_accelerate.main(["--config", str(file), *keys]) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert (tmp_path / "run/DONE").is_file()
+
+
+def test_a_plan_keeps_to_its_time():
+    for minutes in (5, 15, 60):
+        for pace in (Pace(0.4, 0.1, 0.05), Pace(4.0, 3.6, 0.5), Pace(0.4, 0.0, 0.05)):
+            made = plan(pace, minutes, 400, 100, 4)
+            assert made.seconds <= 60 * minutes
+            assert 1 <= made.evaluations <= EVALUATIONS
+            assert 1 <= made.steps <= MOST_EPOCHS * 100
+
+
+def test_features_are_stored_where_that_gives_more_steps():
+    costly = plan(Pace(4.0, 3.6, 0.5), 60, 100, 20, 4)
+    assert costly.cache_features > 0
+    assert costly.steps > 1.2 * int(0.85 * 60 * 60 / 4.0 * 0.9)
+    assert plan(Pace(4.0, 0.1, 0.5), 60, 100, 20, 4).cache_features == 0
+    assert plan(Pace(4.0, 0.0, 0.5), 60, 100, 20, 4).cache_features == 0
+
+
+@pytest.mark.parametrize("recipe", ["coco", "coco_small", "debug", "finetune", "semantic"])
+def test_a_configuration_that_is_written_is_the_same_when_it_is_read(tmp_path, recipe):
+    given = ["--model.init_from", "x"] if recipe == "finetune" else []
+    cfg = load_config(["--config", f"configs/{recipe}.yaml", "--data.path", "a: b", *given])
+    file = tmp_path / "c.yaml"
+    file.write_text(commented_yaml(set_keys(cfg), {"data.path": "x\ny # z: " * 30}, "title: [a"))
+    assert load_config(["--config", str(file)]) == cfg
+    assert yaml.safe_load(file.read_text())["data"]["path"] == "a: b"

@@ -1,0 +1,89 @@
+"""What `tools.start` says: one screen."""
+
+import dataclasses
+import textwrap
+from pathlib import Path
+
+import numpy as np
+
+from data.check.advice import Head, advise
+from data.check.statistics import quantiles
+from data.dataset import Data
+from data.findings import KINDS
+from data.sources.recognise import Recognised
+from model.heads.registry import get_family
+from settings.keys import Config
+from settings.tasks import EVERY_PIXEL, Task
+from tools.start_recipe import Recipe
+from tools.start_timing import Pace, Plan
+
+
+def found(root: Path, seen: Recognised, task: Task, data: Data) -> list[str]:
+    """What lies in the folder, on half a screen."""
+    objects, sizes = data.train.objects, data.train.table.sizes
+    names = data.taxonomy.names
+    lines = [f"{root}: {seen.said}"]
+    lines += [f"  {note}" for note in data.findings.notes]
+    lines.append(
+        f"  images      {len(data.train):,} for training, {len(data.val):,} for validation"
+    )
+    sides = quantiles(sizes.max(axis=1), 0)
+    if sides is not None:
+        lines.append(
+            f"  sizes       longest side {sides.least:.0f} to {sides.most:.0f} px, half of them up to {sides.median:.0f}"
+        )
+    if data.labels not in EVERY_PIXEL:
+        counts = np.bincount(objects.classes, minlength=len(names)).tolist()
+        shown = ", ".join(f"{name} {n:,}" for name, n in list(zip(names, counts, strict=True))[:8])
+        more = f", ... ({len(names)} classes)" if len(names) > 8 else ""
+        per = quantiles(data.train.table.counts, 0)
+        lines.append(f"  {data.labels:<11} {shown}{more}")
+        assert per is not None
+        lines.append(
+            f"  an image    {per.least:.0f} to {per.most:.0f} of them, half have up to {per.median:.0f}"
+        )
+    else:
+        lines.append(f"  classes     {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}")
+    for kind, count in sorted(data.findings.counts().items()):
+        lines.append(f"  {count:,} x {kind}: {KINDS[kind].remedy}")
+    others = {
+        "detection": "instance_segmentation" if seen.masks else "",
+        "instance_segmentation": "detection",
+    }
+    other = f" (--task {others[task]} for the other)" if others.get(task) else ""
+    return [*lines, f"  task        {task}{other}"]
+
+
+def chosen(cfg: Config, recipe: Recipe, planned: Plan, data: Data, pace: Pace) -> list[str]:
+    """What was chosen, on the other half of the screen."""
+    start_of = cfg.model.init_from if cfg.model.backbone is None else cfg.model.backbone
+    why = recipe.comments.get("model.backbone" if cfg.model.backbone else "model.init_from", "")
+    told = why.splitlines()[0] if why else ""
+    lines = [_wrapped("start", told if str(start_of) in told else f"{start_of}, {told}")]
+    lines.append(f"  images      {cfg.data.image_size.longest} px")
+    queries = recipe.values.get("model.head_args", {}).get("num_queries")
+    head = f"{cfg.model.head}, {queries} queries" if queries else str(cfg.model.head)
+    lines.append(f"  head        {head}")
+    epochs = planned.steps * cfg.train.global_batch_size / len(data.train)
+    lines.append(
+        f"  length      {planned.steps:,} steps of {cfg.train.global_batch_size} images ({epochs:.0f} passes), "
+        f"{planned.evaluations} evaluations; a step takes {pace.step_s:.2f} s: about {planned.seconds / 60:.0f} minutes"
+    )
+    family = get_family(str(cfg.model.head))
+    whole = cfg.model.backbone is None
+    head_facts = Head(
+        str(cfg.model.head), queries, family.few_steps, family.few_steps_source, whole
+    )
+    train = dataclasses.replace(cfg.train, steps=planned.steps, epochs=None)
+    for advice in advise(dataclasses.replace(cfg, train=train), data, head_facts):
+        text = f"{advice.text} (--minutes gives more)" if advice.topic == "steps" else advice.text
+        lines.append(_wrapped("note", text))
+    return lines
+
+
+def _wrapped(name: str, text: str) -> str:
+    """A row whose text may take several lines."""
+    lines = textwrap.wrap(text, 100, break_on_hyphens=False, break_long_words=False)
+    return "\n".join(
+        f"  {name if not number else '':<11} {line}" for number, line in enumerate(lines)
+    )
