@@ -27,6 +27,7 @@ SCRIPTS: dict[str, tuple[str, str]] = {
     "evaluation": ("", "--images 50 --rounds 1 --steps 5"),
     "scaling": ("", "--images 100000"),
     "startup": ("", "--images 1000 --rounds 1"),
+    "prediction": ("", "--images 20"),
     "live_path": ("", "--only AdamW --rounds 1"),
 }
 """Module: its arguments, and those of --quick"""
