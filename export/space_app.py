@@ -22,7 +22,6 @@ COLOURS = (
     *("#e6194b", "#3c66d8", "#f58231", "#911eb4", "#008080", "#b8860b", "#3cb44b", "#f032e6"),
     *("#9a6324", "#46b4e0"),
 )
-PIPELINE, SUBTASK = "image-segmentation", "subtask"
 DEFAULT_THRESHOLD = 0.5
 
 
@@ -76,8 +75,9 @@ def launch(blocks: Any, host: str | None = None, port: int | None = None) -> Non
 
 def find_by_pipeline(folder: Path) -> Callable[[Any], list[Found]]:
     """What `transformers.pipeline` finds with an exported model."""
-    from transformers import pipeline
+    import transformers
 
+    pipeline: Any = transformers.pipeline
     task = json.loads((folder / "config.json").read_text()).get("segmentation_task")
     if task is None:
         detector = pipeline("object-detection", model=str(folder))
@@ -90,8 +90,8 @@ def find_by_pipeline(folder: Path) -> Callable[[Any], list[Found]]:
             ]
 
         return boxes
-    segmenter = pipeline(PIPELINE, model=str(folder))
-    words: dict[str, Any] = {SUBTASK: task.removesuffix("_segmentation")}
+    segmenter = pipeline("image-segmentation", model=str(folder))
+    words: dict[str, Any] = {"subtask": task.removesuffix("_segmentation")}
     if task != "semantic_segmentation":
         words["threshold"] = 0.05
 

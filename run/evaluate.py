@@ -48,6 +48,8 @@ def evaluate(run: Run) -> bool:
         begin_report(run, step, metrics, predictions)
     run.state.evaluated_step = step
     run.checkpoints.record(value, step)
+    if run.pusher is not None:
+        run.pusher.begin(step if run.checkpoints.is_best(step) else None)
     return True
 
 

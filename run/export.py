@@ -1,5 +1,6 @@
 """A checkpoint's weights as others use them."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,11 @@ CHECKED_IMAGES = 2
 """Images on which the export has to predict what the run does"""
 
 
-def export(run: Run, repo_id: str | None) -> None:
-    """Write the best weights into export/, and push them if asked. On rank 0 alone."""
+def export(run: Run, repo_id: str | None) -> UserError | None:
+    """Write the best weights into export/, and push them if asked. On rank 0 alone.
+
+    Returns: why they were not pushed; all else is done.
+    """
     best = run.checkpoints.best_folder() or run.checkpoints.newest()
     assert best is not None, "a run that is done has been saved"
     detector = run.detector
@@ -43,8 +47,17 @@ def export(run: Run, repo_id: str | None) -> None:
     name = str(run.cfg.eval.metric)
     value = "-" if metrics[name] is None else f"{metrics[name]:.3f}"
     run.log.say(f"best step {step}: {name} {value}, exported to {folder}")
-    if repo_id:
-        run.log.say(f"uploaded to {push(folder, repo_id, run.cfg.hub.private)}")
+    if repo_id is None:
+        return None
+    if run.pusher is not None:
+        run.pusher.finish()
+    try:
+        again = f"python -m tools.export {run.folder} --push"
+        run.log.say(f"uploaded to {push(folder, repo_id, run.cfg.hub.private, again)}")
+    except UserError as error:
+        run.log.say(str(error))
+        return error
+    return None
 
 
 def load_weights(checkpoint: Path, detector: Detector, cfg: Config) -> None:
@@ -78,7 +91,20 @@ def write_export(
     Raises:
         UserError, RuntimeError: if it is not what `detector` is; an older folder stays then.
     """
-    card = model_card(cfg, metrics, facts, step)
+    run_folder = Path(cfg.run.output_dir)
+    sources = {
+        "images/results.png": run_folder / "results.png",
+        "images/predictions.png": evaluation_folder(run_folder, step) / "predictions.png",
+    }
+    pictures = {name: file for name, file in sources.items() if file.is_file()}
+    card = model_card(cfg, metrics, facts, step, list(pictures))
+
+    def finish(place: Path) -> None:
+        for name, file in pictures.items():
+            (place / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, place / name)
+        complete(place)
+
     if split is None:
         samples = [noise(detector, seed) for seed in range(CHECKED_IMAGES)]
     else:
@@ -87,7 +113,7 @@ def write_export(
     backbone = public_name(origin(cfg))
     # On the CPU, where equal weights give equal boxes; the run does not need its device any more.
     trainable = detector.trainable.cpu()
-    export_model(trainable, card, folder, backbone, collate(samples), complete)
+    export_model(trainable, card, folder, backbone, collate(samples), finish)
 
 
 def noise(detector: Detector, seed: int) -> Sample:

@@ -325,6 +325,8 @@ def _check_run(cfg: Config) -> Iterator[str]:
         yield f"eval.panoptic_threshold {cfg.eval.panoptic_threshold}: must lie in [0, 1)"
     if not cfg.hub.push and cfg.hub.repo_id:
         yield f"hub.repo_id {cfg.hub.repo_id}: has no effect without hub.push true"
+    if cfg.hub.during and not cfg.hub.push:
+        yield "hub.during true: has no effect without hub.push true"
 
 
 def _check_optim(cfg: Config) -> Iterator[str]:

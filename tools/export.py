@@ -9,7 +9,9 @@ differ by more than a tenth of a point, nothing is exported. Keys of the run's c
 """
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from settings.keys import Config
 from settings.load import load_config
 
 CHECKPOINTS, CONFIG = "checkpoints", "state/config.yaml"
+LONGEST_WAIT_S = 1800.0
 
 
 def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -41,6 +44,12 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--without_data",
         action="store_true",
         help="do not read the dataset: nothing is measured, and the export is checked on noise",
+    )
+    parser.add_argument(
+        "--push", action="store_true", help="upload it to the Hub: --hub.repo_id, --hub.private"
+    )
+    parser.add_argument(
+        "--wait", action="store_true", help="for a checkpoint that is being written"
     )
     args, rest = parser.parse_known_args(argv)
     if args.images is not None and (args.images < 1 or args.without_data):
@@ -76,6 +85,11 @@ def configuration(argv: Sequence[str]) -> tuple[argparse.Namespace, Path, Path, 
         UserError: for what cannot be.
     """
     args, rest = arguments(argv)
+    parent, end = os.getppid(), time.monotonic() + LONGEST_WAIT_S
+    while args.wait and not (args.source / CONFIG).is_file():
+        if os.getppid() != parent or time.monotonic() > end:  # who writes it is gone
+            raise UserError(f"{args.source}: was not written")
+        time.sleep(0.5)
     checkpoint, run = chosen(args.source)
     words = ["--config", str(checkpoint / CONFIG), *rest, "--run.output_dir", str(run)]
     return args, checkpoint, run, load_config(words, prog="python -m tools.export", world=1)
@@ -85,6 +99,7 @@ if __name__ == "__main__":  # before imports that take seconds
     with ending_with_one_line():
         GIVEN = configuration(sys.argv[1:])
 
+from dataclasses import replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -100,6 +115,7 @@ from devices import compute_in_fp32, pins
 from evaluation.metrics import measure
 from evaluation.predictions import flat_threshold, predict_split
 from export.detector import load_detector
+from export.hub import push, resolve_repo_id
 from export.onnx_graph import FILE as ONNX_FILE
 from export.onnx_graph import Session, require_packages, write_onnx
 from export.parity import ONNX, TRANSFORMERS, parity
@@ -109,6 +125,7 @@ from model.start import completed
 from report.evaluation import read_metrics
 from run.evaluate import evaluation_folder
 from run.export import load_weights, write_export
+from run.log import DONE
 from settings.tasks import LABELS
 from training.state import load_state
 
@@ -129,6 +146,10 @@ def export(args: argparse.Namespace, checkpoint: Path, run: Path, cfg: Config) -
         require_packages()
     out = args.out or run / ("export" if args.source == run else f"export-{checkpoint.name}")
     refuse_lost(out)
+    repo_id = resolve_repo_id(replace(cfg.hub, push=args.push), cfg.run)
+    if repo_id and args.source == run and not args.onnx and args.out is None and finished(run):
+        print(f"uploaded to {push(out, repo_id, cfg.hub.private, again(args))}")
+        return out
     transformers_logging.disable_progress_bar()
     compute_in_fp32()
     cfg = completed(cfg)
@@ -163,7 +184,20 @@ def export(args: argparse.Namespace, checkpoint: Path, run: Path, cfg: Config) -
     write_export(cfg, detector, split, state.step, metrics, state.facts, out, complete)
     print(f"{checkpoint.name} exported to {out}{', with ' + ONNX_FILE if args.onnx else ''}")
     print("\n".join(told) or "nothing was measured (--without_data)")
+    if repo_id:
+        message = f"Upload step {state.step}"
+        print(f"uploaded to {push(out, repo_id, cfg.hub.private, again(args), message)}")
     return out
+
+
+def finished(run: Path) -> bool:
+    """Whether a run is done, and its export is whole."""
+    return (run / DONE).is_file() and (run / "export/model.safetensors").is_file()
+
+
+def again(args: argparse.Namespace) -> str:
+    """The command that repeats an upload."""
+    return f"python -m tools.export {args.source} --push"
 
 
 def compare(
