@@ -16,7 +16,7 @@ T = TypeVar("T")
 SILENCE_S = 120.0
 """A server that says nothing for so long is given up; huggingface_hub would wait for ever"""
 WAITS_S = (2.0, 15.0, 60.0)
-"""Between attempts, where another one may help"""
+"""Between attempts to make a repository, where another one may help"""
 LONGEST_WAIT_S = 300.0
 """Of those that a server asks for"""
 BUSY = (408, 429, 500, 502, 503, 504)
@@ -72,9 +72,8 @@ def push(
     api = _api()
     try:
         _patiently(lambda: _create(api, repo_id, private))
-        _patiently(
-            lambda: api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
-        )
+        # which tries again by itself: five times what a busy server or silence ends
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
     except UserError:
         raise
     except Exception as error:  # see above
@@ -131,7 +130,7 @@ def reason(error: Exception) -> str:
     if status is not None:
         return f"{status}: {REFUSED.get(status, 'the Hub is busy or out of order; wait a little')}"
     if any(kind.__name__ == "TimeoutException" for kind in type(error).__mro__):
-        return f"no answer for {SILENCE_S:.0f} s"
+        return f"no answer for {SILENCE_S:g} s"
     return type(error).__name__
 
 

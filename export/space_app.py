@@ -16,7 +16,10 @@ import numpy as np
 
 Found = tuple[Any, str, float]
 """(x1, y1, x2, y2) in px or a mask [H, W] of 0 and 1; class; score"""
-SYSTEM_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+SYSTEM_FONTS: dict[str, Any] = {
+    "font": ["system-ui", "sans-serif"],
+    "font_mono": ["ui-monospace", "monospace"],
+}
 """Fonts that no server is asked for"""
 COLOURS = (
     *("#e6194b", "#3c66d8", "#f58231", "#911eb4", "#008080", "#b8860b", "#3cb44b", "#f032e6"),

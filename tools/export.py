@@ -168,9 +168,13 @@ def export(args: argparse.Namespace, checkpoint: Path, run: Path, cfg: Config) -
         places = range(min(args.images or len(data.val), len(data.val)))
         part = data.val if len(places) == len(data.val) else data.val.subset(places)
         whole = len(part) == len(data.val)
-        own = metrics if metrics and whole else score(detector, part, data, cfg)
+        logged = (
+            metrics if whole and cfg.data.tiles.size is None else None
+        )  # tiles are not compared
+        own = logged or score(detector, part, data, cfg)
         compared = (part, data.taxonomy, own)
-        metrics = own if whole else metrics
+        if whole and cfg.data.tiles.size is None:
+            metrics = own
     told: list[str] = []
 
     def complete(folder: Path) -> None:

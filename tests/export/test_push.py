@@ -7,6 +7,7 @@ import threading
 import time
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -57,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
         if hub.answers.get(kind):
             status = hub.answers[kind].pop(0)
             if status == "silence":
-                time.sleep(3)
+                time.sleep(1)
                 return None
             headers = [("Retry-After", "0")] if status == 429 else []
             return self.send(status, {"error": "no"}, headers)
@@ -109,8 +110,10 @@ def hub(monkeypatch):
     api = partial(huggingface_hub.HfApi, endpoint=server.url, token=TOKEN)
     monkeypatch.setattr(export.hub, "HfApi", api)
     monkeypatch.setattr(export.hub, "WAITS_S", (0.01, 0.01, 0.01))
-    monkeypatch.setattr(export.hub, "SILENCE_S", 1.0)
+    monkeypatch.setattr(export.hub, "SILENCE_S", 0.3)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    quick = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    monkeypatch.setattr(huggingface_hub.utils._http, "time", quick)  # between its own attempts
     yield server
     server.shutdown()
     huggingface_hub.close_session()
@@ -164,7 +167,7 @@ def test_what_passes_by_itself_is_tried_again(hub, folder, kind, answers):
         (403, "may not write there"),
         (500, "busy or out of order"),
         (429, "busy or out of order"),
-        ("silence", "no answer for 1 s"),
+        ("silence", "no answer for 0.3 s"),
     ],
 )
 def test_a_refusal_says_why_and_how_to_repeat_it(hub, folder, status, told, capfd, caplog):
