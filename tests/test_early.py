@@ -23,6 +23,8 @@ MISTAKES = {
     "train_accelerate.py": (["--optim.lr", "fast"], "optim.lr"),
     "tools.cache_features": (["--data.cache_features", "0"], "data.cache_features"),
     "tools.check_data": (["--data.paht", "x"], "data.path"),
+    "tools.demo": (["--model", "m", "--threshold", "7"], "--threshold"),
+    "tools.export": (["nowhere"], "neither a run folder with checkpoints nor a checkpoint"),
     "tools.evaluate": (["--model", "m", "--eval.batch_size", "0"], "eval.batch_size"),
     "tools.predict": (["--model", "m", "--out", "o", "--threshold", "7", "i"], "--threshold"),
     "tools.random_backbone": (["--backbone", "b"], "--out"),
