@@ -32,6 +32,7 @@ from run.banner import banner
 from run.build import Run, build_run, start_processes
 from run.evaluate import complete_best, evaluate, finish_report
 from run.export import export
+from run.hub_push import BestPusher
 from run.log import DONE, claim_run_folder, leaving_no_folder
 from run.precision import Attempt, loss_scale, with_fitting_scale
 from run.profile import StepProfile
@@ -261,6 +262,7 @@ def _whole_run(cfg: Config) -> int:
         transformers_logging.disable_progress_bar()
         torch.autograd.set_detect_anomaly(cfg.run.detect_anomaly)
         run = build_run(cfg, accelerator)
+        run.pusher = BestPusher(run.folder, cfg.hub, repo_id)
         cfg = run.cfg
         world, device = accelerator.num_processes, str(accelerator.device)
         for line in banner(
@@ -295,10 +297,12 @@ def _whole_run(cfg: Config) -> int:
         accelerator.wait_for_everyone()
         accelerator.state.destroy_process_group()  # nobody waits for the export and the upload
         if accelerator.is_main_process and done:
-            export(run, repo_id)
+            refused = export(run, repo_id)
             run.stop.consume()
             run.log.close()
             write_whole(run.folder / DONE, f"{run.state.step} steps\n")
+            if refused is not None:
+                raise refused
     return 0 if done else EXIT_STOPPED
 
 

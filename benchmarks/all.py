@@ -29,6 +29,7 @@ SCRIPTS: dict[str, tuple[str, str]] = {
     "startup": ("", "--images 1000 --rounds 1"),
     "check": ("", "--images 500"),
     "reading": ("--images 200000 --read 20000", "--images 1000 --read 640"),
+    "prediction": ("", "--images 20"),
     "live_path": ("", "--only AdamW --rounds 1"),
 }
 """Module: its arguments, and those of --quick"""

@@ -1,5 +1,6 @@
 """The model card: what was trained on what, how well it does, how to use it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,22 @@ WHAT = {
 """What the card's numbers are, by task"""
 
 
-def model_card(cfg: Config, metrics: dict[str, Any], facts: dict[str, Any], step: int) -> str:
+def model_card(
+    cfg: Config,
+    metrics: dict[str, Any] | None,
+    facts: dict[str, Any],
+    step: int,
+    pictures: Sequence[str] = (),
+) -> str:
     """README.md of the exported folder.
 
     Args:
-        metrics: of the exported weights, as in metrics.json. facts: as in run.json.
-        step: optimizer step of the exported weights.
+        metrics: of the exported weights, as in metrics.json; None if they were not evaluated.
+        facts: as in run.json. step: optimizer step of the exported weights.
+        pictures: those of PICTURES that lie in the folder.
     """
     name = printable(cfg.run.name or Path(cfg.run.output_dir).name)
-    header = card_header(cfg, metrics, facts, name)
-    shown = shown_metrics(metrics)
+    header = card_header(cfg, metrics or {}, facts, name)
     necked = facts.get("neck", "none") != "none"
     own_code = OWN_CODE if necked or cfg.model.head in OWN_CODE_HEADS else ""
     use = HEAD_USE.get(cfg.model.head or "", PIPELINE + USE[cfg.model.task]).format(
@@ -44,7 +51,6 @@ def model_card(cfg: Config, metrics: dict[str, Any], facts: dict[str, Any], step
         panoptic_threshold=cfg.eval.panoptic_threshold,
         own_code=own_code,
     )
-    columns = list(next(iter(metrics["per_class"].values())))
     frozen = {"all": "frozen", "none": "trained with the head"}.get(
         cfg.model.freeze, f"frozen up to its stage {cfg.model.freeze.removeprefix(FROZEN_STAGES)}"
     )
@@ -66,16 +72,7 @@ the checkpoint, sha256 `{facts["backbone_sha256"]}`), {step} optimizer steps of
 {WHY_CODE.format(neck=facts["neck"]) if necked else ""}
 ## Results
 
-{WHAT[cfg.model.task]} on {facts["val_images"]} validation images, prepared by the image processor in this folder, in fp32.
-
-| {" | ".join(name.replace("_", " ") for name in shown)} |
-|{"---|" * len(shown)}
-| {" | ".join(map(_text, shown.values()))} |
-
-| Class | {" | ".join(name if name[0].isupper() else name.capitalize() for name in columns)} |
-|---|{"---|" * len(columns)}
-{_class_rows(metrics)}
-
+{_results(cfg, metrics, facts)}{_shown(pictures)}
 ## Limits
 
 The numbers hold for images like the validation images. Nothing was measured on other cameras,
@@ -87,6 +84,7 @@ places or image sizes. The licence of the backbone and of the training data appl
 {yaml.safe_dump(_public(cfg), sort_keys=False, width=10**6).strip()}
 ```
 
+Data: sha256 `{facts.get("data_sha256", "not known")}` (of annotations and images of both splits).
 Code: {code_text(facts["code"])}.
 Versions: {", ".join(f"{k} {v}" for k, v in facts["versions"].items())}.
 Image processing: {facts["image_processor"]} (Pillow resizing).
@@ -135,6 +133,36 @@ OWN_CODE = ", trust_remote_code=True"
 WHY_CODE = """
 `trust_remote_code`: between backbone and head stands a neck ({neck}) that transformers has no class for. It is
 `necked_backbone.py` in this folder, which runs when the model is loaded; read it first.
+"""
+
+
+PICTURES = {
+    "images/results.png": "Curves of the training",
+    "images/predictions.png": "Predictions on validation images",
+}
+"""Files in the exported folder that its card shows, and what they are"""
+
+
+def _shown(pictures: Sequence[str]) -> str:
+    """Markdown of pictures."""
+    return "".join(f"\n\n![{PICTURES[name]}]({name})" for name in PICTURES if name in pictures)
+
+
+def _results(cfg: Config, metrics: dict[str, Any] | None, facts: dict[str, Any]) -> str:
+    """What was measured, as tables."""
+    if metrics is None:
+        return "These weights were not evaluated.\n"
+    shown = shown_metrics(metrics)
+    columns = list(next(iter(metrics["per_class"].values())))
+    return f"""{WHAT[cfg.model.task]} on {facts["val_images"]} validation images, prepared by the image processor in this folder, in fp32.
+
+| {" | ".join(name.replace("_", " ") for name in shown)} |
+|{"---|" * len(shown)}
+| {" | ".join(map(_text, shown.values()))} |
+
+| Class | {" | ".join(name if name[0].isupper() else name.capitalize() for name in columns)} |
+|---|{"---|" * len(columns)}
+{_class_rows(metrics)}
 """
 
 

@@ -1,10 +1,11 @@
 """An exported detector, loaded for the tools."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from transformers import (
@@ -25,10 +26,13 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
-from data.batch import Batch
+from data.batch import Batch, Sample
 from data.canvas import CanvasRule, round_up, side_multiple
+from data.feed.collate import collate
+from data.feed.transforms import resize
 from data.objects import Objects
 from errors import UserError, refusing
+from export.recommended import recommended_threshold
 from model.build import TASK_KEY
 from model.heads.family import PROBE_PX, HeadFamily
 from model.heads.registry import HEADS, get_family
@@ -48,6 +52,8 @@ class LoadedDetector:
 
     trainable: Trainable
     rule: CanvasRule
+    threshold: float | None = None
+    """The lowest score that it is recommended to be used with, if its folder says so"""
 
     @property
     def names(self) -> list[str]:
@@ -59,6 +65,22 @@ class LoadedDetector:
     def labels(self) -> Labels:
         """What it finds."""
         return LABELS[self.trainable.task]
+
+    def sample(self, image: np.ndarray) -> Sample:
+        """What the model gets of uint8 [H, W, 3]."""
+        height, width = image.shape[:2]
+        small = resize(image, self.rule.resized(height, width))
+        return Sample(small, Objects.none(), 0, 0, (height, width), self.rule.full)
+
+    def find(self, samples: Sequence[Sample], threshold: float) -> list[Objects]:
+        """What is in each image by falling score: boxes xywh in px of the image, masks on it.
+
+        Args:
+            threshold: only scores above it.
+        """
+        batch = collate(samples).to(self.trainable.model.device)
+        found = self.trainable.predict(batch, threshold=threshold)
+        return found.by_image(len(samples))
 
 
 def load_detector(name: str, task: Task | None = None) -> LoadedDetector:
@@ -114,7 +136,7 @@ def load_detector(name: str, task: Task | None = None) -> LoadedDetector:
             strides = [*family.level_strides(config, ()), *family.side_multiples(config)]
             side = family.smallest_side(config, (), side_multiple(strides))
         _try_out(trainable, side)
-    return LoadedDetector(trainable, rule)
+    return LoadedDetector(trainable, rule, recommended_threshold(folder))
 
 
 def _task_of(family: HeadFamily | None, config: PretrainedConfig, wanted: Task | None) -> Task:

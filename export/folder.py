@@ -1,5 +1,6 @@
 """A folder that `transformers.pipeline(..., model=FOLDER)` loads."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,12 @@ SCORE_TOLERANCE, BOX_TOLERANCE_PX = 1e-4, 1e-2
 
 
 def export_model(
-    trainable: Trainable, card: str, folder: Path, backbone_name: str, batch: Batch
+    trainable: Trainable,
+    card: str,
+    folder: Path,
+    backbone_name: str,
+    batch: Batch,
+    complete: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Write model, image processor and model card, and check that the model loads as it is.
 
@@ -26,6 +32,7 @@ def export_model(
     Args:
         backbone_name: what the configuration calls the backbone; its folder stays private.
         batch: images on which the export has to predict what `trainable` does.
+        complete: gets the folder that was checked, before it has its name; an error of it leaves the older one.
 
     Raises:
         RuntimeError: if the written model differs in a tensor or a prediction.
@@ -38,6 +45,7 @@ def export_model(
         trainable.processor.save_pretrained(temporary)
         (temporary / "README.md").write_text(card)
         check_export(trainable, temporary, batch)
+        complete(temporary)
 
 
 def check_export(trainable: Trainable, folder: Path, batch: Batch) -> None:

@@ -86,7 +86,7 @@ class Trainable(nn.Module):
         Returns: numpy columns, image by image, by falling score.
         """
         outputs, sizes = self._raw(batch)
-        return self._found(outputs, sizes, max_detections, threshold)
+        return self.found(outputs, sizes, max_detections, threshold)
 
     @torch.no_grad()
     def predict_with_flat(
@@ -102,14 +102,15 @@ class Trainable(nn.Module):
         """
         outputs, sizes = self._raw(batch)
         lowest = flat_threshold if self.finder.thresholded else NO_THRESHOLD
-        whole = self._found(outputs, sizes, max_detections, lowest)
+        whole = self.found(outputs, sizes, max_detections, lowest)
         if self.finder.find_flat is None:
             return whole, None
         return whole, self.finder.find_flat(outputs, self.processor, sizes, flat_threshold)
 
-    def _found(
+    def found(
         self, outputs: Any, sizes: torch.Tensor, most: int | None, threshold: float
     ) -> Objects:
+        """What `predict` makes of the model's own outputs; sizes: (height, width) of the decoded images."""
         found = self.finder.find(outputs, self.processor, sizes, most, threshold)
         if self.task != "panoptic_segmentation":
             return found

@@ -49,6 +49,7 @@ from run.aside import Aside
 from run.changes import with_fitting_warmup, with_micro_batch
 from run.facts import run_facts
 from run.feature_cache import Features, prepare_features
+from run.hub_push import BestPusher
 from run.log import DONE, RunLog
 from run.memory_probe import Memory, check_measurable, probe_memory
 from run.precision import scaler_state, set_up_fp16
@@ -108,6 +109,8 @@ class Run:
     """What was found to fit, where that was tried"""
     repeats: Repeats | None = None
     """What makes an epoch, if not each image once"""
+    pusher: BestPusher | None = None
+    """Uploads the best so far, on rank 0"""
 
     @property
     def folder(self) -> Path:

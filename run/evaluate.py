@@ -62,6 +62,8 @@ def evaluate(run: Run) -> bool:
             f"training ends after step {step}: {stale} evaluation(s) without a better "
             f"{run.cfg.eval.metric} (train.patience)"
         )
+    if run.pusher is not None:
+        run.pusher.begin(step if run.checkpoints.is_best(step) else None)
     return True
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from errors import UserError
+from settings.image_keys import MOST_OVERLAP
 from settings.keys import (
     FROZEN_STAGES,
     MAX_SYNTHETIC_SEED,
@@ -34,7 +35,6 @@ LARGEST_LABEL = 1 << 16
 TRACKERS = ("trackio", "none", "wandb", "comet_ml", "mlflow", "clearml", "swanlab")
 WITHOUT_NECK = ("detr", "conditional_detr", "linear", "pmd")
 """Heads that read one map, or the maps of a backbone as they are"""
-MOST_OVERLAP = 0.9
 LARGEST_LR = 1e38
 """What a float32 holds"""
 
@@ -316,6 +316,8 @@ def _check_run(cfg: Config) -> Iterator[str]:
         yield f"eval.panoptic_threshold {cfg.eval.panoptic_threshold}: must lie in [0, 1)"
     if not cfg.hub.push and cfg.hub.repo_id:
         yield f"hub.repo_id {cfg.hub.repo_id}: has no effect without hub.push true"
+    if cfg.hub.during and not cfg.hub.push:
+        yield "hub.during true: has no effect without hub.push true"
 
 
 def _check_optim(cfg: Config) -> Iterator[str]:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Fit = Literal["pad", "stretch"]
+MOST_OVERLAP = 0.9
+"""Of two windows, as a part of a side"""
 
 
 @dataclass(frozen=True)

@@ -318,6 +318,8 @@ class HubConfig:
     """Repository, name or user/name; default: the user's own name and the run's name"""
     private: bool = harmless(True)
     """Create the repository as a private one"""
+    during: bool = harmless(False)
+    """Upload each checkpoint that is the best so far while training goes on, too"""
 
 
 @dataclass(frozen=True)

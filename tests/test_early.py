@@ -24,6 +24,8 @@ MISTAKES = {
     "tools.cache_features": (["--data.cache_features", "0"], "data.cache_features"),
     "tools.check_data": (["--data.paht", "x"], "data.path"),
     "tools.compare": (["runs/a"], "two or more"),
+    "tools.demo": (["--model", "m", "--threshold", "7"], "--threshold"),
+    "tools.export": (["nowhere"], "neither a run folder with checkpoints nor a checkpoint"),
     "tools.evaluate": (["--model", "m", "--eval.batch_size", "0"], "eval.batch_size"),
     "tools.predict": (["--model", "m", "--out", "o", "--threshold", "7", "i"], "--threshold"),
     "tools.random_backbone": (["--backbone", "b"], "--out"),

@@ -1,16 +1,21 @@
-"""Find objects in images, draw them and write them as JSON.
+"""Find objects in images and videos, draw them and write them as JSON.
 
-`python -m tools.predict --model runs/demo/export photo.jpg folder/ --out predictions`
+`python -m tools.predict --model runs/demo/export photo.jpg folder/ 'more/*.png' clip.mp4 --out predictions`
+
+Exit status: 0, or 1 if an input could not be read (it is named, and the others are done), or 2 if nothing was done.
 """
 
 import argparse
+import os
 import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 
 from errors import UserError, ending_with_one_line, printable
-from settings.tasks import EVERY_PIXEL, Task
+from settings.tasks import Task
+
+DEFAULT_THRESHOLD = 0.5
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -19,19 +24,57 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: for what cannot be.
     """
-    parser = argparse.ArgumentParser(prog="python -m tools.predict", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model", required=True, help="exported folder or Hub id")
-    parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of them")
-    parser.add_argument("--out", type=Path, required=True, help="folder for drawings and JSON")
-    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score (default: 0.5)")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        type=Path,
+        help="images, videos, folders of them (with all folders below), and patterns in quotes",
+    )
+    parser.add_argument("--out", type=Path, help="folder for drawings and predictions.json")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write everything found in COCO's results form"
+    )
+    parser.add_argument(
+        "--ids",
+        type=Path,
+        metavar="FILE",
+        help="COCO annotation file whose ids of images and classes --json has (default: images from 1, classes "
+        "from 0)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help=f"lowest score (default: what the model recommends, else {DEFAULT_THRESHOLD})",
+    )
     parser.add_argument(
         "--task",
         choices=typing.get_args(Task),
         help="of a model for several tasks (default: what it was trained for here)",
     )
+    parser.add_argument("--batch", type=int, default=8, help="images at once (default: 8)")
+    parser.add_argument("--every", type=int, default=1, help="of videos each so manieth frame")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(4, os.cpu_count() or 1),
+        help="threads that decode and draw (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
-    if not 0 <= args.threshold <= 1:
+    if args.out is None and args.json is None:
+        raise UserError("give --out FOLDER for drawings, --json FILE for COCO results, or both")
+    if args.ids is not None and args.json is None:
+        raise UserError("--ids is for the results of --json FILE, which is not given")
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise UserError(f"--threshold {args.threshold}: must lie between 0 and 1")
+    for name in ("batch", "every", "workers"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
     return args
 
 
@@ -40,22 +83,19 @@ if __name__ == "__main__":  # before imports that take seconds
         GIVEN = arguments(sys.argv[1:])
 
 import json
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from data.batch import Sample
-from data.feed.collate import collate
-from data.feed.transforms import resize
-from data.images.decode import decode
 from data.objects import Objects
-from data.regions import label_map
 from devices import compute_in_fp32
 from disk import write_whole
 from export.detector import LoadedDetector, load_detector
-from report.drawing import draw_objects, legend_of, with_legend
 from tools.prediction_files import (
     IMAGE_SUFFIXES,
     LABEL_MAPS,
@@ -65,111 +105,112 @@ from tools.prediction_files import (
     image_files,
     refuse_lost_names,
 )
+from tools.prediction_results import CocoResults, refuse_lost_results
+from tools.prediction_writer import Places, Writer
+
+
+@dataclass
+class Outcome:
+    """What came of a prediction."""
+
+    results: list[dict[str, Any]]
+    """What predictions.json holds"""
+    unreadable: list[str]
+    """What could not be read, and why"""
 
 
 def main(argv: Sequence[str]) -> list[dict[str, Any]]:
-    """Predict what a command line asks for; see `predict`."""
-    return predict(arguments(argv))
+    """Predict what a command line asks for; what predictions.json holds. See `predict`."""
+    return predict(arguments(argv)).results
 
 
-def predict(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Predict for all images; what predictions.json holds.
+def predict(args: argparse.Namespace) -> Outcome:
+    """Predict for all images and videos; what cannot be read is named and left out.
 
     Raises:
-        UserError: for a missing image or folder; an image that cannot be read is named and skipped.
+        UserError: for a missing input, if nothing could be read, and for what would be lost.
     """
-    files = list(image_files(args.images))
+    files = list(image_files(args.images, args.out))
     if not files:
-        raise UserError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {args.images}")
-    if args.out.exists() and not args.out.is_dir():
+        named = ", ".join(map(str, args.images))
+        raise UserError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) or videos in {named}")
+    if args.json is not None:
+        refuse_lost_results(args.json)
+    if args.out is not None and args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out {args.out}: is a file")
-    drawings = drawing_names(files, args.out)
-    maps = drawing_names(files, args.out, LABEL_MAPS)
+    places = None
+    if args.out is not None:
+        maps = drawing_names(files, args.out, LABEL_MAPS)
+        places = Places(drawing_names(files, args.out), maps)
     detector = load_detector(args.model, args.task)
-    regions = detector.labels == "regions"
+    coco = CocoResults(files, detector.names, args.ids) if args.json else None
+    threshold = args.threshold
+    if threshold is None:
+        threshold = DEFAULT_THRESHOLD if detector.threshold is None else detector.threshold
     compute_in_fp32()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    detector.trainable.to(device)
-    if regions:
-        refuse_lost_names(args.out)
-    args.out.mkdir(parents=True, exist_ok=True)
-    if regions:
-        (args.out / LABEL_MAPS).mkdir(exist_ok=True)
-    results = []
-    for file, drawing, class_map in zip(files, drawings, maps, strict=True):
+    detector.trainable.to("cuda" if torch.cuda.is_available() else "cpu")
+    if args.out is not None:
+        if detector.labels == "regions":
+            refuse_lost_names(args.out)
+            (args.out / LABEL_MAPS).mkdir(parents=True, exist_ok=True)
+        args.out.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with ThreadPoolExecutor(args.workers) as pool:
+        writer = Writer(detector, files, places, coco, pool, threshold)
         try:
-            image = decode(file, str(file))
-        except UserError as error:
-            print(printable(f"skipped: {error}"), file=sys.stderr)
-            continue
-        found = detect(detector, image, args.threshold, device)
-        texts = texts_of(found, detector)
-        picture(image, found, detector).save(drawing)
-        result = {"image": str(file), "drawing": str(drawing), "objects": entries(found, detector)}
-        if regions:
-            result["label_map"] = str(class_map)
-            save_label_map(found, (image.shape[0], image.shape[1]), class_map)
-        results.append(result)
-        print(printable(f"{file}: {', '.join(texts) or 'nothing found'}"))
-    if not results:
+            writer.predict_all(args.batch, args.every)
+        except BaseException:
+            writer.give_up()
+            pool.shutdown(cancel_futures=True)
+            raise
+    seconds = time.perf_counter() - start
+    outcome = Outcome(writer.results, writer.unreadable)
+    if not outcome.results:
         raise UserError("none of the images could be read")
-    write_whole(args.out / RESULTS, json.dumps(results, indent=1) + "\n")
-    what, maps_too = {"masks": "boxes and masks"}.get(detector.labels, detector.labels), ""
-    if regions:
-        write_whole(args.out / NAMES, json.dumps(dict(enumerate(detector.names)), indent=1) + "\n")
+    if coco is not None:
+        coco.write(args.json)
+    if args.out is not None:
+        write_whole(args.out / RESULTS, json.dumps(outcome.results, indent=1) + "\n")
+        if detector.labels == "regions":
+            names = json.dumps(dict(enumerate(detector.names)), indent=1)
+            write_whole(args.out / NAMES, names + "\n")
+    print(printable(summary(outcome, writer.kinds, detector, seconds, args)))
+    return outcome
+
+
+def summary(
+    outcome: Outcome,
+    kinds: Counter[str],
+    detector: LoadedDetector,
+    seconds: float,
+    args: argparse.Namespace,
+) -> str:
+    """The last line: how many, how fast, what, and where it is."""
+    what = {"masks": "boxes and masks"}.get(detector.labels, detector.labels)
+    num = len(outcome.results)
+    parts = [f"{num} image(s){' drawn' if args.out else ''}, {num / seconds:.1f} images/s"]
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+    more = f" and {len(kinds) - 5} more classes" if len(kinds) > 5 else ""
+    parts.append(f"found {counted}{more}" if kinds else "nothing found")
+    if args.out:
         maps_too = f"; label maps in {args.out / LABEL_MAPS}, names of their values in {NAMES}"
-    print(f"{len(results)} image(s) drawn; {what} in {args.out / RESULTS}{maps_too}")
-    return results
-
-
-def texts_of(found: Objects, detector: LoadedDetector) -> list[str]:
-    """Class and score of each object; the score of a region says nothing."""
-    names = [detector.names[c] for c in found.classes]
-    if detector.labels == "regions":
-        return names
-    return [f"{name} {score:.2f}" for name, score in zip(names, found.scores.tolist(), strict=True)]
-
-
-def picture(image: np.ndarray, found: Objects, detector: LoadedDetector) -> Image.Image:
-    """What is found on uint8 [H, W, 3], with a tag at each object, or a legend where all pixels have a class."""
-    if detector.labels not in EVERY_PIXEL:
-        return draw_objects(image, found, texts_of(found, detector))
-    return with_legend(draw_objects(image, found), legend_of(detector.names, [found]))
-
-
-def entries(found: Objects, detector: LoadedDetector) -> list[dict[str, Any]]:
-    """The objects as predictions.json has them."""
-    rows: list[dict[str, Any]] = [
-        {
-            "label": detector.names[c],
-            "score": round(score, 4),
-            "box_xywh": [round(v, 2) for v in box],
-        }
-        for c, score, box in zip(
-            found.classes, found.scores.tolist(), found.boxes.tolist(), strict=True
-        )
-    ]
-    for row, mask in zip(rows, [] if found.masks is None else found.masks, strict=False):
-        row["mask_rle"] = mask.coco()
-    return rows
-
-
-def save_label_map(found: Objects, size: tuple[int, int], file: Path) -> None:
-    """The class index of every pixel as a PNG, of 16 bits if one is greater than 255."""
-    labels = label_map(found, size) - 1  # every pixel has a class
-    Image.fromarray(labels.astype(np.uint8) if labels.max() < 256 else labels).save(file)
+        own = maps_too if detector.labels == "regions" else ""
+        parts.append(f"{what} in {args.out / RESULTS}{own}")
+    if args.json:
+        parts.append(f"COCO results in {args.json}")
+    if outcome.unreadable:
+        parts.append(f"{len(outcome.unreadable)} input(s) could not be read, named above")
+    return "; ".join(parts)
 
 
 def detect(
     detector: LoadedDetector, image: np.ndarray, threshold: float, device: torch.device
 ) -> Objects:
     """Objects in uint8 [H, W, 3] by falling score; boxes xywh in px of the image, masks on it."""
-    height, width = image.shape[:2]
-    small = resize(image, detector.rule.resized(height, width))
-    sample = Sample(small, Objects.none(), 0, 0, (height, width), detector.rule.full)
-    return detector.trainable.predict(collate([sample]).to(device), threshold=threshold)
+    detector.trainable.to(device)
+    return detector.find([detector.sample(image)], threshold)[0]
 
 
 if __name__ == "__main__":
     with ending_with_one_line():
-        predict(GIVEN)
+        sys.exit(1 if predict(GIVEN).unreadable else 0)

@@ -1,9 +1,14 @@
 """Which files are predicted on, and where what is found in them is put."""
 
+import glob
 import json
+import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from PIL import Image
 
 from data.findings import Findings
 from data.images.headers import EXTENSIONS, read_header
@@ -18,28 +23,96 @@ LABEL_MAPS = "label_maps"
 NAMES = "id2label.json"
 """What the values of the label maps mean, as data.source label_maps reads it"""
 IMAGE_SUFFIXES = set(EXTENSIONS)
+VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"}
+DRAWN_VIDEO = ".predicted.mp4"
+"""How the names of drawn videos end"""
+MARK = "permafrost: predictions"
+"""Comment in every picture that is written: it is not to be predicted on"""
 
 
-def image_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """The files among `paths` and the images in the folders among them, but label maps beside their images."""
+def image_files(paths: Sequence[Path | str], out: Path | None = None) -> Iterator[Path]:
+    """The files among `paths`, of patterns among them (`photos/*.jpg`, `**`) and below the folders among them, each
+    once; of folders images and videos, but neither label maps beside their images nor drawings of ours.
+
+    Args:
+        out: folder of drawings, whose list of earlier ones is regarded.
+
+    Raises:
+        UserError: for a path that is not there, and a pattern that nothing fits.
+    """
+    seen = set()
     for path in paths:
-        if path.is_dir():
-            names = (p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-            files = sorted(p for p in names if p.is_file())
-            maps = label_maps_among(files)
-            if maps:
-                first, photo = next(iter(maps.items()))
-                told = (
-                    f"skipped: {len(maps)} label map(s) in {path}, named after an image beside them and of its "
-                    f"shape, with numbers for colours ({first.name} is of {photo.name}); name a file itself to "
-                    "predict on it all the same"
-                )
-                print(printable(told), file=sys.stderr)
-            yield from (p for p in files if p not in maps)
-        elif path.is_file():
-            yield path
-        else:
-            raise UserError(f"{path}: no such file or folder")
+        for file in _files_of(Path(path), earlier_drawings(out) if out else set()):
+            absolute = os.path.abspath(file)
+            if absolute not in seen:
+                seen.add(absolute)
+                yield file
+
+
+def _files_of(path: Path, drawn: set[Path]) -> Iterator[Path]:
+    if path.is_dir():
+        yield from _below(path, drawn)
+    elif path.exists() or path.is_symlink():
+        yield path
+    elif glob.has_magic(str(path)):
+        found = sorted(glob.glob(str(path), recursive=True))
+        files = [file for file in map(Path, found) if file.is_dir() or _fits(file)]
+        if not files:
+            raise UserError(f"{path}: no image, video or folder fits this pattern")
+        alone = _without_drawings(path, [f for f in files if not f.is_dir()], drawn)
+        for file in files:
+            if file.is_dir() and "**" not in path.parts:  # whose pattern names what is below itself
+                yield from _below(file, drawn)
+            elif file in alone:
+                yield file
+    else:
+        raise UserError(f"{path}: no such file or folder")
+
+
+def _fits(file: Path) -> bool:
+    suffix = file.suffix.lower()
+    return (suffix in IMAGE_SUFFIXES or suffix in VIDEO_SUFFIXES) and not file.name.startswith(".")
+
+
+def _below(top: Path, drawn: set[Path]) -> Iterator[Path]:
+    """Images and videos of a folder and those in it, in order; links to folders are not followed."""
+    for name, folders, names in os.walk(top):
+        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+        folder = Path(name)
+        fitting = [folder / own for own in sorted(names) if _fits(Path(own))]
+        files = _without_drawings(folder, fitting, drawn)
+        maps = label_maps_among([file for file in files if file.is_file()])
+        if maps:
+            first, photo = next(iter(maps.items()))
+            told = (
+                f"skipped: {len(maps)} label map(s) in {folder}, named after an image beside them and of its "
+                f"shape, with numbers for colours ({first.name} is of {photo.name}); name a file itself to "
+                "predict on it all the same"
+            )
+            print(printable(told), file=sys.stderr)
+        yield from (file for file in files if file not in maps)
+
+
+def _without_drawings(place: Path, files: Sequence[Path], drawn: set[Path]) -> list[Path]:
+    kept = [file for file in files if not (is_drawing(file) or real(file) in drawn)]
+    if len(kept) < len(files):
+        told = f"skipped: {len(files) - len(kept)} drawing(s) of earlier predictions in {place}"
+        print(printable(told), file=sys.stderr)
+    return kept
+
+
+def is_drawing(file: Path) -> bool:
+    """Whether a file says that it was written here."""
+    if file.suffix.lower() not in (".jpg", ".png") or not file.is_file():
+        return file.name.endswith(DRAWN_VIDEO)
+    try:
+        with Image.open(file, formats=("JPEG", "PNG")) as picture:
+            comments = [picture.info.get(key) for key in ("comment", "Comment")]
+    except (
+        Exception
+    ):  # Pillow's readers raise whatever their parsing runs into; who decodes it will say
+        return False
+    return MARK in comments or MARK.encode() in comments
 
 
 def label_maps_among(files: Sequence[Path]) -> dict[Path, Path]:
@@ -79,23 +152,39 @@ def _has_numbers(file: Path, size: tuple[int, int]) -> bool:
     return same_shape((width, height), size)
 
 
+def real(path: Path) -> Path:
+    """Where links lead to; a link to itself leads nowhere."""
+    return Path(os.path.realpath(path))
+
+
+def is_video(file: Path) -> bool:
+    """Whether a file is named like a video."""
+    return file.suffix.lower() in VIDEO_SUFFIXES
+
+
 def drawing_names(files: Sequence[Path], out: Path, folder: str = "") -> list[Path]:
-    """One PNG per image, under names that nothing has but an earlier drawing of ours.
+    """One JPEG per image, or one MP4 per video, under names that nothing has but an earlier drawing of ours.
 
     Args:
-        folder: below `out`, where they are put.
+        folder: below `out`, where they are put: of label maps, which are PNG.
 
     Raises:
         UserError: if predictions.json there is not one of ours.
     """
     own = earlier_drawings(out)
-    taken = {path.resolve() for path in files}
+    taken = {real(path) for path in files}
+    numbers: Counter[str] = Counter()
     names: list[Path] = []
     for file in files:
-        place, number = out / folder / f"{file.stem}.png", 2
-        while place.resolve() in taken or (place.exists() and place.resolve() not in own):
-            place, number = out / folder / f"{file.stem}-{number}.png", number + 1
-        taken.add(place.resolve())
+        suffix = ".png" if folder else DRAWN_VIDEO if is_video(file) else ".jpg"
+        while True:
+            numbers[file.stem + suffix] += 1
+            number = numbers[file.stem + suffix]
+            place = out / folder / f"{file.stem}{f'-{number}' if number > 1 else ''}{suffix}"
+            ours = real(place) in own or is_drawing(place)
+            if real(place) not in taken and (ours or not place.exists()):
+                break
+        taken.add(real(place))
         names.append(place)
     return names
 
@@ -115,7 +204,7 @@ def earlier_drawings(out: Path) -> set[Path]:
         maps = {
             out / LABEL_MAPS / Path(row["label_map"]).name for row in rows if "label_map" in row
         }
-        return {path.resolve() for path in drawings | maps}
+        return {real(path) for path in drawings | maps}
     except (
         *(OSError, ValueError, TypeError, KeyError, AttributeError),
         RecursionError,
@@ -130,7 +219,7 @@ def refuse_lost_names(out: Path) -> None:
     Raises:
         UserError: if id2label.json in `out` is not of earlier label maps of ours, and would be lost.
     """
-    maps = (out / LABEL_MAPS).resolve()
+    maps = real(out / LABEL_MAPS)
     if (out / NAMES).exists() and not any(p.parent == maps for p in earlier_drawings(out)):
         raise UserError(
             f"{out / NAMES}: is not of an earlier prediction, and would be replaced; choose another --out"
