@@ -28,9 +28,7 @@ from data.check.advice import sized
 from data.check.doctor import check_images
 from data.dataset import Data
 from data.feed.allocator import keep_freed_memory
-from data.feed.collate import collate
 from data.feed.loader import (
-    EvalDataset,
     TrainDataset,
     eval_loader,
     train_loader,
@@ -51,6 +49,7 @@ from run.facts import run_facts
 from run.feature_cache import Features, prepare_features
 from run.hub_push import BestPusher
 from run.log import DONE, RunLog
+from run.measured import measure
 from run.memory_probe import Memory, check_measurable, probe_memory
 from run.precision import scaler_state, set_up_fp16
 from run.resume import resume
@@ -76,10 +75,6 @@ from training.optim import build_optimizer, can_be_fused
 from training.sharding import gathered
 from training.state import TrainState, checkpoint_tensors, gather_rng
 from training.stopping import StopRequest
-
-MEASURED_IMAGES = 32
-"""Training images that a head sees before the first step, if it has to know what features are like"""
-MEASURED_AT_ONCE = 8
 
 
 @dataclass
@@ -313,20 +308,6 @@ def build_run(cfg: Config, accelerator: Accelerator) -> Run:
         features=features,
         memory=memory,
         repeats=repeats,
-    )
-
-
-def measure(detector: Detector, data: Data, device: torch.device) -> None:
-    """Let the head see some training images, the same on every rank, before the first step."""
-    if detector.family.prepare is None:
-        return
-    shown = EvalDataset(data.train, detector.rule)
-    places = list(range(min(MEASURED_IMAGES, len(shown))))
-    firsts = range(0, len(places), MEASURED_AT_ONCE)
-    trainable = detector.trainable.to(device)
-    trainable.prepare(
-        collate([shown[place] for place in places[first : first + MEASURED_AT_ONCE]]).to(device)
-        for first in firsts
     )
 
 

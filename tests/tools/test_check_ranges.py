@@ -20,7 +20,7 @@ from data.images.decode import decode
 from errors import UserError
 from planted import write_planted
 from run.on_ray import on_ray
-from tools import check_data
+from tools import check_data, check_ranges
 
 RANGE = ("--range-images", "7")
 
@@ -83,7 +83,7 @@ def looked_at(monkeypatch):
         numbers.extend(part.number for part in ranges)
         return examined(splits, ranges, *more)
 
-    monkeypatch.setattr(check_data, "examined", noting)
+    monkeypatch.setattr(check_ranges, "examined", noting)
     return numbers
 
 
