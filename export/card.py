@@ -69,7 +69,7 @@ the checkpoint, sha256 `{facts["backbone_sha256"]}`), {step} optimizer steps of
 ```python
 {use}
 ```
-{WHY_CODE.format(neck=facts["neck"]) if necked else ""}
+{WHY_CODE.format(neck=facts["neck"]) if necked else ""}{WINDOWS.format(size=cfg.data.tiles.size) if cfg.data.tiles.size else ""}
 ## Results
 
 {_results(cfg, metrics, facts)}{_shown(pictures)}
@@ -91,6 +91,10 @@ Image processing: {facts["image_processor"]} (Pillow resizing).
 """
 
 
+WINDOWS = """
+It was trained and measured on windows of {size} px of each image, which a pipeline does not cut: give it such windows, or use
+`python -m tools.predict` of the code that trained it, which cuts them and puts together what is found.
+"""
 PIPELINE = """from transformers import pipeline
 
 """

@@ -31,8 +31,11 @@ from data.canvas import CanvasRule, round_up, side_multiple
 from data.feed.collate import collate
 from data.feed.transforms import resize
 from data.objects import Objects
+from data.tiles import Tiles, windows_of
 from errors import UserError, refusing
-from export.recommended import recommended_threshold
+from evaluation.predictions import Predictions
+from evaluation.windows import on_images
+from export.recommended import recommended_threshold, recommended_tiles
 from model.build import TASK_KEY
 from model.heads.family import PROBE_PX, HeadFamily
 from model.heads.registry import HEADS, get_family
@@ -40,10 +43,26 @@ from model.neck import plain_config
 from model.normalization import Normalization
 from model.source import SAFE, local_folder, quiet_transformers
 from model.trainable import STUFF_KEY, Trainable
+from settings.image_keys import TilesConfig
 from settings.tasks import LABELS, Labels, Task
 
 INTEGERS = ("num_batches_tracked", "_index", "position_ids", "progress")
 """Ends of the names of tensors that are no weights"""
+
+
+MOST_FOUND = 100
+"""On an image that is predicted window by window"""
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a model gets of one image."""
+
+    samples: Sequence[Sample]
+    windows: np.ndarray
+    """int64 [n, 4]: x, y, width, height of each, px of the image"""
+    size: tuple[int, int]
+    """(height, width) of the image, px"""
 
 
 @dataclass(frozen=True)
@@ -54,6 +73,8 @@ class LoadedDetector:
     rule: CanvasRule
     threshold: float | None = None
     """The lowest score that it is recommended to be used with, if its folder says so"""
+    tiles: TilesConfig = TilesConfig()
+    """What it was trained on windows of images with"""
 
     @property
     def names(self) -> list[str]:
@@ -71,6 +92,37 @@ class LoadedDetector:
         height, width = image.shape[:2]
         small = resize(image, self.rule.resized(height, width))
         return Sample(small, Objects.none(), 0, 0, (height, width), self.rule.full)
+
+    def views(self, image: np.ndarray) -> "Views":
+        """What the model gets of uint8 [H, W, 3]: windows of it, if it was trained on such."""
+        size = (image.shape[0], image.shape[1])
+        windows = np.array([[0, 0, size[1], size[0]]])
+        if self.tiles.size is not None:
+            windows = windows_of(*size, self.tiles)
+        parts = (image[y : y + h, x : x + w] for x, y, w, h in windows.tolist())
+        return Views([self.sample(part) for part in parts], windows, size)
+
+    def find_on(
+        self, images: Sequence["Views"], threshold: float, at_once: int | None = None
+    ) -> list[Objects]:
+        """What is in each image, as `find`; what two windows have found is there once.
+
+        Args:
+            at_once: views in one pass; default: all of them.
+        """
+        samples = [sample for own in images for sample in own.samples]
+        step = at_once or max(1, len(samples))
+        parts = (samples[start : start + step] for start in range(0, len(samples), step))
+        found = [objects for part in parts for objects in self.find(part, threshold)]
+        if self.tiles.size is None:
+            return found
+        tiles = Tiles(
+            np.repeat(np.arange(len(images)), [len(own.samples) for own in images]),
+            np.concatenate([own.windows for own in images]),
+            np.array([own.size for own in images]),
+        )
+        whole = on_images(Predictions(Objects.of_images(found)), tiles, MOST_FOUND)
+        return whole.objects.by_image(len(images))
 
     def find(self, samples: Sequence[Sample], threshold: float) -> list[Objects]:
         """What is in each image by falling score: boxes xywh in px of the image, masks on it.
@@ -136,7 +188,8 @@ def load_detector(name: str, task: Task | None = None) -> LoadedDetector:
             strides = [*family.level_strides(config, ()), *family.side_multiples(config)]
             side = family.smallest_side(config, (), side_multiple(strides))
         _try_out(trainable, side)
-    return LoadedDetector(trainable, rule, recommended_threshold(folder))
+    threshold, tiles = recommended_threshold(folder), recommended_tiles(folder)
+    return LoadedDetector(trainable, rule, threshold, tiles)
 
 
 def _task_of(family: HeadFamily | None, config: PretrainedConfig, wanted: Task | None) -> Task:

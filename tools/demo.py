@@ -118,7 +118,7 @@ def finding(detector: LoadedDetector, threshold: float) -> Any:
 
     def find(image: Any) -> list[space_app.Found]:
         pixels = np.asarray(image)
-        found = detector.find([detector.sample(pixels)], lowest)[0]
+        found = detector.find_on([detector.views(pixels)], lowest)[0]
         places: list[Any] = [
             tuple(round(v) for v in box) for box in to_corners(found.boxes).tolist()
         ]
@@ -168,6 +168,10 @@ def write_space(
         )
     if kind in UNREAD and detector.labels != "boxes":
         raise UserError(f"--space: the pipeline of transformers does not read the masks of {kind}")
+    if detector.tiles.size is not None:
+        raise UserError(
+            "--space: this model is used on windows of images, which the page of a Space does not cut"
+        )
     pinned = (ROOT / "requirements-demo.txt").read_text()
     gradio = next(w for w in pinned.split() if w.startswith("gradio==")).partition("==")[2]
     header = {

@@ -208,7 +208,7 @@ def detect(
 ) -> Objects:
     """Objects in uint8 [H, W, 3] by falling score; boxes xywh in px of the image, masks on it."""
     detector.trainable.to(device)
-    return detector.find([detector.sample(image)], threshold)[0]
+    return detector.find_on([detector.views(image)], threshold)[0]
 
 
 if __name__ == "__main__":

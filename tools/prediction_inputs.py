@@ -13,10 +13,9 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from data.batch import Sample
 from data.images.decode import decode
 from errors import UserError
-from export.detector import LoadedDetector
+from export.detector import LoadedDetector, Views
 from tools.prediction_files import is_video
 
 T = TypeVar("T")
@@ -36,7 +35,7 @@ class Picture:
     """Number in its video, from 0"""
     pixels: np.ndarray
     """uint8 [H, W, 3], as a person sees it"""
-    sample: Sample
+    views: Views
     """What the model gets of it"""
 
 
@@ -91,7 +90,7 @@ def _read(place: int, file: Path, detector: LoadedDetector) -> Picture | Unreada
 def _picture(
     place: int, frame: int | None, pixels: np.ndarray, detector: LoadedDetector
 ) -> Picture:
-    return Picture(place, frame, pixels, detector.sample(pixels))
+    return Picture(place, frame, pixels, detector.views(pixels))
 
 
 def _frames(

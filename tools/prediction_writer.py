@@ -81,8 +81,8 @@ class Writer:
                 bar.update(len(batch))
                 self._unreadable(row for row in batch if isinstance(row, Unreadable))
                 pictures = [row for row in batch if isinstance(row, Picture)]
-                samples = [own.sample for own in pictures]
-                found = self._detector.find(samples, self._threshold) if samples else []
+                views = [own.views for own in pictures]
+                found = self._detector.find_on(views, self._threshold, size) if views else []
                 for own, objects in zip(pictures, found, strict=True):
                     self._take(own, objects)
                 while len(self._writing) > size:

@@ -1,6 +1,7 @@
 """Large images as windows: which, what is on them, and that they are cut alike everywhere."""
 
 import json
+import operator
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,10 @@ from evaluation.windows import merged, on_images
 from runs import losses
 from settings.keys import TilesConfig
 from settings.load import load_config
+from tools.demo import arguments as demo_arguments
+from tools.demo import demo
 from tools.evaluate import main as evaluate
+from tools.predict import main as predict
 
 CFG = TilesConfig(size=40, overlap=0.25)
 
@@ -137,6 +141,28 @@ def test_a_run_on_windows_measures_whole_images_as_tools_evaluate_does(tmp_path)
     again = evaluate(["--model", str(run / "export"), "--config", str(run / "config.yaml")])
     assert again["AP"] == pytest.approx(logged["eval/AP"], abs=1e-6)
     assert again["AR_100"] == pytest.approx(logged["eval/AR_100"], abs=1e-6)
+
+
+def test_prediction_cuts_the_windows_that_the_model_was_trained_on(tmp_path):
+    keys = {"data__tiles__size": 40, "data__tiles__whole": True, "train__evaluate_every": 3}
+    assert train_accelerate.main(tiny_run(tmp_path, **keys)) == 0
+    export, data = tmp_path / "run" / "export", tmp_path / "data"
+    assert json.loads((export / "permafrost.json").read_text())["tiles"]["size"] == 40
+    assert "on windows of 40 px" in (export / "README.md").read_text()
+    with pytest.raises(UserError, match="--space: this model is used on windows"):
+        demo(demo_arguments(["--model", str(export), "--space", str(tmp_path / "space")]))
+    found = tmp_path / "found.json"
+    ids = data / "annotations" / "val.json"
+    flags = ["--json", str(found), "--ids", str(ids), "--threshold", "0", "--batch", "3"]
+    predict(["--model", str(export), str(data / "val"), *flags])
+    rows = json.loads(found.read_text())
+    evaluated = json.loads((tmp_path / "run/eval/step-000003/predictions.json").read_text())
+    key = operator.itemgetter("image_id", "score")
+    assert len(rows) == len(evaluated) > 0
+    for own, other in zip(sorted(rows, key=key), sorted(evaluated, key=key), strict=True):
+        assert own["image_id"] == other["image_id"]
+        assert own["score"] == pytest.approx(other["score"], abs=1e-4)
+        assert own["bbox"] == pytest.approx(other["bbox"], abs=0.1)
 
 
 @pytest.mark.slow
