@@ -1,23 +1,17 @@
 """Pages in a real browser: Debian's chromium, driven by selenium (README: `make test-slow`)."""
 
-import json
 import shutil
 import time
 from pathlib import Path
 
 import pytest
 
+import pages as pages_of
 from builders import tiny_run, write_coco
 from runs import train
 from tools import check_data, compare
 
-BROWSER, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (BROWSER and DRIVER), reason="no chromium: apt-get install chromium chromium-driver"
-    ),
-]
+pytestmark = [pytest.mark.slow, pages_of.needs_browser]
 WIDTHS_PX = (390, 1400)
 LOOK = """
 const colour = getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number);
@@ -53,30 +47,9 @@ def pages(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    profile = tmp_path_factory.mktemp("profile")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.add_argument(f"--user-data-dir={profile}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
-
-
-def requests_of(browser):
-    """Addresses that the page asked for, but data: and itself."""
-    found = []
-    for entry in browser.get_log("performance"):
-        message = json.loads(entry["message"])["message"]
-        if message["method"] == "Network.requestWillBeSent":
-            found.append(message["params"]["request"]["url"])
-    return [url for url in found if not url.startswith(("data:", "chrome:", "about:"))]
+def browser():
+    with pages_of.browser() as driver:
+        yield driver
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -92,7 +65,7 @@ def test_pages_need_nothing_and_fit(pages, browser, width, dark):
             browser.get_log(kind)  # of the page before
         browser.get(page.as_uri())
         time.sleep(0.3)
-        assert requests_of(browser) == [page.as_uri()]
+        assert pages_of.requests_of(browser) == [page.as_uri()]
         assert browser.get_log("browser") == []
         seen = browser.execute_script(LOOK)
         assert seen["inner"] == width
@@ -115,7 +88,7 @@ def test_an_error_or_a_request_would_be_seen(browser, tmp_path):
         browser.get_log(kind)
     browser.get(page.as_uri())
     time.sleep(0.5)
-    assert "http://127.0.0.1:9/x.png" in requests_of(browser)
+    assert "http://127.0.0.1:9/x.png" in pages_of.requests_of(browser)
     assert browser.get_log("browser")
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,8 +15,7 @@ from PIL import Image
 import tools.demo
 from builders import ROOT, tiny_detector
 from errors import UserError
-
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+from pages import browser, needs_browser, requests_of, waited
 
 
 @pytest.fixture(scope="module")
@@ -74,44 +72,6 @@ def served(command, port, **environment):
             process.terminate()
 
 
-@contextlib.contextmanager
-def browser(width=1400):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(word)
-    options.add_argument(f"--window-size={width},1000")
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = webdriver.Chrome(service=webdriver.ChromeService(DRIVER), options=options)
-    try:
-        yield driver
-    finally:
-        driver.quit()
-
-
-def requested(driver):
-    """Addresses that the page has asked for."""
-    rows = [json.loads(row["message"])["message"] for row in driver.get_log("performance")]
-    sent = [row["params"] for row in rows if row["method"] == "Network.requestWillBeSent"]
-    urls = [row["request"]["url"] for row in sent]
-    return [url for url in urls if not url.startswith(("data:", "blob:"))]
-
-
-def waited(driver, wanted, seconds=90):
-    """What `wanted` gives of the driver, when it is something."""
-    from selenium.common.exceptions import WebDriverException
-
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with contextlib.suppress(WebDriverException):
-            if found := wanted(driver):
-                return found
-        time.sleep(0.3)
-    raise AssertionError(driver.find_element("tag name", "body").text)
-
-
 def take_an_image(driver, address, photo):
     """Drop an image; words below it, and pixels of it as drawn."""
     driver.get(address)
@@ -138,7 +98,7 @@ def set_threshold(driver, value):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium and chromedriver here")
+@needs_browser
 @pytest.mark.parametrize("kind", ["page", "space"])
 def test_the_page_takes_an_image_and_shows_boxes(model, tmp_path, kind):
     photo = tmp_path / "photo.jpg"
@@ -163,6 +123,9 @@ def test_the_page_takes_an_image_and_shows_boxes(model, tmp_path, kind):
         set_threshold(driver, 1)
         waited(driver, lambda d: d.find_element("id", "words").text.startswith("0 of"))
         waited(driver, lambda d: not boxes_shown(d))
-        assert {url.partition("127.0.0.1")[0] for url in requested(driver)} <= {"http://", "ws://"}
+        assert {url.partition("127.0.0.1")[0] for url in requests_of(driver)} <= {
+            "http://",
+            "ws://",
+        }
         errors = [row for row in driver.get_log("browser") if row["level"] == "SEVERE"]
         assert not errors
