@@ -92,10 +92,10 @@ def _files(text: bytes, store: Store) -> dict[str, dict[str, Any]]:
     try:
         files = json.loads(text)["files"]
         sane = set(files) == FILES and all(
-            isinstance(said["size"], int) and isinstance(said["sha256"], str)
+            type(said["size"]) is int and said["size"] >= 0 and isinstance(said["sha256"], str)
             for said in files.values()
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sane = False
     if not sane:
         raise UserError(f"data.packed {store.address}: its {MANIFEST} is none of tools.pack")

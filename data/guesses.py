@@ -188,12 +188,13 @@ def note_guesses(
 
 
 SET = re.compile(
-    r"set data\.(box_format|category_offset|train_images|val_images) (\S+?)(?=[;,\s]|$)"
+    r"set data\.(?:(box_format|category_offset) (\S+?)(?=[;,\s]|$)|(train_images|val_images) (.+)\Z)",
+    re.DOTALL,  # a folder's name may have anything
 )
 
 
 def mending_keys(findings: Findings) -> dict[str, Any]:
     """Values by key that guesses among the findings ask for, but for those that have a risk."""
     texts = [f.detail for f in findings if f.kind in GUESSED_KINDS]
-    found = {f"data.{m[1]}": m[2] for text in texts for m in SET.finditer(text)}
+    found = {f"data.{m[1] or m[3]}": m[2] or m[4] for text in texts for m in SET.finditer(text)}
     return {k: int(v) if k == "data.category_offset" else v for k, v in found.items()}

@@ -19,6 +19,8 @@ PIPELINES = {
     "panoptic_segmentation": "image-segmentation",
 }
 """The pipeline of transformers that an exported model of each task is for"""
+CARD, TAG = "README.md", "permafrost"
+"""The card's file, and what it has among its tags"""
 WHAT = {
     "detection": "COCO metrics",
     "instance_segmentation": "COCO metrics of the masks",
@@ -199,12 +201,18 @@ def card_header(
     return ModelCardData(
         library_name="transformers",
         pipeline_tag=PIPELINES[cfg.model.task],
-        tags=[PIPELINES[cfg.model.task], str(cfg.model.head), "permafrost"],
+        tags=[PIPELINES[cfg.model.task], str(cfg.model.head), TAG],
         base_model=None if facts["backbone_is_local"] else origin(cfg),
         datasets=[str(cfg.data.path)] if on_hub else None,
         model_name=name,
         eval_results=results or None,
     )
+
+
+def is_card(text: str) -> bool:
+    """Whether a card is one of ours."""
+    header = text.removeprefix("---\n").partition("\n---")[0]
+    return text.startswith("---\n") and f"- {TAG}" in header.splitlines()
 
 
 def _split(name: str | None) -> str:

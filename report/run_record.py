@@ -79,7 +79,7 @@ def read_run(folder: Path) -> RunRecord:
         raise UserError(
             f"{folder}: is no run folder with results ({Path(str(error.filename)).name} is missing)"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder}: cannot be read as a run folder: {error}") from error
     if not isinstance(config, dict) or not isinstance(facts, dict):
         raise UserError(f"{folder}: config.yaml or run.json is not what a run writes")

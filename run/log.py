@@ -58,8 +58,11 @@ def leaving_no_folder(run: RunConfig) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError):  # somebody else has written into it
+        with contextlib.suppress(
+            OSError, UserError
+        ):  # another run has written into it, or begins there
             if folder in made and {path.name for path in folder.iterdir()} <= {LOCK}:
+                lock = lock_run_folder(folder)  # noqa: F841 (held until the end)
                 (folder / LOCK).unlink(missing_ok=True)
             for place in made:
                 place.rmdir()

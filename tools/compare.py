@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from errors import UserError, ending_with_one_line
+from errors import UserError, ending_with_one_line, refusing
 
 MOST_RUNS = 8
 
@@ -59,12 +59,18 @@ def compare(args: argparse.Namespace) -> None:
     if args.html:
         refuse_lost_page("--html", args.html)
     runs = [read_run(folder) for folder in args.runs]
-    print("\n".join(comparison(runs).lines()))
+    damaged = f"{', '.join(map(str, args.runs))}: one of them has another content than a run writes"
+    with refusing(damaged):
+        lines = list(comparison(runs).lines())
+    print("\n".join(lines))
     if args.html:
-        try:
-            write_comparison(args.html, runs)
-        except OSError as error:
-            raise UserError(f"--html {args.html}: cannot be written: {error.strerror}") from error
+        with refusing(damaged):
+            try:
+                write_comparison(args.html, runs)
+            except OSError as error:
+                raise UserError(
+                    f"--html {args.html}: cannot be written: {error.strerror}"
+                ) from error
         print(f"\ncurves over each other: {args.html}")
 
 

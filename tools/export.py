@@ -114,6 +114,7 @@ from data.taxonomy import Taxonomy
 from devices import compute_in_fp32, pins
 from evaluation.metrics import measure
 from evaluation.predictions import flat_threshold, predict_split
+from export.card import CARD, is_card
 from export.detector import load_detector
 from export.hub import push, resolve_repo_id
 from export.onnx_graph import FILE as ONNX_FILE
@@ -266,12 +267,19 @@ def refuse_lost(out: Path) -> None:
     """
     if not out.exists():
         return
-    ours = out.is_dir() and (
-        not any(out.iterdir())
-        or all((out / name).is_file() for name in ("config.json", "preprocessor_config.json"))
-    )
-    if not ours:
+    if not (out.is_dir() and (not any(out.iterdir()) or is_export(out))):
         raise UserError(f"--out {out}: is there, and no export; it would be replaced")
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder has a model that was exported here; those of others look alike but for the card."""
+    needed = ("config.json", "preprocessor_config.json", CARD)
+    try:
+        return all((folder / name).is_file() for name in needed) and is_card(
+            (folder / CARD).read_text(errors="replace")
+        )
+    except OSError:
+        return False
 
 
 def score(detector: Detector, split: Split, data: Data, cfg: Config) -> dict[str, Any]:

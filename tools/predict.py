@@ -135,7 +135,7 @@ def predict(args: argparse.Namespace) -> Outcome:
         named = ", ".join(map(str, args.images))
         raise UserError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) or videos in {named}")
     if args.json is not None:
-        refuse_lost_results(args.json)
+        refuse_lost_results(args.json, args.out)
     if args.out is not None and args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out {args.out}: is a file")
     places = None

@@ -19,7 +19,7 @@ from errors import UserError
 from export.detector import LoadedDetector
 from report.drawing import draw_objects, legend_of, with_legend
 from settings.tasks import EVERY_PIXEL
-from tools.prediction_files import MARK, is_video
+from tools.prediction_files import MARK, NAMES, RESULTS, is_video, real
 
 JPEG_QUALITY = 90
 COCO_KEYS = {"image_id", "category_id", "file_name", "category_name"}
@@ -161,11 +161,16 @@ class CocoResults:
         write_whole(file, json.dumps(self.rows) + "\n")
 
 
-def refuse_lost_results(file: Path) -> None:
+def refuse_lost_results(file: Path, out: Path | None = None) -> None:
     """
+    Args:
+        out: folder of drawings, which has lists of its own.
+
     Raises:
-        UserError: if something lies there that is no earlier result list of ours.
+        UserError: if something lies there that is no earlier result list of ours, or `out` has another list there.
     """
+    if out is not None and real(file) in (real(out / RESULTS), real(out / NAMES)):
+        raise UserError(f"--json {file}: --out {out} has another list there; name another file")
     if not file.exists():
         if not file.parent.is_dir():
             raise UserError(f"--json {file}: there is no folder {file.parent}")

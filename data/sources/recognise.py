@@ -57,12 +57,20 @@ def recognise(root: Path) -> Recognised:
 
 
 def _yolo(root: Path) -> Recognised | None:
-    files = sorted(file for file in root.glob("*.y*ml") if b"names" in file.read_bytes()[:100_000])
+    files = sorted(file for file in root.glob("*.y*ml") if file.is_file() and _has_names(file))
     if not files:
         return None
     lines = (line for image in islice(image_files(root), 50) for line in _label_lines(image))
     polygons = [len(line.split()) > 5 for line in islice(lines, LOOKED_AT) if line.strip()]
     return Recognised("yolo", f"YOLO, by {files[0].name}", _most(polygons))
+
+
+def _has_names(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return b"names" in stream.read(100_000)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
 
 
 def _label_lines(image: Path) -> list[bytes]:
@@ -91,8 +99,9 @@ def _more_than_a_box(segmentation: Any) -> bool:
     if not isinstance(segmentation, list) or not segmentation:
         return False
     ring = segmentation[0]
-    outlines = isinstance(ring, list) and len(ring) >= 6
-    return outlines and (
+    if not isinstance(ring, list) or not all(isinstance(number, int | float) for number in ring):
+        return False
+    return len(ring) >= 6 and (
         len(segmentation) > 1 or max(len(set(ring[::2])), len(set(ring[1::2]))) > 2
     )
 
@@ -117,7 +126,7 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
     for line in read_lines(file)[:LOOKED_AT]:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         objects = row.get("objects") if isinstance(row, dict) else None
         if isinstance(objects, dict):

@@ -233,7 +233,12 @@ def test_a_start_that_cannot_be_says_why(tmp_path, web, no_waits, change, messag
 def test_what_is_not_packed_or_damaged_there_is_refused(tmp_path, web, no_waits):
     manifest = tmp_path / "packed/manifest.json"
     whole = manifest.read_text()
-    for text in ("", "[]", '{"files": {"../x": {"size": 1, "sha256": ""}}}'):
+    listed = json.loads(whole)["files"]
+    wrong = (
+        *({"../x": {"size": 1, "sha256": ""}}, list(listed)),
+        {name: {**said, "size": -1} for name, said in listed.items()},
+    )
+    for text in ("", "[]", "[" * 200_000, *(json.dumps({"files": files}) for files in wrong)):
         manifest.write_text(text)
         with pytest.raises(UserError, match=r"manifest.json is none of tools.pack"):
             loaded(tmp_path, web)

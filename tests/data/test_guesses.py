@@ -12,7 +12,7 @@ from builders import SHARED, write_coco, write_imagefolder
 from data.boxes import written_as
 from data.build import build_data, read_data
 from data.findings import Findings
-from data.guesses import guess_box_format
+from data.guesses import guess_box_format, mending_keys
 from data.objects import Objects
 from data.record import Record
 from data.schema import Split
@@ -189,6 +189,16 @@ def test_images_in_a_folder_of_another_name_are_one_line(tmp_path):
     assert "8 images are not there" in text
     assert "missing image" not in text
     assert_same(read(cfg), read(DataConfig("coco", str(tmp_path / "right"), val_fraction=0.25)))
+
+
+def test_keys_that_mend_have_names_of_folders_whole(tmp_path):
+    name = "my photos, 2024; spring"
+    write_coco(tmp_path, 8)
+    os.rename(tmp_path / "train", tmp_path / name)
+    findings = Findings()
+    with pytest.raises(UserError, match="0 images"):
+        read_data(DataConfig("coco", str(tmp_path), val_fraction=0.25), 0, findings)
+    assert mending_keys(findings) == {"data.train_images": name}
 
 
 @pytest.mark.parametrize("source", ["coco", "imagefolder"])

@@ -1,10 +1,14 @@
+import contextlib
 import shutil
+import subprocess
 import sys
 
 import pytest
 
 from builders import tiny_run
+from disk import ROOT
 from errors import UserError
+from run.log import LOCK, claim_run_folder, leaving_no_folder
 from run.tracker import project_of
 from runs import losses, train
 from settings.keys import Config, DataConfig, RunConfig
@@ -81,3 +85,39 @@ def test_resume_continues_the_same_run_in_the_tracker(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "moved/checkpoints/step-000003")
     train(tiny_run(tmp_path, run__output_dir=tmp_path / "moved", run__resume="auto", **keys))
     assert names == [("run", "allow"), ("run", "allow")]
+
+
+def test_a_second_start_leaves_the_folder_of_the_first_alone(tmp_path):
+    """Also where the folder was not there yet when it began."""
+    folder = tmp_path / "runs/mine"
+    run = RunConfig(output_dir=str(folder), tracker="none")
+    claim = f"""
+import sys
+from run.log import claim_run_folder
+from settings.keys import RunConfig
+lock = claim_run_folder(RunConfig(output_dir={str(folder)!r}, tracker="none"))
+print("claimed", flush=True)
+sys.stdin.read()
+"""
+    words = [sys.executable, "-c", claim]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+
+    def second(begin):
+        with leaving_no_folder(run):
+            begin()
+            claim_run_folder(run)
+            raise UserError("something else")
+
+    with contextlib.ExitStack() as others:
+
+        def begin():
+            first = others.enter_context(subprocess.Popen(words, cwd=ROOT, **pipes))
+            assert first.stdout.readline() == "claimed\n"
+
+        with pytest.raises(UserError, match="another process"):
+            second(begin)
+        assert (folder / LOCK).exists()
+    shutil.rmtree(tmp_path / "runs")
+    with pytest.raises(UserError, match="something else"):
+        second(lambda: None)
+    assert not (tmp_path / "runs").exists()

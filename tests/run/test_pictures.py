@@ -143,6 +143,15 @@ def test_comparison_refuses_what_is_no_run(shown, tmp_path):
     with pytest.raises(UserError, match="no earlier page"):
         compare.main([str(shown), str(other), "--html", str(mine)])
     assert mine.read_text() == "mine"
+    for facts in ('{"labels": 3}', '{"code": "x"}', "[" * 200_000):
+        (other / "run.json").write_text(facts)
+        with pytest.raises(UserError, match=r"another content than a run writes|cannot be read"):
+            compare.main([str(shown), str(other)])
+    shutil.copy(shown / "run.json", other)
+    for curves in other.glob("eval/*/curves.json"):
+        curves.write_text('{"mean": 3}')
+    with pytest.raises(UserError, match="another content than a run writes"):
+        compare.main([str(shown), str(other), "--html", str(tmp_path / "page.html")])
 
 
 def test_page_of_a_dataset_stands_alone(tmp_path, capsys):

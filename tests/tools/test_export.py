@@ -103,6 +103,18 @@ def test_calls_that_cannot_be(run, words, message):
         tools.export.main([word.format(run=run) for word in words])
 
 
+def test_models_that_were_not_exported_here_stay(run, tmp_path):
+    """Though they look alike."""
+    out = tmp_path / "downloaded"
+    shutil.copytree(run / "export", out)
+    (out / "README.md").write_text("---\ntags: [other]\n---\n# Not by permafrost\n- permafrost\n")
+    with pytest.raises(UserError, match="is there, and no export"):
+        tools.export.main([str(run), "--out", str(out), "--without_data"])
+    (out / "README.md").unlink()
+    with pytest.raises(UserError, match="is there, and no export"):
+        tools.export.main([str(run), "--out", str(out), "--without_data"])
+
+
 def test_an_artefact_that_is_worse_is_not_exported(tmp_path, monkeypatch):
     """Measured on a model that has learnt something; the graph is real, and then gives other numbers."""
     write_folders(tmp_path / "data")

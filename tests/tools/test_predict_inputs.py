@@ -182,6 +182,8 @@ def test_results_of_somebody_else_are_kept(model, tmp_path):
     with pytest.raises(UserError, match="would be replaced"):
         call(model, photo(tmp_path / "a.jpg"), "--json", tmp_path / "x.json")
     assert "score" in (tmp_path / "x.json").read_text()
+    with pytest.raises(UserError, match="has another list there"):
+        call(model, tmp_path / "a.jpg", "--out", tmp_path, "--json", tmp_path / "predictions.json")
 
 
 @pytest.mark.parametrize(

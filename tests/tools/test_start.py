@@ -35,6 +35,23 @@ def test_a_folder_without_labels_says_what_is_there(tmp_path):
         recognise(tmp_path)
 
 
+@pytest.mark.parametrize("ring", [[[0, 0], [9, 0], [9, 9], [0, 9], [4, 5], [1, 2]], [None] * 6])
+def test_outlines_that_are_none_are_no_masks(tmp_path, ring):
+    root = write_coco(tmp_path, 3)
+    file = root / "annotations/train.json"
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = [ring]
+    file.write_text(json.dumps(content))
+    (root / "more.yaml").mkdir()
+    assert not recognise(root).masks
+
+
+def test_a_folder_with_a_row_that_nests_too_deeply_is_recognised(tmp_path):
+    (tmp_path / "metadata.jsonl").write_text("[" * 200_000 + "\n")
+    assert recognise(tmp_path).source == "imagefolder"
+
+
 def started(tmp_path, root, *more):
     """The configuration that was written, as it is loaded."""
     file = tmp_path / "made.yaml"
