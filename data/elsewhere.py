@@ -80,7 +80,7 @@ def fetch_index(cfg: DataConfig) -> tuple[Path, RemoteShards]:
         raise UserError(
             f"data.packed_cache_folder {root}: cannot be used: {error.strerror or error}"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"data.packed {cfg.packed}: is damaged: {error}; call tools.pack again, and copy the folder anew"
         ) from error

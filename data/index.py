@@ -155,6 +155,8 @@ def load(folder: Path, places: FoundAgain) -> Data | None:
         KeyError,
         TypeError,
         AssertionError,
+        AttributeError,
+        RecursionError,
     ):  # Arrow's errors are among them
         return None
 

@@ -200,7 +200,7 @@ def _check_about(folder: Path, cfg: DataConfig, seed: int, labels: Labels) -> in
         size = found["shard_images"]
         if not (isinstance(size, int) and size > 0 and isinstance(found["data"], dict)):
             raise ValueError(f"{ABOUT} is not as it was written")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"data.packed {cfg.packed}: is no folder that tools.pack has made ({error})"
         ) from error

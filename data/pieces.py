@@ -202,8 +202,15 @@ class RemoteShards:
         return content
 
     def images(self, numbers: pa.Array) -> RemoteImages:
-        """The images of some numbers."""
-        return RemoteImages(self, numbers.to_numpy())
+        """The images of some numbers.
+
+        Raises:
+            ValueError: if there are none of a number.
+        """
+        found = numbers.to_numpy()
+        if len(found) and not 0 <= found.min() <= found.max() < len(self.spans):
+            raise ValueError("it names images that are not there")
+        return RemoteImages(self, found)
 
     def _fetched(self, piece: int) -> bytes:
         images, spans = self.spans.range_of(piece), self.spans

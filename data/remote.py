@@ -22,6 +22,8 @@ WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Pauses before the attempts after the first one, each longer by up to a half, so that processes do not come at once"""
 TIMEOUT_S = 60.0
 """Of one attempt"""
+LARGEST_WHOLE = 16 << 20
+"""Bytes of a file that is asked for whole, which is a manifest"""
 WEB = ("http", "https")
 REFUSALS = {401, 403, 404, 405, 410, 416}
 """Answers of web servers that are the same the next time"""
@@ -153,7 +155,12 @@ def _web_part(
             raise OSError(f"{answer.status_code} {answer.reason_phrase}")
         if "Range" in headers and answer.status_code != 206:
             raise RefusedError("the server gives whole files alone, not parts of them (HTTP Range)")
-        return answer.read()
+        most, content = LARGEST_WHOLE if start is None or end is None else end - start, bytearray()
+        for part in answer.iter_bytes():
+            content += part
+            if len(content) > most:  # whatever it is, memory is not for it
+                raise RefusedError(f"more than {most:,} bytes came")
+        return bytes(content)
 
 
 def _fsspec(address: str) -> Reader:

@@ -87,7 +87,7 @@ class Shards:
             if not sizes:
                 return None
             return [name for name, size in sizes.items() if size_of(self.folder / name) != size]
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             return None
 
     def spans(self, shard: int) -> pa.Table:

@@ -20,6 +20,8 @@ class Web:
     status: int = 503
     parts: bool = True
     """Whether it knows Range"""
+    more: bytes = b""
+    """What comes behind each file, or part of one"""
     requests: list[str] = field(default_factory=list)
     """Path of every request that was answered with a file"""
     count: int = 0
@@ -52,6 +54,7 @@ def serving(folder: Path, **keys: object) -> Iterator[Web]:
             partly = found is not None and web.parts
             if partly:
                 content = content[int(found[1]) : int(found[2]) + 1]
+            content += web.more
             web.requests.append(self.path)
             self.send_response(206 if partly else 200)
             self.send_header("Content-Length", str(len(content)))

@@ -12,6 +12,7 @@ import time
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import data.pieces
@@ -253,6 +254,24 @@ def test_what_is_not_packed_or_damaged_there_is_refused(tmp_path, web, no_waits)
     manifest.unlink()
     with pytest.raises(UserError, match=r"manifest.json: 404 Not Found"):
         loaded(tmp_path, web)
+
+
+def test_no_more_is_taken_than_was_asked_for(tmp_path, web, no_waits, monkeypatch):
+    found = loaded(tmp_path, web)
+    web.more = bytes(1 << 20)
+    with pytest.raises(SourceError, match="more than .* bytes came"):
+        found.train.images[0]
+    monkeypatch.setattr(data.remote, "LARGEST_WHOLE", 1000)
+    with pytest.raises(UserError, match=r"manifest.json: more than 1,000 bytes came"):
+        loaded(tmp_path, web)
+
+
+def test_numbers_of_images_that_are_not_there_are_damage(tmp_path, web):
+    shards = loaded(tmp_path, web).train.images.shards
+    assert len(shards.images(pa.array([0, 12]))[1]) > 100
+    for wrong in ([13], [-1, 2]):
+        with pytest.raises(ValueError, match="not there"):
+            shards.images(pa.array(wrong))
 
 
 def test_it_must_be_what_is_asked_for(tmp_path, web):

@@ -182,9 +182,14 @@ def test_jobs_that_begin_at_once_do_not_refuse_each_other(tmp_path):
         assert [job.exitcode for job in jobs] == [0] * 4
 
 
-@pytest.mark.parametrize("name", ["packed.json", "shards.json"])
+NESTED = "[" * 200_000
+
+
+@pytest.mark.parametrize("name", ["packed.json", "shards.json", "dataset/rest.json"])
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "{}", '{"shard_images": 0, "data": {}}', '{"a": "b"}']
+    "text",
+    ["", "{", "[]", "null", "{}", '{"shard_images": 0, "data": {}}', '{"a": "b"}', NESTED],
+    ids=lambda text: text[:12],
 )
 def test_notes_of_a_pack_that_are_none_are_refused(tmp_path, name, text):
     cfg = write_format(tmp_path / "set", "coco")
