@@ -1,6 +1,7 @@
 """Images that come more than once in an epoch, since they have rare classes (Gupta et al. 2019,
 https://arxiv.org/abs/1908.03195): which, is a pure function of (seed, epoch)."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,8 +15,8 @@ REPEATS = 1
 class Repeats:
     """The images of each epoch, of which image i is there `factors[i]` times on average.
 
-    An epoch has the same length as every other one, and image i floor(f) or ceil(f) times in it, where f is its
-    factor up to the rounding of that length.
+    An epoch has the same length as every other one, and image i floor(f) or ceil(f) times in it, at least once, where
+    f is its factor up to the rounding of that length.
     """
 
     def __init__(self, factors: np.ndarray, seed: int):
@@ -25,7 +26,9 @@ class Repeats:
         """
         self.factors = factors
         self._ends = np.cumsum(factors)
-        self._length = round(float(self._ends[-1]))
+        self._length = math.ceil(
+            float(self._ends[-1])
+        )  # rounded down, some images would be left out
         self._seed = seed
 
     def __len__(self) -> int:

@@ -44,6 +44,12 @@ def test_each_epoch_has_the_same_length_and_an_image_as_often_as_its_factor_says
     assert counts.mean(0) == pytest.approx(wanted, rel=0.03)
 
 
+def test_no_image_is_left_out_of_an_epoch():
+    """Whatever the sum of the factors is rounded to, here 7.3."""
+    repeats = Repeats(np.array([1.0, 1.0, 2.3, 1.0, 1.0, 1.0]), 3)
+    assert all(len(np.unique(repeats.images(epoch))) == 6 for epoch in range(300))
+
+
 @pytest.mark.parametrize(("micro", "world"), [(1, 1), (2, 2), (1, 4)])
 def test_every_world_sees_the_same_steps(micro, world):
     assert list(refs(30, micro, world)) == list(refs(30))
