@@ -94,7 +94,7 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
 def _refuse_with_share(args: argparse.Namespace) -> None:
     if args.ranges is None:
         raise UserError("--share: needs --ranges DIR, where the other parts find it")
-    for name in ("json", "picture", "html", "repair"):
+    for name in ("json", "picture", "html", "advise", "repair"):
         if getattr(args, name) is not None:
             raise UserError(
                 f"--{name}: a share reports nothing; give it to the call without --share"

@@ -70,7 +70,8 @@ def chosen(source: Path) -> tuple[Path, Path]:
     best = (shelf / "best").resolve()
     if (best / CONFIG).is_file():
         return best, source
-    names = sorted(p.parent.parent for p in shelf.glob(f"step-*/{CONFIG}"))
+    found = [p.parent.parent for p in shelf.glob(f"step-*/{CONFIG}")]
+    names = sorted(found, key=lambda place: (len(place.name), place.name))  # by number
     if not names:
         raise UserError(
             f"{source}: neither a run folder with checkpoints nor a checkpoint (…/checkpoints/step-000500)"

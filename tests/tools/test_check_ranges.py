@@ -227,6 +227,7 @@ def test_a_piece_alone_shows_what_its_range_does(tmp_path):
     [
         (("--share", "1/2"), "--share: needs --ranges"),
         (("--share", "1/2", "--ranges", "x", "--json", "y"), "--json: a share reports nothing"),
+        (("--share", "1/2", "--ranges", "x", "--advise", "y"), "--advise: a share reports nothing"),
         (("--share", "1/2", "--ranges", "x", "--engine", "ray"), "Ray shares the images out"),
         (("--ranges", __file__), "is a file"),
         (("--range-images", "0"), "must be 1 or more"),

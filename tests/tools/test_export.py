@@ -103,6 +103,14 @@ def test_calls_that_cannot_be(run, words, message):
         tools.export.main([word.format(run=run) for word in words])
 
 
+def test_the_newest_checkpoint_is_that_of_the_latest_step(tmp_path):
+    for step in ("000002", "999999", "1000000"):
+        config = tmp_path / f"checkpoints/step-{step}" / tools.export.CONFIG
+        config.parent.mkdir(parents=True)
+        config.write_text("")
+    assert tools.export.chosen(tmp_path)[0].name == "step-1000000"
+
+
 def test_models_that_were_not_exported_here_stay(run, tmp_path):
     """Though they look alike."""
     out = tmp_path / "downloaded"
