@@ -49,7 +49,7 @@ def model_card(
     necked = facts.get("neck", "none") != "none"
     own_code = OWN_CODE if necked or cfg.model.head in OWN_CODE_HEADS else ""
     use = HEAD_USE.get(cfg.model.head or "", PIPELINE + USE[cfg.model.task]).format(
-        threshold=cfg.eval.score_threshold,
+        threshold=(metrics or {}).get("threshold", cfg.eval.score_threshold),
         panoptic_threshold=cfg.eval.panoptic_threshold,
         own_code=own_code,
     )
@@ -151,7 +151,7 @@ PICTURES = {
 
 def _shown(pictures: Sequence[str]) -> str:
     """Markdown of pictures."""
-    return "".join(f"\n\n![{PICTURES[name]}]({name})" for name in PICTURES if name in pictures)
+    return "".join(f"\n![{PICTURES[name]}]({name})\n" for name in PICTURES if name in pictures)
 
 
 def _results(cfg: Config, metrics: dict[str, Any] | None, facts: dict[str, Any]) -> str:

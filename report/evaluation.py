@@ -141,9 +141,10 @@ def metric_lines(metrics: dict[str, Any], max_classes: int = 20) -> Iterator[str
     totals = [name for name in TOTALS if name in metrics]
     yield "  ".join(f"{name} {_text(metrics[name])}" for name in totals)
     if "threshold" in metrics:
+        means = ", means over classes" if len(metrics["per_class"]) > 1 else ""
         yield (
             f"at IoU 0.5 best F1 {metrics['F1']:.3f} (precision {metrics['precision']:.3f}, recall "
-            f"{metrics['recall']:.3f}) with scores from {metrics['threshold']:.2f} on"
+            f"{metrics['recall']:.3f}{means}) with scores from {metrics['threshold']:.2f} on"
         )
     for prefix, what in (("box_", "boxes around masks"), ("flat_", "flat map of pipeline()")):
         if f"{prefix}AP" in metrics:

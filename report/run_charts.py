@@ -7,7 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from report.charts import FAINT, LINES, Axes, Chart, lines, matrix, save_charts, smoothed
+from report.charts import (
+    FAINT,
+    LINES,
+    MOST_NAMED,
+    Axes,
+    Chart,
+    lines,
+    matrix,
+    save_charts,
+    smoothed,
+)
 from report.run_record import RunRecord
 
 RESULTS = "results.png"
@@ -80,9 +90,11 @@ def known(run: RunRecord, key: str) -> tuple[list[int], list[float]]:
 
 
 def _terms(run: RunRecord) -> list[str]:
-    """Keys of the loss's terms at the last layer."""
+    """Keys of the loss's terms at the last layer; those of denoising and the like after what they are made of."""
     keys = {key for row in run.steps for key in row if key.startswith("train/loss_")}
-    return sorted(key for key in keys if not key.rsplit("_", 1)[-1].isdigit())[:8]
+    last = sorted(key for key in keys if not key.rsplit("_", 1)[-1].isdigit())
+    parts = {key for key in last if any(key.startswith(f"{other}_") for other in last)}
+    return sorted(last, key=lambda key: (key in parts, key))[:MOST_NAMED]
 
 
 def _term_chart(axes: Axes, run: RunRecord, terms: Sequence[str]) -> None:

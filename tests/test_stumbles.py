@@ -7,6 +7,9 @@ import pytest
 from builders import tiny_run, write_coco
 from data.build import build_data
 from data.feed.transforms import Augment
+from data.findings import Findings
+from data.images.decode import decode
+from data.sources.synthetic import ensure_written, read_split
 from data.taxonomy import alike
 from errors import UserError
 from report.dataset_text import _row
@@ -177,3 +180,27 @@ def test_what_a_launcher_adds_is_announced(monkeypatch, capsys):
     with pytest.raises(SystemExit), ending_with_one_line():
         raise UserError("x")
     assert "launcher may follow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("below", [".", "photos"])
+def test_somebodys_photos_are_not_taken_for_a_place_of_synthetic_scenes(tmp_path, below):
+    (tmp_path / below).mkdir(exist_ok=True)
+    (tmp_path / below / "a.JPG").write_bytes(b"")
+    cfg = DataConfig(path=str(tmp_path), synthetic_train=1, synthetic_val=1)
+    with pytest.raises(
+        UserError, match=r"a.JPG\), which data.source synthetic does not read.*tools.start"
+    ):
+        ensure_written(cfg, 0)
+    assert {file.name for file in tmp_path.rglob("*.*")} == {"a.JPG"}
+
+
+def test_synthetic_scenes_are_written_again_beside_others(tmp_path):
+    for number in (1, 2):
+        cfg = DataConfig(path=str(tmp_path), synthetic_train=number, synthetic_val=1)
+        assert len(read_split(ensure_written(cfg, 0), "train", Findings())) == number
+
+
+def test_a_file_that_is_no_image_is_told_in_words(tmp_path):
+    (tmp_path / "a.jpg").write_text("no image")
+    with pytest.raises(UserError, match="a.jpg: cannot decode the image: its content is no image"):
+        decode(tmp_path / "a.jpg", "a.jpg")

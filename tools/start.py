@@ -48,7 +48,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     if not 0.5 <= args.minutes <= MOST_MINUTES:
         raise UserError(f"--minutes {args.minutes:g}: must lie in 0.5 ... {MOST_MINUTES}")
     if not args.data.expanduser().is_dir():
-        raise UserError(f"{args.data}: no such folder")
+        raise UserError(
+            f"{args.data}: {'a file, not a folder' if args.data.expanduser().exists() else 'no such folder'}"
+        )
     name = args.data.expanduser().resolve().name or "data"
     args.out = args.out or Path(f"{name}.yaml")
     if args.out.exists():
@@ -149,7 +151,7 @@ def _read(root: Path, seen: Recognised, task: Task, cfg: Config) -> tuple[Config
     if keys:
         for key, value in keys.items():
             reason = next(f.detail for f in findings if f"{key} {value}" in f.detail)
-            print(f"{key} {value}: {reason}")
+            print(f"set for you: {key} {value} ({reason})")
         data = read_data(cfg.data, cfg.run.seed, Findings(), LABELS[task])
     check_findings(data.findings, strict=False, max_bad_images=None)
     return cfg, data

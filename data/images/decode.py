@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.images.headers import ORIENTATION, SIDEWAYS, of_the_machine, readable_formats
 from data.window import Window
@@ -116,6 +116,8 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "its content is no image of a known form"
     known = isinstance(error, (OSError, SyntaxError, ValueError))
     return str(error) if known else f"{type(error).__name__}: {error}"
 

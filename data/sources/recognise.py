@@ -52,7 +52,7 @@ def recognise(root: Path) -> Recognised:
     raise UserError(
         f"{root}: {images:,} images and no labels in a form that is read here"
         f"{f' (there are {chr(44).join(labels)} files)' if labels else ''}; COCO files ({COCO_FILES[0].format(s='train')}), YOLO "
-        "(data.yaml), Pascal VOC (Annotations/*.xml), metadata.jsonl and label maps are: README.md, Your own data"
+        "(data.yaml), Pascal VOC (Annotations/*.xml), metadata.jsonl and label maps are: docs/data.md"
     )
 
 

@@ -5,6 +5,7 @@ Decoding, annotation files and everything after them are thus the same as for re
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import numpy as np
 from PIL import Image
 
 from data.coco_format import coco_content
+from data.images.headers import EXTENSIONS
 from data.masks import Planes, encode_all, mask_column
 from data.objects import Objects
 from data.sources.coco import read_split as read_split  # the written files are a COCO dataset
 from data.taxonomy import Taxonomy
 from disk import alone, cache_root, whole_folder
+from errors import UserError
 from settings.keys import MAX_SYNTHETIC_SEED, DataConfig
 from settings.tasks import Labels
 from street.paint import PART
@@ -39,14 +42,32 @@ def ensure_written(cfg: DataConfig, seed: int, labels: Labels = "boxes") -> Data
 
     Args:
         labels: boxes of plates, masks of plates and cars, or these of signs and buildings as well.
+
+    Raises:
+        UserError: if `cfg.path` is a folder of somebody's images, which these scenes are not.
     """
     folder = cache_folder(cfg, seed, labels)
+    if cfg.path:
+        _refuse_others(folder.parent)
     with alone(folder.with_name(f".{folder.name}.lock")):
         if not folder.is_dir():
             with whole_folder(folder, shared=True) as temporary:
                 write_scenes(temporary, "train", cfg.synthetic_train, seed, labels)
                 write_scenes(temporary, "val", cfg.synthetic_val, seed + MAX_SYNTHETIC_SEED, labels)
     return dataclasses.replace(cfg, path=str(folder), val_split=None if cfg.val_on_train else "val")
+
+
+def _refuse_others(root: Path) -> None:
+    """Raise a UserError if a folder, or one of those in it, holds images that are no scenes of ours."""
+    for pattern in ("*", "*/*"):
+        for file in root.glob(pattern):
+            own = file.relative_to(root).parts[0].startswith("scenes-")
+            if file.suffix.lower() in EXTENSIONS and not own:
+                raise UserError(
+                    f"data.path {root}: has images ({file.relative_to(root)}), which data.source synthetic does not "
+                    f"read: `python -m tools.start {shlex.quote(str(root))}` writes a configuration for them; or say "
+                    "what they are, for instance --data.source coco, or leave data.path out"
+                )
 
 
 def cache_folder(cfg: DataConfig, seed: int, labels: Labels = "boxes") -> Path:

@@ -52,3 +52,15 @@ def test_folders_of_the_machine_stay_private(tmp_path, path):
     assert {r.dataset_name for r in read.data.eval_results} == {"photos"}
     assert read.data.datasets is None
     assert "secret" not in read.content
+
+
+def test_the_example_uses_the_threshold_that_is_recommended(tmp_path):
+    cfg = Config(data=DataConfig(source="coco", path="photos"))
+    assert "threshold=0.29)" in model_card(cfg, METRICS | {"threshold": 0.29}, FACTS, 70)
+    assert f"threshold={cfg.eval.score_threshold})" in model_card(cfg, METRICS, FACTS, 70)
+
+
+def test_pictures_are_paragraphs_of_their_own(tmp_path):
+    cfg = Config(data=DataConfig(source="coco", path="photos"))
+    text = model_card(cfg, METRICS, FACTS, 70, ["images/results.png"])
+    assert "\n\n![Curves of the training](images/results.png)\n\n## Limits" in text

@@ -12,8 +12,8 @@ from PIL import Image
 import run.samples
 from builders import tiny_run, write_coco
 from errors import UserError
-from report.run_charts import run_charts
-from report.run_record import read_run
+from report.run_charts import _terms, run_charts
+from report.run_record import RunRecord, read_run
 from runs import train
 from tools import check_data, compare
 
@@ -67,6 +67,14 @@ def test_charts_are_drawn_beside_training(shown):
     names = [name for name, _ in run_charts(read_run(shown))]
     assert names == ["loss", "terms", "lr", "average", "pr", "thresholds", "confusion"]
     assert "warning" not in (shown / "train.log").read_text()
+
+
+def test_terms_of_the_last_layer_come_before_their_parts(tmp_path):
+    names = ("bbox", "bbox_dn", "bbox_dn_pre", "bbox_enc", "fgl", "giou", "giou_dn", "mal", "mal_0")
+    row = {"step": 1, **{f"train/loss_{name}": 1.0 for name in names}}
+    run = RunRecord(tmp_path, {}, {}, [row], [])
+    shown = [key.removeprefix("train/loss_") for key in _terms(run)]
+    assert shown == ["bbox", "fgl", "giou", "mal", "bbox_dn", "bbox_dn_pre"]
 
 
 def fetched(page):

@@ -136,3 +136,9 @@ def test_a_configuration_that_is_written_is_the_same_when_it_is_read(tmp_path, r
     file.write_text(commented_yaml(set_keys(cfg), {"data.path": "x\ny # z: " * 30}, "title: [a"))
     assert load_config(["--config", str(file)]) == cfg
     assert yaml.safe_load(file.read_text())["data"]["path"] == "a: b"
+
+
+def test_a_file_is_not_said_to_be_missing(tmp_path):
+    (tmp_path / "labels.json").write_text("{}")
+    with pytest.raises(UserError, match="a file, not a folder"):
+        start.main([str(tmp_path / "labels.json")])
