@@ -16,7 +16,7 @@ from evaluation.curves import RECALLS, THRESHOLDS, Curves, mean
 from evaluation.matching import CONFUSED, FALSE_ALARM, LOOSE, SAME_IOU
 from evaluation.mistakes import MISSED, Analysis, BadImage, row_text, words
 from evaluation.predictions import Predictions
-from report.drawing import beside, draw_objects, draw_outlines, legend_of, save_grid
+from report.drawing import MOST_TAGS, beside, draw_objects, draw_outlines, legend_of, save_grid
 from report.thumbnails import thumbnail, title_of, true_parts
 from settings.tasks import EVERY_PIXEL
 
@@ -128,7 +128,7 @@ def draw_worst(file: Path, analysis: Analysis, predictions: Predictions, data: D
 
 
 def _with_mistakes(bad: BadImage, analysis: Analysis, found: Objects, data: Data) -> Image.Image:
-    """An image with its mistakes; what is right is thin."""
+    """An image with its mistakes; what is right is thin. Where there are many, frequent kinds have their colour only."""
     truth, names = data.val.objects, data.taxonomy.names
     pixels, x, y = thumbnail(data.val, bad.place)
     seen = analysis.outcome
@@ -138,7 +138,8 @@ def _with_mistakes(bad: BadImage, analysis: Analysis, found: Objects, data: Data
     for kind, (_, colour) in KINDS.items():
         rows = bad.rows[bad.rows[:, 0] == kind]
         table, column = (truth, 2) if kind == MISSED else (found, 1)
-        texts = [row_text(row, found, truth, names) for row in rows]
+        told = len(bad.rows) <= MOST_TAGS or len(rows) <= MOST_TAGS // 2
+        texts = [row_text(row, found, truth, names) if told else "" for row in rows]
         outlines.append((table.take(rows[:, column]), [colour] * len(rows), texts))
     scaled = [(objects.scaled(x, y), colours, texts) for objects, colours, texts in outlines]
     return draw_outlines(pixels, scaled)
