@@ -92,7 +92,10 @@ def with_tiles(data: Data, cfg: TilesConfig) -> Data:
 
 
 def found_places(cfg: DataConfig) -> DataConfig:
-    """The configuration with the names of what was found, for whoever reads it later."""
+    """The configuration with the names of what was found, for whoever reads it later. A pack was made by the keys as they
+    were given, and is asked for by them."""
+    if cfg.packed is not None:
+        return cfg
     found = located(cfg, Findings())
     return replace(found, val_split=found.val_split or cfg.val_split)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from errors import UserError
 from settings.keys import AUTO, Config
+from settings.label_checks import VALIDATION
 from settings.walk import config_to_dict, harmless_keys, leaf_keys
 
 KEYS = {name for name, _ in leaf_keys()}
@@ -20,6 +21,9 @@ def changed_keys(before: Mapping[str, Any], cfg: Config) -> dict[str, tuple[Any,
         values["data.box_format"] = (
             None if values["data.box_format"] == "coco" else values["data.box_format"]
         )
+    place = "data.val_split"  # that lies beside, by its name or found again: fingerprints tell whether it is the same
+    if None in (old[place], now[place]) and {old[place], now[place]} & {*VALIDATION}:
+        now[place] = old[place]
     return {key: (old[key], value) for key, value in now.items() if old[key] != value}
 
 

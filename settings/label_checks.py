@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from settings.keys import MAX_SIDE_PX, DataConfig
 
+VALIDATION = ("val", "valid", "validation")
+"""Names of validation splits that are found without being named"""
 WITHOUT_BOXES = ("synthetic", "label_maps")
 FOLDERS = ("coco", "imagefolder", "voc", "yolo", "label_maps")
 """Sources whose images are files"""

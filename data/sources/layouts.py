@@ -9,11 +9,11 @@ from typing import Any
 from data.findings import Findings
 from data.images.headers import names_of_images
 from settings.keys import DataConfig
+from settings.label_checks import VALIDATION
 from settings.plain_yaml import load_plain
 
 NO_SPLIT = "none"
 """As data.val_split: none, even if one lies there"""
-VALIDATION = ("val", "valid", "validation")
 COCO_FILES = (
     *(
         "annotations/{s}.json",

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+import tools.export
 import tools.pack
 from builders import launch, tiny_run
 from data.build import build_data
@@ -50,6 +51,22 @@ def test_training_is_bit_equal_to_that_on_files_which_may_be_gone(tmp_path):
 def test_a_stopped_run_goes_on_bit_equally_with_shards(tmp_path):
     folder = packed(tmp_path, *tiny_run(tmp_path))
     stopped_and_resumed(tmp_path, lambda **keys: tiny_run(tmp_path, data__packed=folder, **keys))
+
+
+def test_a_split_that_was_found_is_that_of_the_pack(tmp_path):
+    """A run from a pack is exported, and one from files goes on from a pack when they are gone."""
+    keys = {"train__checkpoint_every": 1, "train__keep_checkpoints": 9}
+    argv = tiny_run(tmp_path, **keys)
+    place = argv.index("--data.val_split")
+    del argv[place : place + 2]
+    of_pack = ["--data.packed", str(packed(tmp_path, *argv))]
+    train([*argv, *of_pack, "--run.output_dir", str(tmp_path / "first")])
+    tools.export.main([str(tmp_path / "first")])
+    train(argv)
+    shutil.rmtree(tmp_path / "run/checkpoints/step-000003")
+    shutil.rmtree(tmp_path / "data")
+    train([*argv, *of_pack, "--run.resume", "auto"])
+    assert losses(tmp_path / "run") == losses(tmp_path / "first")
 
 
 @pytest.mark.parametrize("name", WRITERS)
