@@ -21,6 +21,13 @@ PIPELINES = {
 """The pipeline of transformers that an exported model of each task is for"""
 CARD, TAG = "README.md", "permafrost"
 """The card's file, and what it has among its tags"""
+PLACES = (
+    *("path", "train_annotations", "val_annotations", "train_split", "val_split"),
+    *("train_images", "val_images"),
+)
+"""Keys of `data` of which the card has no folders of the machine"""
+CACHES = ("packed", "packed_cache_gb", "packed_cache_folder", "cache_folder")
+"""Those that say where the machine keeps what is in them"""
 WHAT = {
     "detection": "COCO metrics",
     "instance_segmentation": "COCO metrics of the masks",
@@ -234,8 +241,10 @@ def public_name(name: str) -> str:
 def _public(cfg: Config) -> dict[str, Any]:
     """The training-relevant configuration, without paths of the machine."""
     values = config_to_dict(cfg)
-    for key in ("path", "train_annotations", "val_annotations", "train_split", "val_split"):
+    for key in PLACES:
         values["data"][key] = public_name(values["data"][key]) if values["data"][key] else None
+    for key in CACHES:
+        del values["data"][key]
     for key in ("backbone", "init_from"):
         values["model"][key] = public_name(values["model"][key]) if values["model"][key] else None
     return {name: values[name] for name in ("data", "model", "optim", "train")}

@@ -48,7 +48,8 @@ def test_the_hub_reads_task_origins_and_metrics(tmp_path):
 
 @pytest.mark.parametrize("path", ["/home/somebody/secret/photos", "~/secret/photos"])
 def test_folders_of_the_machine_stay_private(tmp_path, path):
-    read = card(tmp_path, source="coco", path=path)
+    caches = dict.fromkeys(("packed", "packed_cache_folder", "cache_folder"), path)
+    read = card(tmp_path, source="coco", path=path, train_images=path, val_images=path, **caches)
     assert {r.dataset_name for r in read.data.eval_results} == {"photos"}
     assert read.data.datasets is None
     assert "secret" not in read.content
