@@ -1,6 +1,7 @@
 """Whole runs of panoptic segmentation through the real command line."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def test_run_its_files_its_export_and_the_pipeline(tmp_path, head):
     assert logged["per_class"].keys() == set(NAMES.values())
     assert logged["per_class"]["background"]["segments"] == 5
     assert 'subtask="panoptic", threshold=0.4' in (run / "export/README.md").read_text()
-    for file in (run / "export").iterdir():
+    for file in filter(Path.is_file, (run / "export").rglob("*")):
         assert str(tmp_path).encode() not in file.read_bytes(), file
 
     arguments = ["--model", str(run / "export"), "--config", str(run / "config.yaml")]

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_run_leaves_what_it_promises(tmp_path, head):
     log = (run / "train.log").read_text()
     assert re.search(r"(\d\d)/\1 tensors, sha256=", log)
     assert "pipeline(" in (run / "export/README.md").read_text()
-    for file in (run / "export").iterdir():
+    for file in filter(Path.is_file, (run / "export").rglob("*")):
         assert str(tmp_path).encode() not in file.read_bytes(), file
 
 
@@ -181,7 +182,7 @@ def test_predict_draws_and_writes_boxes(tmp_path, capsys):
     )
     assert len(results) == 6
     assert json.loads((out / "predictions.json").read_text()) == results
-    assert all((out / name).exists() for name in ("000.png", "alpha.png"))
+    assert all((out / name).exists() for name in ("000.jpg", "alpha.jpg"))
     assert len(results[0]["objects"]) == 6
     scores = [box["score"] for box in results[0]["objects"]]
     assert scores == sorted(scores, reverse=True)

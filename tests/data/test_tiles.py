@@ -126,6 +126,7 @@ def test_masks_are_refused(tmp_path):
         train_accelerate.main(argv)
 
 
+@pytest.mark.slow
 def test_a_run_on_windows_measures_whole_images_as_tools_evaluate_does(tmp_path):
     keys = {
         "data__tiles__size": 40,

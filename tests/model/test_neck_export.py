@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_export_predicts_the_same_with_its_code_alone(tmp_path, case):
     export = tmp_path / "run/export"
     assert (export / "necked_backbone.py").is_file()
     assert "trust_remote_code=True" in (export / "README.md").read_text()
-    for file in export.iterdir():
+    for file in filter(Path.is_file, export.rglob("*")):
         assert str(tmp_path).encode() not in file.read_bytes(), file
     file = sorted((tmp_path / "data/val").iterdir())[0]
     if case.split("-")[0].startswith("mask"):

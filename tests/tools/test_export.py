@@ -123,6 +123,7 @@ def test_models_that_were_not_exported_here_stay(run, tmp_path):
         tools.export.main([str(run), "--out", str(out), "--without_data"])
 
 
+@pytest.mark.slow
 def test_an_artefact_that_is_worse_is_not_exported(tmp_path, monkeypatch):
     """Measured on a model that has learnt something; the graph is real, and then gives other numbers."""
     write_folders(tmp_path / "data")
