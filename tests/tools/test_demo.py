@@ -44,6 +44,15 @@ def test_a_space_has_what_the_hub_reads(model, tmp_path, capsys):
         tools.demo.main(["--model", str(model), "--space", str(out)])
 
 
+def test_a_model_that_wants_windows_is_no_space(model, tmp_path):
+    """The pipeline of transformers would find less, and nobody would know why."""
+    copy, out = shutil.copytree(model, tmp_path / "copy"), tmp_path / "space"
+    (copy / "permafrost.json").write_text('{"tiles": {"size": 40}}')
+    with pytest.raises(UserError, match="was trained on windows"):
+        tools.demo.main(["--model", str(copy), "--space", str(out)])
+    assert not out.exists()
+
+
 def test_a_missing_package_is_named_with_the_command_that_installs_it(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UserError, match=r"gradio.*pip install -r requirements-demo.txt"):
