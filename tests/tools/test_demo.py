@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def test_a_model_that_wants_windows_is_no_space(model, tmp_path):
     """The pipeline of transformers would find less, and nobody would know why."""
     copy, out = shutil.copytree(model, tmp_path / "copy"), tmp_path / "space"
     (copy / "permafrost.json").write_text('{"tiles": {"size": 40}}')
-    with pytest.raises(UserError, match="was trained on windows"):
+    with pytest.raises(UserError, match="used on windows of images"):
         tools.demo.main(["--model", str(copy), "--space", str(out)])
     assert not out.exists()
 
