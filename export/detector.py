@@ -34,7 +34,7 @@ from data.objects import Objects
 from data.tiles import Tiles, windows_of
 from errors import UserError, refusing
 from evaluation.predictions import Predictions
-from evaluation.windows import on_images
+from evaluation.windows import EQUAL_SCORES, on_images
 from export.recommended import recommended_threshold, recommended_tiles
 from model.build import TASK_KEY
 from model.heads.family import PROBE_PX, HeadFamily
@@ -48,10 +48,6 @@ from settings.tasks import LABELS, Labels, Task
 
 INTEGERS = ("num_batches_tracked", "_index", "position_ids", "progress")
 """Ends of the names of tensors that are no weights"""
-
-
-MOST_FOUND = 100
-"""On an image that is predicted window by window"""
 
 
 @dataclass(frozen=True)
@@ -113,16 +109,19 @@ class LoadedDetector:
         samples = [sample for own in images for sample in own.samples]
         step = at_once or max(1, len(samples))
         parts = (samples[start : start + step] for start in range(0, len(samples), step))
-        found = [objects for part in parts for objects in self.find(part, threshold)]
-        if self.tiles.size is None:
+        cut = self.tiles.size is not None
+        lowest = threshold * EQUAL_SCORES if cut else threshold  # of what makes its parts give way
+        found = [objects for part in parts for objects in self.find(part, lowest)]
+        if not cut:
             return found
         tiles = Tiles(
             np.repeat(np.arange(len(images)), [len(own.samples) for own in images]),
             np.concatenate([own.windows for own in images]),
             np.array([own.size for own in images]),
         )
-        whole = on_images(Predictions(Objects.of_images(found)), tiles, MOST_FOUND)
-        return whole.objects.by_image(len(images))
+        objects = Objects.of_images(found)
+        whole = on_images(Predictions(objects), tiles, max(1, len(objects))).objects
+        return whole.take(whole.scores > threshold).by_image(len(images))
 
     def find(self, samples: Sequence[Sample], threshold: float) -> list[Objects]:
         """What is in each image by falling score: boxes xywh in px of the image, masks on it.
