@@ -59,11 +59,14 @@ class Analysis:
         return USUAL_THRESHOLD if self.threshold is None else float(THRESHOLDS[self.threshold])
 
     def totals(self) -> dict[str, float]:
-        """Numbers for metrics.json: `threshold` (recommended), and mean F1, precision and recall over classes there."""
+        """Numbers for metrics.json: `threshold` (recommended), and mean F1, precision and recall over classes there; the
+        precision of a class of which nothing is found counts as 0."""
         if self.curves is None or self.threshold is None:
             return {}
         found = self.curves
-        values = {"F1": found.f1, "precision": found.precision, "recall": found.recall}
+        silent = np.isnan(found.precision) & (found.objects > 0)[:, None]
+        precision = np.where(silent, 0.0, found.precision)
+        values = {"F1": found.f1, "precision": precision, "recall": found.recall}
         at = {name: float(mean(rows)[self.threshold]) for name, rows in values.items()}
         return {"threshold": self.score, **at}
 

@@ -165,8 +165,10 @@ def smoothed(values: Sequence[float], width: int) -> np.ndarray:
 
 
 def matrix(axes: Axes, title: str, counts: np.ndarray, names: Sequence[str]) -> None:
-    """A confusion matrix: each row's shares as shades, with the counts where there is room."""
-    total = counts.sum(1, keepdims=True)
+    """A confusion matrix: shares as shades, of what is true in a row, and in the last one, which may be nothing, of what is
+    predicted; with the counts where there is room."""
+    total = np.repeat(counts.sum(1, keepdims=True), len(names), axis=1)
+    total[-1] = np.maximum(counts.sum(0), 1)
     shares = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
     num = len(names)
     cells = np.zeros((num, num, 4))

@@ -190,6 +190,18 @@ def test_confusion_matrix_and_curves_say_the_same():
     assert totals["F1"] >= mean(curves.f1).max() - 1e-12
 
 
+def test_a_class_of_which_nothing_is_found_has_no_precision():
+    split, found = random_case(masks=False)
+    all_found = analyse("boxes", split, Predictions(found), TAXONOMY)
+    some = found.take(found.classes != 0)
+    analysis = analyse("boxes", split, Predictions(some), TAXONOMY)
+    right, wrong = (
+        rows[1:, analysis.threshold] for rows in (analysis.curves.right, analysis.curves.wrong)
+    )
+    assert analysis.totals()["precision"] == pytest.approx((right / (right + wrong)).sum() / 3)
+    assert analysis.totals()["recall"] < all_found.totals()["recall"]
+
+
 def test_nothing_found_and_nothing_there():
     split, _ = random_case(masks=False)
     analysis = analyse("boxes", split, Predictions(NOTHING), TAXONOMY)
