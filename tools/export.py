@@ -113,6 +113,7 @@ from data.feed.loader import eval_loader
 from data.schema import Split
 from data.taxonomy import Taxonomy
 from devices import compute_in_fp32, pins
+from disk import alone
 from evaluation.metrics import measure
 from evaluation.predictions import flat_threshold, predict_split
 from export.card import CARD, is_card
@@ -187,12 +188,13 @@ def export(args: argparse.Namespace, checkpoint: Path, run: Path, cfg: Config) -
             told.append(compare(folder, session, *compared, cfg))
 
     split = None if data is None else data.val
-    write_export(cfg, detector, split, state.step, metrics, state.facts, out, complete)
-    print(f"{checkpoint.name} exported to {out}{', with ' + ONNX_FILE if args.onnx else ''}")
-    print("\n".join(told) or "nothing was measured (--without_data)")
-    if repo_id:
-        message = f"Upload step {state.step}"
-        print(f"uploaded to {push(out, repo_id, cfg.hub.private, again(args), message)}")
+    with alone(run / f".{out.name}.lock"):  # an upload may outlive the run that has begun it
+        write_export(cfg, detector, split, state.step, metrics, state.facts, out, complete)
+        print(f"{checkpoint.name} exported to {out}{', with ' + ONNX_FILE if args.onnx else ''}")
+        print("\n".join(told) or "nothing was measured (--without_data)")
+        if repo_id:
+            message = f"Upload step {state.step}"
+            print(f"uploaded to {push(out, repo_id, cfg.hub.private, again(args), message)}")
     return out
 
 
