@@ -34,6 +34,25 @@ def test_steps_over_a_recipe_with_epochs_say_what_to_drop():
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        (
+            "model.head",
+            "detrr",
+            "model.head detrr: must be detr, .*, pmd or null - did you mean detr",
+        ),
+        ("data.source", "cocoo", "data.source cocoo: must be .* or label_maps - did you mean coco"),
+        ("optim.lr", "fast", "optim.lr fast: must be a number$"),
+        ("train.steps", "ten", "train.steps ten: must be a whole number or null$"),
+        ("data.image_size.longest", "big", "longest big: must be auto, a whole number or null$"),
+    ],
+)
+def test_a_value_of_another_type_is_told_what_it_must_be(key, value, told):
+    with pytest.raises(UserError, match=told):
+        load_config([f"--{key}", value])
+
+
+@pytest.mark.parametrize(
     ("warmup", "steps", "taken"),
     [(500, 100, 10), (500, 4, 1), (10, 100, 10), (99, 100, 99), (1, 1, 1)],
 )
