@@ -9,7 +9,8 @@ Only hooks that torch and Python offer for it are used, so that every framework 
 
 The environment says where to write (WITNESS, a folder) and what to do besides (WITNESS_ASKS, JSON):
 `plain`: augmentation by albumentations is left out, where a script has no key for that;
-`kill_at_step`: SIGKILL when this step would be taken;
+`kill_at_step`: SIGKILL when this step would be taken, a moment later, since steps here are shorter than what is written
+beside them;
 `kill_at_moment`: SIGKILL at this moment of saving, after step `saving_after`, below `folder`.
 """
 
@@ -19,6 +20,7 @@ import os
 import runpy
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+MOMENT_S = 2.0
 ASKS = json.loads(os.environ.get("WITNESS_ASKS", "{}"))
 LOGS = (".jsonl", ".log", ".csv", ".md", ".png")
 """Files that grow or are drawn beside checkpoints"""
@@ -57,6 +60,7 @@ class Witness:
 
     def before_step(self, *_: object) -> None:
         if ASKS.get("kill_at_step") == self.steps + 1:
+            time.sleep(MOMENT_S)
             os.kill(os.getpid(), signal.SIGKILL)
 
     def after_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
