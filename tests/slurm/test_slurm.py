@@ -12,7 +12,7 @@ import pytest
 from builders import ROOT, metrics_lines, tiny_run
 from large import write_large
 from tests.slurm.cluster import Cluster, missing
-from tools import check_data
+from tools import check_data, check_ranges
 
 pytestmark = pytest.mark.slow
 
@@ -262,7 +262,7 @@ def test_a_check_by_an_array_with_a_killed_process_is_that_of_a_pool(
     assert {f.name: f.read_bytes() for f in theirs.iterdir()} == {
         f.name: f.read_bytes() for f in ours.iterdir()
     }
-    monkeypatch.setattr(check_data, "examined", nothing_left)
+    monkeypatch.setattr(check_ranges, "examined", nothing_left)
     assert check_data.main([*arguments, "--ranges", str(theirs), "--json", str(report)]) == 0
     assert capsys.readouterr().out == one
     assert report.read_bytes() == content
