@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import huggingface_hub
 from huggingface_hub import constants
 
-from model.source import is_local_folder
-
 PATIENCE_S = 4.0
 EMBEDDED = "street/backbone"
 
@@ -74,8 +72,3 @@ def obtainable(weights: list[Weights]) -> Weights | None:
     if cached is not None or not weights:
         return cached
     return weights[0] if can_be_reached(weights[0].name) else None
-
-
-def is_here(name: str) -> bool:
-    """Whether a name is a folder, or weights in the cache."""
-    return is_local_folder(name) or is_cached(name)

@@ -11,14 +11,16 @@ from PIL import Image
 import train_accelerate
 from builders import launch, metrics_lines, tiny_run
 from data.build import build_data, with_tiles
+from data.canvas import CanvasRule
 from data.images.decode import decode
 from data.objects import Objects
 from data.tiles import Tiles, on_window, windows_of
 from errors import UserError
 from evaluation.predictions import Predictions
 from evaluation.windows import merged, on_images
+from export.detector import LoadedDetector
 from runs import losses
-from settings.keys import TilesConfig
+from settings.keys import ImageSizeConfig, TilesConfig
 from settings.load import load_config
 from tools.demo import arguments as demo_arguments
 from tools.demo import demo
@@ -118,6 +120,26 @@ def test_one_window_is_not_compared_with_itself_and_equal_boxes_of_two_are_one()
     low = Objects(same[:2], np.zeros(2, int), scores=np.array([0.9, 0.1]))
     cut = np.array([True, False])  # what is whole is hardly believed
     assert merged(low, cut, window[1:]).tolist() == [0]
+
+
+class Finding(LoadedDetector):
+    """Finds a part in the first window, and with a lower score the whole object in the second one."""
+
+    def find(self, samples, threshold):
+        boxes, scores = np.array([[32.0, 5, 8, 10], [2, 5, 12, 10]]), np.array([0.6, 0.4])
+        found = Objects(boxes, np.zeros(2, int), image=np.arange(2), scores=scores)
+        return found.take(scores > threshold).by_image(len(samples))
+
+
+def test_a_threshold_is_applied_to_what_is_left_of_two_windows():
+    """As evaluation has it: the part gives way to the whole object, and that is below the threshold."""
+    tiles = TilesConfig(size=40, overlap=0.25)
+    detector = Finding(None, CanvasRule(ImageSizeConfig(40, fit="stretch")), tiles=tiles)
+    views = detector.views(np.zeros((40, 70, 3), np.uint8))
+    assert len(views.samples) == 2
+    assert len(detector.find_on([views], 0.5)[0]) == 0
+    (whole,) = detector.find_on([views], 0.3)
+    assert whole.boxes.tolist() == [[32, 5, 12, 10]]
 
 
 def test_masks_are_refused(tmp_path):

@@ -40,13 +40,8 @@ from training.state import TrainState
 
 SIZES = {"num_queries": 8, "encoder_layers": 1, "decoder_layers": 2, "d_model": 64, "dropout": 0.0}
 REAL_TIME = {
-    **SIZES,
-    **{
-        "encoder_type": "lite",
-        "encoder_layers": 0,
-        "num_feature_levels": 2,
-        "encoder_hidden_dim": 64,
-    },
+    **{**SIZES, "encoder_type": "lite", "encoder_layers": 0},
+    **{"num_feature_levels": 2, "encoder_hidden_dim": 64},
     **{"num_denoising": 8, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64},
 }
 MASKS = {
