@@ -22,7 +22,8 @@ def changed_keys(before: Mapping[str, Any], cfg: Config) -> dict[str, tuple[Any,
             None if values["data.box_format"] == "coco" else values["data.box_format"]
         )
     place = "data.val_split"  # that lies beside, by its name or found again: fingerprints tell whether it is the same
-    if None in (old[place], now[place]) and {old[place], now[place]} & {*VALIDATION}:
+    names = (old[place], now[place])  # a checkpoint's may be of any type
+    if None in names and any(name in VALIDATION for name in names):
         now[place] = old[place]
     return {key: (old[key], value) for key, value in now.items() if old[key] != value}
 
