@@ -133,13 +133,14 @@ def plan(
     given = cfg.data.cache_folder
     root = Path(given).expanduser() if given else cache_root() / "features"
     train_cfg = dataclasses.replace(cfg.data, image_size=detector.rule.size)
+    val = data.val_windows or data.val
     canvas, full = detector.rule.largest(data.train.table.sizes), detector.rule.full
     contents = Contents(root / "contents.json")
 
     def read_all() -> tuple[tuple[str, ...], tuple[str, ...]]:
         digests = (
             shard_digests(data.train, contents, by_labels=True),
-            shard_digests(data.val, contents, by_labels=False),
+            shard_digests(val, contents, by_labels=False),
         )
         contents.save()
         return digests
@@ -168,13 +169,13 @@ def plan(
         Part(
             FeatureStore(
                 root / _name(val_from),
-                len(data.val),
+                len(val),
                 1,
                 of_val,
             ),
-            data.val,
+            val,
             full,
-            EvalDataset(data.val, detector.rule),
+            EvalDataset(val, detector.rule),
             val_from,
         ),
     )
@@ -258,7 +259,8 @@ def _announce(
     train, val = (part.store for part in parts)
     missing = [place for part in parts for place in places(part) if is_missing(*place)]
     size, where = bytes_of(cfg, detector, missing, device), train.folder.parent
-    images = f"{train.views} view(s) of {train.num_images:,} images and {val.num_images:,} for validation"
+    word = "images" if cfg.data.tiles.size is None else "windows"
+    images = f"{train.views} view(s) of {train.num_images:,} {word} and {val.num_images:,} for validation"
     if not missing:
         return
     try:

@@ -184,8 +184,6 @@ def _check_data(data: DataConfig) -> Iterator[str]:
     yield from _positive("data.tiles.size", tiles.size)
     if not 0 <= tiles.overlap <= MOST_OVERLAP:
         yield f"data.tiles.overlap {tiles.overlap}: a part of a side, 0 to {MOST_OVERLAP}"
-    if tiles.size is not None and data.cache_features:
-        yield "data.tiles: features of windows are not stored; drop it, or data.cache_features"
     if data.cache_features < 0:
         yield f"data.cache_features {data.cache_features}: must be 0 or more"
     if not 0 <= data.num_workers <= MOST_WORKERS:

@@ -21,6 +21,7 @@ from safetensors.torch import save
 
 from data.record import Record
 from data.schema import Split
+from data.window import Window
 from disk import write_whole
 from errors import UserError
 
@@ -158,10 +159,14 @@ def shard_digests(split: Split, contents: Contents, by_labels: bool) -> tuple[st
         seen = hashlib.sha256()
         for image in images_of(shard, len(split)):
             try:
-                content = contents.of(split.file(image))
+                source = split.images[image]
             except UserError:  # a row without an image
-                content = ""
+                source = None
+            whole = source.source if isinstance(source, Window) else source
+            content = "" if whole is None else contents.of(whole)
             seen.update(content.encode() + b"\n")
+            if isinstance(source, Window):
+                seen.update(repr((source.x, source.y, source.width, source.height)).encode())
             if by_labels:
                 seen.update(_labels_digest(split.records[image]))
         digests.append(seen.hexdigest()[:20])
