@@ -70,6 +70,14 @@ class Analysis:
         at = {name: float(mean(rows)[self.threshold]) for name, rows in values.items()}
         return {"threshold": self.score, **at}
 
+    def scores(self) -> dict[str, np.ndarray]:
+        """int64 [100] each: `right` predictions, which find something, and `wrong` ones, by hundredths of their score."""
+        if self.curves is None:
+            return {}
+        tables = {"right": self.curves.right, "wrong": self.curves.wrong}
+        own = {name: -np.diff(rows.sum(0), append=0) for name, rows in tables.items()}
+        return {name: np.append(n[:-2], n[-2:].sum()) for name, n in own.items()}  # 1.0 is no cell
+
 
 def analyse(
     labels: Labels,

@@ -47,6 +47,8 @@ def evaluate(run: Run) -> bool:
     tensor = torch.tensor([math.nan if value is None else value], device=run.accelerator.device)
     value = broadcast(tensor).item()
     run.log.metrics(step, {f"eval/{k}": v for k, v in metrics.items() if k != "per_class"})
+    scores = {f"scores/{name}": counts for name, counts in analysis.scores().items()}
+    run.log.histograms(step, scores)
     for line in metric_lines(metrics):
         run.log.say(f"eval {step:>{len(str(run.num_steps))}}  {line}")
     if run.accelerator.is_main_process:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from accelerate import Accelerator
 from tqdm import tqdm
 
@@ -226,6 +227,11 @@ class RunLog:
         """Pass pictures, by name, to the tracker."""
         if self._tracker is not None:
             self._tracker.pictures(step, files)
+
+    def histograms(self, step: int, counts: Mapping[str, np.ndarray]) -> None:
+        """Pass numbers by parts of [0, 1], by name, to the tracker."""
+        if self._tracker is not None:
+            self._tracker.histograms(step, counts)
 
     def step_line(self, step: int, values: dict[str, Any], memory_mb: float | None) -> None:
         """The console line of a log step; `values` as in metrics.jsonl."""

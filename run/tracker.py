@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 
 from errors import UserError
@@ -73,6 +74,22 @@ class Tracker:
             import trackio
 
             shown = {name: trackio.Image(str(file)) for name, file in there.items()}
+            tracker.log(shown, step=step)
+
+        self._tell(log)
+
+    def histograms(self, step: int, counts: Mapping[str, np.ndarray]) -> None:
+        """By name, how many of [0, 1] cut into equal parts. Of trackio alone."""
+        if self._kind != "trackio" or not counts:
+            return
+
+        def log(tracker: Accelerator) -> None:
+            import trackio
+
+            shown = {
+                name: trackio.Histogram(np_histogram=(n, np.linspace(0, 1, len(n) + 1)))
+                for name, n in counts.items()
+            }
             tracker.log(shown, step=step)
 
         self._tell(log)

@@ -188,6 +188,11 @@ def test_confusion_matrix_and_curves_say_the_same():
     totals = analysis.totals()
     assert totals["F1"] == pytest.approx((2 * right / (shown + curves.objects)).mean())
     assert totals["F1"] >= mean(curves.f1).max() - 1e-12
+    scores = analysis.scores()
+    assert all(len(counts) == 100 for counts in scores.values())
+    for name, rows in (("right", curves.right), ("wrong", curves.wrong)):
+        assert scores[name][50:].sum() == rows[:, 50].sum() > 0
+        assert scores[name].sum() == rows[:, 0].sum()
 
 
 def test_a_class_of_which_nothing_is_found_has_no_precision():

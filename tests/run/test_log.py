@@ -1,3 +1,4 @@
+import json
 import contextlib
 import shutil
 import subprocess
@@ -40,10 +41,13 @@ def test_trackio_gets_the_numbers(tmp_path, monkeypatch):
 
     monkeypatch.setattr(trackio.Run, "log", spy)
     train(tiny_run(tmp_path, run__tracker="trackio"))
-    assert [step for step, _ in logged] == [1, 2, 3, 3, 3]
+    assert [step for step, _ in logged] == [1, 2, 3, 3, 3, 3]
     assert logged[0][1]["train/loss"] == losses(tmp_path / "run")[0]
     assert set(logged[-1][1]) == {"pictures/predictions", "pictures/worst"}
     assert all(isinstance(value, trackio.Image) for value in logged[-1][1].values())
+    scores = next(values for _, values in logged if "scores/wrong" in values)
+    counts = json.loads((tmp_path / "run/eval/step-000003/predictions.json").read_text())
+    assert sum(n.histogram.sum() for n in scores.values()) == len(counts) > 0
     # Or trackio would finish the run a second time at the end of the process, and say so.
     assert trackio.context_vars.current_run.get() is None
 
