@@ -201,9 +201,34 @@ def test_what_a_launcher_adds_is_announced(monkeypatch, capsys):
     assert "launcher may follow" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("below", [".", "photos"])
+@pytest.mark.parametrize("config", [None, "configs/debug.yaml", "path alone"])
+def test_a_mistyped_folder_of_photos_is_no_place_for_synthetic_scenes(tmp_path, config):
+    mistyped = tmp_path / "fotos"
+    files, given = ["--config", str(config)], ["--data.path", str(mistyped)]
+    if config is None:
+        files = []
+    if config == "path alone":
+        (tmp_path / "own.yaml").write_text(f"data: {{path: {mistyped}}}\ntrain: {{steps: 1}}\n")
+        files, given = ["--config", str(tmp_path / "own.yaml")], []
+    with pytest.raises(UserError, match="fotos: no such folder.*add --data.source synthetic"):
+        load_config([*files, *given])
+    wanted = load_config([*files, *given, "--data.source", "synthetic"])
+    assert wanted.data.path == str(mistyped)
+    mistyped.mkdir()
+    assert load_config([*files, *given]).data.source == "synthetic"
+
+
+def test_a_file_that_names_a_place_for_synthetic_scenes_is_obeyed(tmp_path):
+    """As config.yaml of a run does."""
+    file = tmp_path / "c.yaml"
+    file.write_text(f"data: {{source: synthetic, path: {tmp_path}/scenes}}\ntrain: {{steps: 1}}\n")
+    assert load_config(["--config", str(file)]).data.path == f"{tmp_path}/scenes"
+    assert load_config([]).data.path is None
+
+
+@pytest.mark.parametrize("below", [".", "photos", "images/train"])
 def test_somebodys_photos_are_not_taken_for_a_place_of_synthetic_scenes(tmp_path, below):
-    (tmp_path / below).mkdir(exist_ok=True)
+    (tmp_path / below).mkdir(exist_ok=True, parents=True)
     (tmp_path / below / "a.JPG").write_bytes(b"")
     cfg = DataConfig(path=str(tmp_path), synthetic_train=1, synthetic_val=1)
     with pytest.raises(
