@@ -70,18 +70,16 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from data.build import check_findings, read_data
 from data.dataset import Data
-from data.findings import Findings
-from data.sources.recognise import Recognised, recognise
+from data.sources.recognise import recognise
 from model.heads.registry import get_family
 from model.start import completed
 from settings.checks import check_config
 from settings.keys import Config, DataConfig
-from settings.tasks import LABELS, METRICS, Task
+from settings.tasks import METRICS, Task
 from settings.written import commented_yaml, write_new
-from tools.advice import mended
 from tools.start_backbones import BACKBONES, DETECTORS, EMBEDDED, obtainable
+from tools.start_data import read_for
 from tools.start_recipe import SMALLEST_PX, Recipe, Start, choose, why_embedded
 from tools.start_text import chosen, found
 from tools.start_timing import Pace, Plan, measure, plan
@@ -106,8 +104,7 @@ def start(args: argparse.Namespace) -> int:
     transformers_logging.disable_progress_bar()
     root = args.data.expanduser()
     seen = recognise(root)
-    task = args.task or _task(seen)
-    cfg, data = _read(root, seen, task, Config())
+    task, cfg, data = read_for(root, seen, args.task)
     for line in found(root, seen, task, data):
         print(line)
     gpu = torch.accelerator.is_available()
@@ -128,33 +125,6 @@ def start(args: argparse.Namespace) -> int:
         f"\nwritten to {out}; now run\n\n    python train_accelerate.py --config {shlex.quote(str(out))}\n"
     )
     return 0
-
-
-def _task(seen: Recognised) -> Task:
-    if seen.source == "label_maps":
-        return "semantic_segmentation"
-    return "instance_segmentation" if seen.masks else "detection"
-
-
-def _read(root: Path, seen: Recognised, task: Task, cfg: Config) -> tuple[Config, Data]:
-    """The data as training reads them, with mistakes that a key mends mended."""
-    own = DataConfig(source=seen.source, path=str(root), **seen.keys)  # type: ignore[arg-type]
-    model = dataclasses.replace(cfg.model, task=task)
-    cfg = dataclasses.replace(cfg, data=own, model=model)
-    findings = Findings()
-    try:
-        data = read_data(cfg.data, cfg.run.seed, findings, LABELS[task])
-    except UserError:
-        check_findings(findings, strict=False, max_bad_images=None)  # these explain more
-        raise
-    cfg, keys = mended(cfg, findings)
-    if keys:
-        for key, value in keys.items():
-            reason = next(f.detail for f in findings if f"{key} {value}" in f.detail)
-            print(f"set for you: {key} {value} ({reason})")
-        data = read_data(cfg.data, cfg.run.seed, Findings(), LABELS[task])
-    check_findings(data.findings, strict=False, max_bad_images=None)
-    return cfg, data
 
 
 def _planned(

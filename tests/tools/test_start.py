@@ -6,6 +6,7 @@ import pytest
 import yaml
 from accelerate.state import AcceleratorState
 
+import painted
 import train_accelerate
 from builders import BOXES, SHARED, write_coco
 from data.sources.recognise import recognise
@@ -14,6 +15,7 @@ from formats import WRITERS
 from settings.load import load_config
 from settings.written import commented_yaml, set_keys
 from tools import start
+from tools.start_data import read_for
 from tools.start_timing import EVALUATIONS, MOST_EPOCHS, Pace, plan
 
 
@@ -111,6 +113,54 @@ def test_what_is_written_trains(tmp_path, name):
     assert (tmp_path / "run/DONE").is_file()
 
 
+def test_masks_that_are_not_there_are_told_with_the_task_that_fits(tmp_path):
+    root = write_coco(write_coco(tmp_path / "set", 8), 4, "val", seed=1)
+    for file in (root / "annotations").iterdir():
+        content = json.loads(file.read_text())
+        for annotation in content["annotations"]:
+            del annotation["segmentation"]
+        file.write_text(json.dumps(content))
+    told = (
+        "--task instance_segmentation: the labels are for --task detection: .* boxes and no masks"
+    )
+    with pytest.raises(UserError, match=told):
+        started(tmp_path, root, "--task", "instance_segmentation")
+    assert not (tmp_path / "made.yaml").exists()
+
+
+@pytest.mark.parametrize("form", ["voc", "voc folders", "yolo"])
+@pytest.mark.parametrize("task", ["instance_segmentation", "semantic_segmentation"])
+def test_boxes_are_for_detection_in_every_form(tmp_path, form, task):
+    writer = WRITERS[form][0]
+    writer(tmp_path, 8, "train", 0)
+    writer(tmp_path, 4, "val", 1)
+    with pytest.raises(UserError, match="are for --task detection: .* no masks"):
+        read_for(tmp_path, recognise(tmp_path), task)
+
+
+@pytest.mark.parametrize("write", ["write_folders", "write_imagefolder", "write_voc"])
+def test_label_maps_are_for_the_class_of_every_pixel(tmp_path, write):
+    getattr(painted, write)(tmp_path)
+    seen = recognise(tmp_path)
+    for task in ("detection", "instance_segmentation"):
+        with pytest.raises(UserError, match=f"--task {task}: .* for --task semantic_segmentation"):
+            read_for(tmp_path, seen, task)
+    task, cfg, data = read_for(tmp_path, seen, None)
+    assert task == cfg.model.task == "semantic_segmentation"
+    assert data.train.dense
+
+
+def test_a_broken_mask_is_no_reason_to_learn_boxes(tmp_path):
+    root = write_coco(tmp_path, 24)
+    file = root / "annotations/train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["segmentation"] = 7
+    file.write_text(json.dumps(content))
+    for task in (None, "instance_segmentation"):
+        with pytest.raises(UserError, match="broken mask"):
+            read_for(root, recognise(root), task)
+
+
 def test_a_plan_keeps_to_its_time():
     for minutes in (5, 15, 60):
         for pace in (Pace(0.4, 0.1, 0.05), Pace(4.0, 3.6, 0.5), Pace(0.4, 0.0, 0.05)):
@@ -131,6 +181,7 @@ def test_features_are_stored_where_that_gives_more_steps():
 @pytest.mark.parametrize("recipe", ["coco", "coco_small", "debug", "finetune", "semantic"])
 def test_a_configuration_that_is_written_is_the_same_when_it_is_read(tmp_path, recipe):
     given = ["--model.init_from", "x"] if recipe == "finetune" else []
+    given += ["--data.source", "synthetic"] if recipe == "debug" else []
     cfg = load_config(["--config", f"configs/{recipe}.yaml", "--data.path", "a: b", *given])
     file = tmp_path / "c.yaml"
     file.write_text(commented_yaml(set_keys(cfg), {"data.path": "x\ny # z: " * 30}, "title: [a"))
