@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from disk import refuse_unwritable
 from errors import UserError, ending_with_one_line
 from settings.keys import Config, DataConfig
 from settings.load import load_config
@@ -73,6 +74,8 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     for name in ("workers", "range_images"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+    for name in ("json", "picture", "html", "advise"):
+        refuse_unwritable(f"--{name}", getattr(args, name))
     if args.share != (1, 1):
         _refuse_with_share(args)
     if args.engine == "ray" and args.workers is not None:
@@ -82,6 +85,8 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
         args.ranges = Path(os.path.expanduser(args.ranges))
         if args.ranges.exists() and not args.ranges.is_dir():
             raise UserError(f"--ranges {args.ranges}: is a file; give a folder")
+    for name in ("repair", "ranges"):
+        refuse_unwritable(f"--{name}", getattr(args, name), folder=True)
     cfg = load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
     if cfg.data.packed is not None:
         raise UserError(

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from disk import refuse_unwritable
 from errors import UserError, ending_with_one_line
 from settings.keys import Config
 from settings.load import load_config
@@ -79,6 +80,12 @@ def chosen(source: Path) -> tuple[Path, Path]:
     return names[-1], source
 
 
+def out_of(args: argparse.Namespace, checkpoint: Path, run: Path) -> Path:
+    """The folder that is written."""
+    name = "export" if args.source == run else f"export-{checkpoint.name}"
+    return args.out or run / name
+
+
 def configuration(argv: Sequence[str]) -> tuple[argparse.Namespace, Path, Path, Config]:
     """Everything that a command line says, checked before the work.
 
@@ -92,6 +99,7 @@ def configuration(argv: Sequence[str]) -> tuple[argparse.Namespace, Path, Path, 
             raise UserError(f"{args.source}: was not written")
         time.sleep(0.5)
     checkpoint, run = chosen(args.source)
+    refuse_unwritable("--out", out_of(args, checkpoint, run).absolute().parent, folder=True)
     words = ["--config", str(checkpoint / CONFIG), *rest, "--run.output_dir", str(run)]
     return args, checkpoint, run, load_config(words, prog="python -m tools.export", world=1)
 
@@ -147,7 +155,7 @@ def export(args: argparse.Namespace, checkpoint: Path, run: Path, cfg: Config) -
     """
     if args.onnx:
         require_packages()
-    out = args.out or run / ("export" if args.source == run else f"export-{checkpoint.name}")
+    out = out_of(args, checkpoint, run)
     refuse_lost(out)
     repo_id = resolve_repo_id(replace(cfg.hub, push=args.push), cfg.run)
     if repo_id and args.source == run and not args.onnx and args.out is None and finished(run):

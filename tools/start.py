@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from disk import refuse_unwritable
 from errors import UserError, ending_with_one_line
 
 MOST_MINUTES = 60 * 24 * 7
@@ -55,6 +56,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     args.out = args.out or Path(f"{name}.yaml")
     if args.out.exists():
         raise UserError(f"--out {args.out}: is there already; name another file")
+    refuse_unwritable("--out", args.out)
     return args
 
 
