@@ -133,15 +133,18 @@ def _planned(
     args: argparse.Namespace, cfg: Config, data: Data, task: Task, gpu: bool
 ) -> tuple[Recipe, Config, Pace, Plan]:
     """The recipe of the first start that gives enough steps, measured."""
+
+    def planning(pace: Pace, made: Config) -> Plan:
+        batch = made.train.global_batch_size
+        return plan(pace, args.minutes, len(data.train), len(data.val), batch)
+
     starts = _starts(args, task)
     for number, begun in enumerate(starts):
         recipe = choose(data, task, begun, gpu)
         made = completed(_made(cfg, recipe))
         print(f"\nmeasuring a few steps of {begun.detector or begun.backbone} ...", flush=True)
         pace = measure(made, data)
-        planned = plan(
-            pace, args.minutes, len(data.train), len(data.val), made.train.global_batch_size
-        )
+        planned = planning(pace.alone, made)
         if begun.detector is None and (size := _cheaper(made, planned.steps)) is not None:
             wanted = made.data.image_size.longest_px
             print(
@@ -152,12 +155,15 @@ def _planned(
             recipe.set("data.image_size.longest", size, why)
             made = _made(cfg, recipe)
             pace = measure(made, data)
-            planned = plan(
-                pace, args.minutes, len(data.train), len(data.val), made.train.global_batch_size
-            )
+            planned = planning(pace.alone, made)
         enough = planned.steps >= LEAST_STEPS or begun.detector is None
         if enough or number == len(starts) - 1:
-            return recipe, made, pace, planned
+            if pace.busy:
+                print(
+                    f"  this machine is busy: a step takes {pace.wall.step_s:.2f} s, and {pace.alone.step_s:.2f} s of "
+                    "computing; minutes are planned by the former, all else is chosen by the latter"
+                )
+            return recipe, made, pace.wall, planning(pace.wall, made)
         print(
             f"  {planned.steps} steps in {args.minutes:g} minutes are too few for it; something smaller is taken"
         )

@@ -1,14 +1,17 @@
 """From a folder to a configuration that trains: forms that are recognised, what is written, what fits into a time."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
 
+import builders
 import painted
 import train_accelerate
-from builders import BOXES, SHARED, write_coco
+from builders import BOXES, ROOT, SHARED, write_coco
 from data.sources.recognise import recognise
 from errors import UserError
 from formats import WRITERS
@@ -16,7 +19,8 @@ from settings.load import load_config
 from settings.written import commented_yaml, set_keys
 from tools import start
 from tools.start_data import read_for
-from tools.start_timing import EVALUATIONS, MOST_EPOCHS, Pace, plan
+from tools.start_recipe import SMALLEST_PX
+from tools.start_timing import EVALUATIONS, MOST_EPOCHS, Measured, Pace, plan
 
 
 @pytest.mark.parametrize("form", [name for name in WRITERS if name != "hub streamed"])
@@ -168,6 +172,64 @@ def test_a_plan_keeps_to_its_time():
             assert made.seconds <= 60 * minutes
             assert 1 <= made.evaluations <= EVALUATIONS
             assert 1 <= made.steps <= MOST_EPOCHS * 100
+
+
+MEASURING = """
+import multiprocessing, os, time, torch
+from tools.start_timing import least
+
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+torch.set_num_threads(1)
+
+def burn():
+    while True:
+        pass
+
+def compute():
+    x = torch.ones(300, 300)
+    for _ in range(40):
+        x = x @ x / 300
+
+def measured():
+    found = least(compute, torch.device("cpu"))
+    print(found.wall, found.alone)
+
+measured()
+others = [multiprocessing.get_context("fork").Process(target=burn, daemon=True) for _ in range(3)]
+for other in others:
+    other.start()
+time.sleep(0.3)
+measured()
+"""
+
+
+def test_other_programs_change_what_a_step_takes_and_not_what_is_chosen():
+    """Three of them on the core of a process that measures."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURING], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    quiet, loaded = ([float(n) for n in line.split()] for line in done.stdout.splitlines())
+    assert loaded[0] > 1.5 * loaded[1]
+    assert loaded[1] < 1.5 * quiet[1]
+    wall, alone = (Pace(seconds, 0.0, 0.0) for seconds in loaded)
+    assert Measured(wall, alone).busy
+
+
+def test_the_size_is_chosen_by_what_is_computed(tmp_path, monkeypatch, capsys):
+    """And the number of steps by the clock on the wall."""
+    monkeypatch.setattr(builders, "SIZES", [(6 * w, 6 * h) for w, h in builders.SIZES])
+    root = write_coco(write_coco(tmp_path / "set", 24), 8, "val", seed=1)
+    made = {}
+    for name, times in (("quiet", 1.0), ("loaded", 3.0)):
+        alone = Pace(0.07, 0.0, 0.01)
+        wall = Pace(0.07 * times, 0.0, 0.01 * times)
+        monkeypatch.setattr(start, "measure", lambda cfg, data: Measured(wall, alone))  # noqa: B023
+        (tmp_path / name).mkdir()
+        made[name], _ = started(tmp_path / name, root)
+        assert ("this machine is busy" in capsys.readouterr().out) == (name == "loaded")
+    sizes = {name: cfg.data.image_size.longest for name, cfg in made.items()}
+    assert SMALLEST_PX < sizes["quiet"] == sizes["loaded"] < 576
+    assert made["quiet"].train.steps > made["loaded"].train.steps
 
 
 def test_features_are_stored_where_that_gives_more_steps():
