@@ -137,14 +137,19 @@ def alone(file: Path) -> Iterator[bool]:
         yield waited
 
 
-def end_with_parent() -> None:
+def end_with_parent(starter: int | None = None) -> None:
     """Let this process be killed when the one that started it is gone, however: it would go on writing where
-    the next life of a run writes."""
+    the next life of a run writes.
+
+    Args:
+        starter: process id of that one; None if multiprocessing knows it.
+    """
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:  # Linux
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid != os.getppid():  # gone already
+    known = starter if parent is None else parent.pid
+    if known is not None and known != os.getppid():  # gone already
         os._exit(1)
 
 

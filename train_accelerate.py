@@ -32,7 +32,7 @@ from run.banner import banner
 from run.build import Run, build_run, start_processes
 from run.evaluate import complete_best, evaluate, finish_report
 from run.export import export
-from run.hub_push import BestPusher
+from run.hub_push import BestPusher, leaving_no_upload
 from run.log import DONE, claim_run_folder, leaving_no_folder
 from run.precision import Attempt, loss_scale, with_fitting_scale
 from run.profile import StepProfile
@@ -282,7 +282,7 @@ def _whole_run(cfg: Config) -> int:
         )
         keep_counters_on_cpu(run.optimizer)
         run.ema.start()
-    with run.stop.listening():
+    with run.stop.listening(), leaving_no_upload(run.pusher, run.log, run.folder):
         loader, accumulation = run.train_loader()
         with batches_of(loader) as stream:
             done = train(run, model, stream, accumulation)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from disk import refuse_unwritable
+from disk import end_with_parent, refuse_unwritable
 from errors import UserError, ending_with_one_line
 from settings.keys import Config
 from settings.load import load_config
@@ -51,6 +51,9 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument(
         "--wait", action="store_true", help="for a checkpoint that is being written"
+    )
+    parser.add_argument(
+        "--with_parent", type=int, metavar="PID", help="end when the process that starts this ends"
     )
     args, rest = parser.parse_known_args(argv)
     if args.images is not None and (args.images < 1 or args.without_data):
@@ -93,6 +96,8 @@ def configuration(argv: Sequence[str]) -> tuple[argparse.Namespace, Path, Path, 
         UserError: for what cannot be.
     """
     args, rest = arguments(argv)
+    if args.with_parent is not None:
+        end_with_parent(args.with_parent)
     parent, end = os.getppid(), time.monotonic() + LONGEST_WAIT_S
     while args.wait and not (args.source / CONFIG).is_file():
         if os.getppid() != parent or time.monotonic() > end:  # who writes it is gone
