@@ -138,6 +138,11 @@ def lock_run_folder(folder: Path) -> IO[str] | None:
     return stream
 
 
+def done_text(step: int) -> str:
+    """Content of DONE."""
+    return f"{step} steps\n"
+
+
 class RunLog:
     """Logs of one run. On every rank but the main one, all calls do nothing."""
 
