@@ -163,6 +163,8 @@ class RunLog:
         self._drop_later_than(state)
         if cfg.run.tracker != "none":
             self._tracker = Tracker(accelerator, cfg, state.tracker_run, self._metrics)
+            if self._tracker.shown_by is not None:
+                self.say(f"tracker     {self._tracker.shown_by}")
 
     def say(self, text: str = "") -> None:
         """A line for people: console and train.log."""
