@@ -23,6 +23,9 @@ from settings.load import load_config
 from settings.share import share
 from settings.tasks import EVERY_PIXEL
 
+FILES = ("json", "picture", "html", "advise")
+"""Options that name a file to be written"""
+
 
 def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     """What a command line asks for.
@@ -74,8 +77,6 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     for name in ("workers", "range_images"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
-    for name in ("json", "picture", "html", "advise"):
-        refuse_unwritable(f"--{name}", getattr(args, name))
     if args.share != (1, 1):
         _refuse_with_share(args)
     if args.engine == "ray" and args.workers is not None:
@@ -83,8 +84,8 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     args.workers = args.workers or _cores()
     if args.ranges is not None:
         args.ranges = Path(os.path.expanduser(args.ranges))
-        if args.ranges.exists() and not args.ranges.is_dir():
-            raise UserError(f"--ranges {args.ranges}: is a file; give a folder")
+    for name in FILES:
+        refuse_unwritable(f"--{name}", getattr(args, name))
     for name in ("repair", "ranges"):
         refuse_unwritable(f"--{name}", getattr(args, name), folder=True)
     cfg = load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
@@ -99,7 +100,7 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
 def _refuse_with_share(args: argparse.Namespace) -> None:
     if args.ranges is None:
         raise UserError("--share: needs --ranges DIR, where the other parts find it")
-    for name in ("json", "picture", "html", "advise", "repair"):
+    for name in (*FILES, "repair"):
         if getattr(args, name) is not None:
             raise UserError(
                 f"--{name}: a share reports nothing; give it to the call without --share"
