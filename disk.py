@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,35 @@ def write_whole(file: Path, content: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def refuse_unwritable(option: str, place: Path | None, folder: bool = False) -> None:
+    """Told before the work whose result is to be written there. Nothing is left behind.
+
+    Args:
+        option: by which it was given. place: None if it was not. folder: whether it is to be a folder, not a file.
+
+    Raises:
+        UserError: if there is no room for it, or it is of the other kind.
+    """
+    if place is None:
+        return
+    try:
+        if place.exists() and place.is_dir() != folder:
+            raise UserError(
+                f"{option} {place}: is a {'file' if folder else 'folder'}; name another one"
+            )
+        if place.is_file() and not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        around = place if place.is_dir() else place.absolute().parent
+        while not around.exists():
+            around = around.parent
+        with tempfile.TemporaryFile(dir=around):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{option} {place}: cannot be written: {error.strerror}; name another place"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -107,14 +137,19 @@ def alone(file: Path) -> Iterator[bool]:
         yield waited
 
 
-def end_with_parent() -> None:
+def end_with_parent(starter: int | None = None) -> None:
     """Let this process be killed when the one that started it is gone, however: it would go on writing where
-    the next life of a run writes."""
+    the next life of a run writes.
+
+    Args:
+        starter: process id of that one; None if multiprocessing knows it.
+    """
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:  # Linux
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid != os.getppid():  # gone already
+    known = starter if parent is None else parent.pid
+    if known is not None and known != os.getppid():  # gone already
         os._exit(1)
 
 

@@ -32,12 +32,13 @@ from run.banner import banner
 from run.build import Run, build_run, start_processes
 from run.evaluate import complete_best, evaluate, finish_report
 from run.export import export
-from run.hub_push import BestPusher
-from run.log import DONE, claim_run_folder, leaving_no_folder
+from run.hub_push import BestPusher, leaving_no_upload
+from run.log import DONE, claim_run_folder, done_text, leaving_no_folder
 from run.precision import Attempt, loss_scale, with_fitting_scale
 from run.profile import StepProfile
+from run.resume import nothing_left
 from run.samples import begin_labels, draw_first_batches
-from run.together import on_main
+from run.together import on_main, told_by_main
 from run.trouble import (
     explain,
     finish_saving,
@@ -257,6 +258,11 @@ def _whole_run(cfg: Config) -> int:
     with leaving_at_signals(), leaving_no_folder(cfg.run):  # there is nothing to be saved yet
         accelerator = start_processes(cfg)
         lock = on_main(accelerator, lambda: claim_run_folder(cfg.run))  # noqa: F841 (held until the end)
+        told = told_by_main(accelerator, lambda: nothing_left(cfg))
+        if told is not None:
+            accelerator.print(told)
+            accelerator.state.destroy_process_group()
+            return 0
         repo_id = on_main(accelerator, lambda: resolve_repo_id(cfg.hub, cfg.run))
         transformers_logging.set_verbosity_warning()
         transformers_logging.disable_progress_bar()
@@ -282,7 +288,7 @@ def _whole_run(cfg: Config) -> int:
         )
         keep_counters_on_cpu(run.optimizer)
         run.ema.start()
-    with run.stop.listening():
+    with run.stop.listening(), leaving_no_upload(run.pusher, run.log, run.folder):
         loader, accumulation = run.train_loader()
         with batches_of(loader) as stream:
             done = train(run, model, stream, accumulation)
@@ -300,7 +306,7 @@ def _whole_run(cfg: Config) -> int:
             refused = export(run, repo_id)
             run.stop.consume()
             run.log.close()
-            write_whole(run.folder / DONE, f"{run.state.step} steps\n")
+            write_whole(run.folder / DONE, done_text(run.state.step))
             if refused is not None:
                 raise refused
     return 0 if done else EXIT_STOPPED

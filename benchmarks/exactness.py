@@ -51,7 +51,7 @@ def run_world(
     ]
     arguments += ["--data.synthetic_train", "100", "--data.synthetic_val", "8"]
     arguments += ["--data.cache_features", "0"]  # with the backbone at work
-    arguments += ["--data.path", str(folder.parent / "scenes")]
+    arguments += ["--data.source", "synthetic", "--data.path", str(folder.parent / "scenes")]
     arguments += ["--train.steps", str(STEPS), "--optim.warmup_steps", "5"]
     arguments += ["--train.global_batch_size", str(GLOBAL_BATCH)]
     arguments += ["--train.micro_batch_size", str(micro), "--train.evaluate_every", "null"]

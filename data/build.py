@@ -9,7 +9,7 @@ import numpy as np
 from data.cleaning import cleaned
 from data.collector import without_collector
 from data.dataset import Data
-from data.findings import GUESSED_KINDS, IMAGE_KINDS, Finding, Findings, Remedy
+from data.findings import GUESSED_KINDS, IMAGE_KINDS, MASK_KINDS, Finding, Findings, Remedy
 from data.guesses import note_guesses, with_offset
 from data.images.header_cache import cached_headers
 from data.index import indexed
@@ -149,8 +149,8 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "
     for name, split in (("training", train), ("validation", val)):
         if not _num_single(split):
             raise UserError(
-                f"the {name} split has {len(split)} images and not one {_lacking(split, cfg, labels)}; "
-                "`python -m tools.check_data --config ...` says what is wrong with each"
+                f"the {name} split has {len(split)} images and not one {_lacking(split, cfg, labels)}"
+                f"{_why(findings)}"
             )
     refuse_many([train, val], taxonomy, labels)
     return Data(train, val, taxonomy, findings, labels)
@@ -220,6 +220,13 @@ def _lacking(split: Split, cfg: DataConfig, labels: Labels) -> str:
         f"pixel of a class: all that its label maps say is data.ignore_index {cfg.ignore_index}{zero}, set it "
         "to the value that means so in your files"
     )
+
+
+def _why(findings: Findings) -> str:
+    """What is said of a split without anything to learn."""
+    if {finding.kind for finding in findings} & MASK_KINDS == {"no mask"}:
+        return ": its objects have boxes and no masks; model.task detection learns boxes"
+    return "; `python -m tools.check_data --config ...` says what is wrong with each"
 
 
 def _num_single(split: Split) -> int:

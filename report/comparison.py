@@ -20,6 +20,8 @@ PLACES = ("run.output_dir", "run.resume", "run.name", "run.allow_changes")
 DATA_FACTS = ("data_sha256", "train_images", "val_images", "labels")
 MORE_RESULTS = ("F1", "threshold", "precision", "recall", "seconds")
 COLUMN = 22
+RESULTS = 3
+"""Tables of results, before those of what differs"""
 ABSENT = "-"
 
 
@@ -29,8 +31,12 @@ class Comparison:
 
     names: list[str]
     """Of the runs, each another one"""
-    results: list[list[str]]
-    """Rows of a name and a value for each run"""
+    best: list[list[str]]
+    """Rows of a name and a value for each run, of its best evaluation"""
+    last: list[list[str]]
+    """Of its last one"""
+    trained: list[list[str]]
+    """Of its last logged step"""
     config: list[list[str]]
     """Of keys that differ"""
     data: list[list[str]]
@@ -47,7 +53,9 @@ class Comparison:
 
     def tables(self) -> Iterator[tuple[str, list[list[str]], str]]:
         """(title, rows, what is said where there are none)."""
-        yield "Best evaluation", self.results, "No evaluation yet"
+        yield "Best evaluation", self.best, "No evaluation yet"
+        yield "Last evaluation", self.last, "No last evaluation"
+        yield "Last logged step", self.trained, "No step is logged yet"
         yield "Configuration, as far as it differs", self.config, "The configuration is the same"
         yield "Data, as far as it differs", self.data, "The data is the same"
         yield (
@@ -74,7 +82,9 @@ def comparison(runs: Sequence[RunRecord]) -> Comparison:
     config = [{**default, **run.config} for run in runs]
     config = [{k: v for k, v in own.items() if k not in PLACES} for own in config]
     return Comparison(
-        _names(runs), _results(runs), _differing(config), _differing(data), _differing(software)
+        _names(runs),
+        *(_best(runs), _last(runs), _trained(runs)),
+        *(_differing(config), _differing(data), _differing(software)),
     )
 
 
@@ -86,18 +96,35 @@ def _names(runs: Sequence[RunRecord]) -> list[str]:
     ]
 
 
-def _results(runs: Sequence[RunRecord]) -> list[list[str]]:
+def _best(runs: Sequence[RunRecord]) -> list[list[str]]:
     best = [run.best or {} for run in runs]
-    rows = [["step", *(_text(row.get("step")) for row in best)]] if any(best) else []
-    for name in (*TOTALS, *MORE_RESULTS):
-        values = [row.get(f"eval/{name}") for row in best]
-        if any(value is not None for value in values):
-            rows.append([name, *map(_text, values)])
-    for name, key in (("images/s", "time/images_per_s"), ("steps", "step")):
-        values = [run.steps[-1].get(key) if run.steps else None for run in runs]
-        if any(value is not None for value in values):
-            rows.append([name, *map(_text, values)])
-    return rows
+    names = {name: f"eval/{name}" for name in (*TOTALS, *MORE_RESULTS)}
+    rows = _rows(best, {"step": "step", **names})
+    return [["by", *(_text(run.metric) for run in runs)], *rows] if rows else []
+
+
+def _last(runs: Sequence[RunRecord]) -> list[list[str]]:
+    last = [run.evaluations[-1] if run.evaluations else {} for run in runs]
+    return _rows(last, {"step": "step", **{name: f"eval/{name}" for name in TOTALS}})
+
+
+def _trained(runs: Sequence[RunRecord]) -> list[list[str]]:
+    last = [run.steps[-1] if run.steps else {} for run in runs]
+    return _rows(last, {"step": "step", "loss": "train/loss", "images/s": "time/images_per_s"})
+
+
+def _rows(found: Sequence[Mapping[str, Any]], keys: Mapping[str, str]) -> list[list[str]]:
+    """Rows of the table for the rows of metrics.jsonl, one a run, as far as one of them has the key.
+
+    Args:
+        keys: of metrics.jsonl by what they are called in the table.
+    """
+    values = {name: [row.get(key) for row in found] for name, key in keys.items()}
+    return [
+        [name, *map(_text, own)]
+        for name, own in values.items()
+        if any(value is not None for value in own)
+    ]
 
 
 def _differing(tables: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -132,10 +159,9 @@ def write_comparison(file: Path, runs: Sequence[RunRecord]) -> None:
     """
     found = comparison(runs)
     parts = [page.heading("Runs compared", [", ".join(found.names)])]
-    results, *others = found.tables()
-    parts.append(page.section(results[0], page.table(["", *found.names], results[1])))
-    parts.append(page.section("Curves", page.charts(_charts(runs, found.names))))
-    for title, rows, same in others:
+    for number, (title, rows, same) in enumerate(found.tables()):
+        if number == RESULTS:
+            parts.append(page.section("Curves", page.charts(_charts(runs, found.names))))
         own = page.table(["", *found.names], rows) or f"<p>{same}.</p>"
         parts.append(page.section(title, own))
     page.write_page(file, "Runs compared", parts)

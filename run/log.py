@@ -139,6 +139,11 @@ def lock_run_folder(folder: Path) -> IO[str] | None:
     return stream
 
 
+def done_text(step: int) -> str:
+    """Content of DONE."""
+    return f"{step} steps\n"
+
+
 class RunLog:
     """Logs of one run. On every rank but the main one, all calls do nothing."""
 
@@ -159,6 +164,8 @@ class RunLog:
         self._drop_later_than(state)
         if cfg.run.tracker != "none":
             self._tracker = Tracker(accelerator, cfg, state.tracker_run, self._metrics)
+            if self._tracker.shown_by is not None:
+                self.say(f"tracker     {self._tracker.shown_by}")
 
     def say(self, text: str = "") -> None:
         """A line for people: console and train.log."""

@@ -18,12 +18,14 @@ from run.changes import (
     note_world,
     with_micro_batch,
 )
+from run.log import DONE, done_text
 from run.precision import load_scaler
 from run.together import told_by_main
-from settings.keys import Config
+from settings.keys import AUTO, Config
+from settings.walk import harmless_keys
 from training.checkpoint import Checkpoints
 from training.ema import Ema
-from training.shelf import Best, find_flaw, read_config, step_of
+from training.shelf import Best, Shelf, find_flaw, read_config, step_of
 from training.state import (
     TrainState,
     load_average,
@@ -33,6 +35,10 @@ from training.state import (
     load_state,
 )
 
+LEFT_OPEN = (None, AUTO)
+"""Values in whose place a checkpoint has what was found"""
+FITTED = {"optim.warmup_steps"}
+"""Keys in whose place a checkpoint may have another value"""
 READ_BY = ("data.", "model.task", "run.seed")
 """What keys begin with that say which images and labels there are"""
 AFTER_READING = (
@@ -98,6 +104,34 @@ def _find(cfg: Config, checkpoints: Checkpoints) -> tuple[Path | None, list[str]
             f"{names[0]}; go on there with --run.resume auto, or choose another run.output_dir"
         )
     return folder, notes
+
+
+def nothing_left(cfg: Config) -> str | None:
+    """What is said of a run that is to go on by the command that has finished it: one that a scheduler starts again, for
+    instance. None of any other, whose data and model are to be loaded. For the main rank alone.
+    """
+    folder = Path(cfg.run.output_dir)
+    newest = Shelf(folder / "checkpoints").newest()
+    if cfg.run.resume != "auto" or cfg.hub.push or newest is None:
+        return None
+    whole = (folder / DONE).is_file() and (folder / "export/model.safetensors").is_file()
+    if not whole or find_flaw(newest) is not None:
+        return None
+    step, train = load_state(newest).step, cfg.train
+    if (folder / DONE).read_text() != done_text(step):
+        return None
+    without_effect = {key for key in harmless_keys() if key.startswith("run.")} | FITTED
+    for key, (_, value) in changed_keys(read_config(newest), cfg).items():
+        if value not in LEFT_OPEN and key not in without_effect:
+            return None
+    length = f"--train.steps (now {train.steps})"
+    if train.steps is None:
+        length = f"--train.epochs (now {train.epochs:g})"
+    told = f"{folder} is finished: trained to step {step}, and exported to {folder / 'export'}; nothing was done"
+    if train.steps is not None and step < train.steps:  # out of patience
+        length = f"--train.patience (now {train.patience})"
+    allowed = " with --run.allow_changes true" if "patience" not in length else ""
+    return f"{told}. To go on, give a larger {length}{allowed}"
 
 
 def check_fingerprints(

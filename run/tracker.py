@@ -1,7 +1,11 @@
 """The tracker that gets a run's numbers and pictures: a guest, without which training goes on."""
 
+import contextlib
 import importlib.util
+import io
 import re
+import shlex
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,13 +55,19 @@ class Tracker:
         flat = {
             f"{s}.{k}": str(v) for s, keys in config_to_dict(cfg).items() for k, v in keys.items()
         }
-        self._tell(
-            lambda tracker: tracker.init_trackers(
-                project_of(cfg),
-                config=flat,
-                init_kwargs=arguments if self._kind == "trackio" else {},
+        project = project_of(cfg)
+        with self._quiet():
+            self._tell(
+                lambda tracker: tracker.init_trackers(
+                    project,
+                    config=flat,
+                    init_kwargs=arguments if self._kind == "trackio" else {},
+                )
             )
-        )
+        self.shown_by: str | None = None
+        """The command that shows its page, where trackio was not let say so"""
+        if self._kind == "trackio" and self._accelerator and not sys.stdout.isatty():
+            self.shown_by = f"trackio show --project {shlex.quote(project)}"
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """Those of the values that are numbers."""
@@ -96,7 +106,8 @@ class Tracker:
 
     def finish(self) -> None:
         """Say that nothing more comes."""
-        self._tell(self._finish)
+        with self._quiet():
+            self._tell(self._finish)
         self._accelerator = None
 
     def _finish(self, tracker: Accelerator) -> None:
@@ -107,6 +118,12 @@ class Tracker:
                 trackio.finish()  # not guest.finish(), after which the end of the process does it again
             else:
                 guest.finish()
+
+    def _quiet(self) -> contextlib.AbstractContextManager[object]:
+        """Around calls in which trackio prints, with codes for colours: a log that is a file does without."""
+        if self._kind != "trackio" or sys.stdout.isatty():
+            return contextlib.nullcontext()
+        return contextlib.redirect_stdout(io.StringIO())
 
     def _tell(self, call: Callable[[Accelerator], object]) -> None:
         if self._accelerator is None:

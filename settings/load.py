@@ -100,6 +100,7 @@ def load_config(
     sections["eval"] = dataclasses.replace(sections["eval"], metric=metric)
     cfg = Config(**sections)
     check_length(argv, cfg)
+    check_place(argv, cfg)
     check_config(cfg, world)
     return cfg
 
@@ -147,6 +148,39 @@ def check_length(argv: Sequence[str], cfg: Config) -> None:
                 f"--{key} {value:g}: a file of --config has {other} {left:g}; give --{other} null as well, or "
                 f"--{other} in place of --{key}"
             )
+
+
+def check_place(argv: Sequence[str], cfg: Config) -> None:
+    """
+    Raises:
+        UserError: if data.path was given without data.source and is not there: it may be a mistyped folder of photos,
+            and data.source synthetic, which stands before it, would write its scenes there and train on them.
+    """
+    path = cfg.data.path
+    if cfg.data.source != "synthetic" or not path or os.path.exists(os.path.expanduser(path)):
+        return
+    for keys in reversed(list(_layers(argv))):
+        if "data.source" in keys:
+            return
+        if "data.path" in keys:
+            raise UserError(
+                f"data.path {path}: no such folder. For labelled images, name the folder that holds them (`python -m "
+                "tools.start FOLDER` writes a configuration for them), or say what they are, for instance --data.source "
+                "coco or hub; for synthetic scenes, which are written there, add --data.source synthetic"
+            )
+
+
+def _layers(argv: Sequence[str]) -> Iterator[set[str]]:
+    """Keys by where they are given: of each file, then of the command line, which wins."""
+    own = set()
+    for position, arg in enumerate(argv):
+        name, _, value = arg.partition("=")
+        if name == "--config":
+            file = Path(value or argv[position + 1])
+            yield set(_flatten(load_plain(file) or {}, dict(leaf_keys())))
+        elif name.startswith("--"):
+            own.add(name[2:])
+    yield own
 
 
 @functools.cache

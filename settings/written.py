@@ -18,10 +18,14 @@ SIZE = "image_size"
 
 
 def set_keys(cfg: Config) -> dict[str, Any]:
-    """Value by dotted name of every key that differs from its default; tables and lists whole."""
+    """Value by dotted name of every key that differs from its default; tables and lists whole. What lies at data.path is
+    always said."""
     default = _flat(config_to_dict(Config()))
+    said = {"data.source"} if cfg.data.path else set()
     return {
-        key: value for key, value in _flat(config_to_dict(cfg)).items() if value != default[key]
+        key: value
+        for key, value in _flat(config_to_dict(cfg)).items()
+        if value != default[key] or key in said
     }
 
 

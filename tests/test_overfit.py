@@ -39,6 +39,7 @@ def train_on_eight(tmp_path, head, steps, side_px, **more):
     keys |= {"data.synthetic_val": 2, "data.augment": "[]", "run.draw_batches": 0}
     keys |= {"run.pictures": "false"}
     keys |= {"model.head_args": json.dumps(MASK_SIZES[head]), "data.num_workers": 0}
+    keys |= {"data.source": "synthetic"}
     arguments = ["--config", "configs/synthetic_masks.yaml", "--run.tracker", "none"]
     for key, value in keys.items():
         arguments += [f"--{key}", str(value)]
@@ -80,6 +81,8 @@ def test_eight_images_are_learnt(tmp_path, head):
         "0",
         "--run.pictures",
         "false",
+        "--data.source",
+        "synthetic",
         "--data.path",
         str(tmp_path / "scenes"),
     ]

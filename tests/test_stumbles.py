@@ -1,5 +1,6 @@
 """What new users ran into: each is told what to write instead, or it works."""
 
+import importlib
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from data.findings import Findings
 from data.images.decode import decode
 from data.sources.synthetic import ensure_written, read_split
 from data.taxonomy import alike
+from disk import refuse_unwritable
 from errors import UserError
 from report.dataset_text import _row
 from run.changes import with_fitting_warmup
@@ -201,9 +203,81 @@ def test_what_a_launcher_adds_is_announced(monkeypatch, capsys):
     assert "launcher may follow" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("below", [".", "photos"])
+OUTPUTS = {
+    "tools.start --out": ["--minutes", "1"],
+    "tools.check_data --json": [*SMALL, "--data.path", "x"],
+    "tools.check_data --picture": [*SMALL, "--data.path", "x"],
+    "tools.check_data --html": [*SMALL, "--data.path", "x"],
+    "tools.check_data --advise": [*SMALL, "--data.path", "x"],
+    "tools.check_data --repair": [*SMALL, "--data.path", "x"],
+    "tools.check_data --ranges": [*SMALL, "--data.path", "x"],
+    "tools.compare --html": ["a", "b"],
+    "tools.predict --out": ["--model", "m", "i"],
+    "tools.predict --json": ["--model", "m", "i"],
+    "tools.evaluate --out": ["--model", "m", *SMALL, "--data.path", "x"],
+    "tools.pack --out": [*SMALL, "--data.path", "x"],
+    "tools.demo --space": ["--model", "m"],
+    "tools.random_backbone --out": ["--backbone", "b"],
+}
+"""What writes where it is told to, and what else its command line needs"""
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("place", ["/proc/nothing/x", "a file/x"])
+def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path, name, place):
+    tool, option = name.split()
+    (tmp_path / "a file").write_text("mine")
+    given = [*OUTPUTS[name], option, str(tmp_path / place)]
+    if tool == "tools.start":
+        given.insert(0, str(tmp_path))
+    with pytest.raises(UserError, match=f"{option} .*x: cannot be written: .*; name another place"):
+        importlib.import_module(tool).arguments(given)
+    assert (tmp_path / "a file").read_text() == "mine"
+
+
+def test_a_place_of_another_kind_is_told_and_a_good_one_is_left_as_it_is(tmp_path):
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_text("mine")
+    folder.mkdir()
+    with pytest.raises(UserError, match="--out .*file: is a file"):
+        refuse_unwritable("--out", file, folder=True)
+    with pytest.raises(UserError, match="--html .*folder: is a folder"):
+        refuse_unwritable("--html", folder)
+    for place in (file, tmp_path / "new/deep.html"):
+        refuse_unwritable("--html", place)
+    refuse_unwritable("--out", folder, folder=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("config", [None, "configs/debug.yaml", "path alone"])
+def test_a_mistyped_folder_of_photos_is_no_place_for_synthetic_scenes(tmp_path, config):
+    mistyped = tmp_path / "fotos"
+    files, given = ["--config", str(config)], ["--data.path", str(mistyped)]
+    if config is None:
+        files = []
+    if config == "path alone":
+        (tmp_path / "own.yaml").write_text(f"data: {{path: {mistyped}}}\ntrain: {{steps: 1}}\n")
+        files, given = ["--config", str(tmp_path / "own.yaml")], []
+    with pytest.raises(UserError, match="fotos: no such folder.*add --data.source synthetic"):
+        load_config([*files, *given])
+    wanted = load_config([*files, *given, "--data.source", "synthetic"])
+    assert wanted.data.path == str(mistyped)
+    mistyped.mkdir()
+    assert load_config([*files, *given]).data.source == "synthetic"
+
+
+def test_a_file_that_names_a_place_for_synthetic_scenes_is_obeyed(tmp_path):
+    """As config.yaml of a run does."""
+    file = tmp_path / "c.yaml"
+    file.write_text(f"data: {{source: synthetic, path: {tmp_path}/scenes}}\ntrain: {{steps: 1}}\n")
+    assert load_config(["--config", str(file)]).data.path == f"{tmp_path}/scenes"
+    assert load_config([]).data.path is None
+
+
+@pytest.mark.parametrize("below", [".", "photos", "images/train"])
 def test_somebodys_photos_are_not_taken_for_a_place_of_synthetic_scenes(tmp_path, below):
-    (tmp_path / below).mkdir(exist_ok=True)
+    (tmp_path / below).mkdir(exist_ok=True, parents=True)
     (tmp_path / below / "a.JPG").write_bytes(b"")
     cfg = DataConfig(path=str(tmp_path), synthetic_train=1, synthetic_val=1)
     with pytest.raises(

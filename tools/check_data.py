@@ -16,11 +16,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from disk import refuse_unwritable
 from errors import UserError, ending_with_one_line
 from settings.keys import Config, DataConfig
 from settings.load import load_config
 from settings.share import share
 from settings.tasks import EVERY_PIXEL
+
+FILES = ("json", "picture", "html", "advise")
+"""Options that name a file to be written"""
 
 
 def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
@@ -80,8 +84,10 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     args.workers = args.workers or _cores()
     if args.ranges is not None:
         args.ranges = Path(os.path.expanduser(args.ranges))
-        if args.ranges.exists() and not args.ranges.is_dir():
-            raise UserError(f"--ranges {args.ranges}: is a file; give a folder")
+    for name in FILES:
+        refuse_unwritable(f"--{name}", getattr(args, name))
+    for name in ("repair", "ranges"):
+        refuse_unwritable(f"--{name}", getattr(args, name), folder=True)
     cfg = load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
     if cfg.data.packed is not None:
         raise UserError(
@@ -94,7 +100,7 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
 def _refuse_with_share(args: argparse.Namespace) -> None:
     if args.ranges is None:
         raise UserError("--share: needs --ranges DIR, where the other parts find it")
-    for name in ("json", "picture", "html", "advise", "repair"):
+    for name in (*FILES, "repair"):
         if getattr(args, name) is not None:
             raise UserError(
                 f"--{name}: a share reports nothing; give it to the call without --share"

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from disk import refuse_unwritable
 from errors import UserError, ending_with_one_line, refusing
 
 MOST_RUNS = 8
@@ -33,6 +34,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"{len(args.runs)} runs: at most {MOST_RUNS} can be told from each other")
     if len({run.resolve() for run in args.runs}) < max(2, len(args.runs)):
         raise UserError("name two or more different run folders")
+    refuse_unwritable("--html", args.html)
     return args
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from disk import refuse_unwritable
 from errors import UserError, ending_with_one_line, printable
 
 DEFAULT_THRESHOLD = 0.5
@@ -42,6 +43,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"--threshold {args.threshold}: must lie between 0 and 1")
     if args.space is not None and args.space.exists():
         raise UserError(f"--space {args.space}: is there already; it would be replaced")
+    refuse_unwritable("--space", args.space, folder=True)
     return args
 
 

@@ -8,17 +8,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from disk import refuse_unwritable
 from errors import UserError, ending_with_one_line
 from settings.keys import Config
 from settings.load import load_config
 
 
 def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
-    """What a command line asks for."""
+    """What a command line asks for.
+
+    Raises:
+        UserError: for what cannot be.
+    """
     parser = argparse.ArgumentParser(prog="python -m tools.evaluate", description=__doc__)
     parser.add_argument("--model", required=True, help="exported folder or Hub id")
     parser.add_argument("--out", type=Path, help="folder for metrics.json, tables and drawings")
     args, rest = parser.parse_known_args(argv)
+    refuse_unwritable("--out", args.out, folder=True)
     return args, load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
 
 

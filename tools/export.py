@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from disk import end_with_parent, refuse_unwritable
 from errors import UserError, ending_with_one_line
 from settings.keys import Config
 from settings.load import load_config
@@ -51,6 +52,9 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--wait", action="store_true", help="for a checkpoint that is being written"
     )
+    parser.add_argument(
+        "--with_parent", type=int, metavar="PID", help="end when the process that starts this ends"
+    )
     args, rest = parser.parse_known_args(argv)
     if args.images is not None and (args.images < 1 or args.without_data):
         raise UserError(f"--images {args.images}: must be at least 1, and needs the dataset")
@@ -79,6 +83,12 @@ def chosen(source: Path) -> tuple[Path, Path]:
     return names[-1], source
 
 
+def out_of(args: argparse.Namespace, checkpoint: Path, run: Path) -> Path:
+    """The folder that is written."""
+    name = "export" if args.source == run else f"export-{checkpoint.name}"
+    return args.out or run / name
+
+
 def configuration(argv: Sequence[str]) -> tuple[argparse.Namespace, Path, Path, Config]:
     """Everything that a command line says, checked before the work.
 
@@ -86,12 +96,15 @@ def configuration(argv: Sequence[str]) -> tuple[argparse.Namespace, Path, Path, 
         UserError: for what cannot be.
     """
     args, rest = arguments(argv)
+    if args.with_parent is not None:
+        end_with_parent(args.with_parent)
     parent, end = os.getppid(), time.monotonic() + LONGEST_WAIT_S
     while args.wait and not (args.source / CONFIG).is_file():
         if os.getppid() != parent or time.monotonic() > end:  # who writes it is gone
             raise UserError(f"{args.source}: was not written")
         time.sleep(0.5)
     checkpoint, run = chosen(args.source)
+    refuse_unwritable("--out", out_of(args, checkpoint, run).absolute().parent, folder=True)
     words = ["--config", str(checkpoint / CONFIG), *rest, "--run.output_dir", str(run)]
     return args, checkpoint, run, load_config(words, prog="python -m tools.export", world=1)
 
@@ -147,7 +160,7 @@ def export(args: argparse.Namespace, checkpoint: Path, run: Path, cfg: Config) -
     """
     if args.onnx:
         require_packages()
-    out = args.out or run / ("export" if args.source == run else f"export-{checkpoint.name}")
+    out = out_of(args, checkpoint, run)
     refuse_lost(out)
     repo_id = resolve_repo_id(replace(cfg.hub, push=args.push), cfg.run)
     if repo_id and args.source == run and not args.onnx and args.out is None and finished(run):

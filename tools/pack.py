@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from disk import refuse_unwritable
 from errors import UserError, ending_with_one_line
 from settings.keys import Config
 from settings.load import load_config
@@ -52,8 +53,7 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
             f"--out {args.out}: is written to a folder here, which is then copied to the store"
         )
     args.out = Path(os.path.expanduser(args.out))
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"--out {args.out}: is a file; give a folder")
+    refuse_unwritable("--out", args.out, folder=True)
     if cfg.data.packed is not None:
         raise UserError("data.packed: this dataset is packed already; leave the key out")
     return args, cfg

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 
+from disk import refuse_unwritable
 from errors import UserError, ending_with_one_line, printable
 from settings.tasks import Task
 
@@ -75,6 +76,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     for name in ("batch", "every", "workers"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
+    refuse_unwritable("--out", args.out, folder=True)
+    refuse_unwritable("--json", args.json)
     return args
 
 
@@ -136,8 +139,6 @@ def predict(args: argparse.Namespace) -> Outcome:
         raise UserError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) or videos in {named}")
     if args.json is not None:
         refuse_lost_results(args.json, args.out)
-    if args.out is not None and args.out.exists() and not args.out.is_dir():
-        raise UserError(f"--out {args.out}: is a file")
     places = None
     if args.out is not None:
         maps = drawing_names(files, args.out, LABEL_MAPS)

@@ -8,16 +8,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from disk import refuse_unwritable
 from errors import UserError, ending_with_one_line, refusing
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """What a command line asks for."""
+    """What a command line asks for.
+
+    Raises:
+        UserError: for a folder that cannot be written.
+    """
     parser = argparse.ArgumentParser(prog="python -m tools.random_backbone", description=__doc__)
     parser.add_argument("--backbone", required=True, help="folder or Hub id")
     parser.add_argument("--out", type=Path, required=True, help="new folder")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    refuse_unwritable("--out", args.out, folder=True)
+    return args
 
 
 if __name__ == "__main__":  # before imports that take seconds

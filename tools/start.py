@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from disk import refuse_unwritable
 from errors import UserError, ending_with_one_line
 
 MOST_MINUTES = 60 * 24 * 7
@@ -55,6 +56,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     args.out = args.out or Path(f"{name}.yaml")
     if args.out.exists():
         raise UserError(f"--out {args.out}: is there already; name another file")
+    refuse_unwritable("--out", args.out)
     return args
 
 
@@ -70,18 +72,16 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from data.build import check_findings, read_data
 from data.dataset import Data
-from data.findings import Findings
-from data.sources.recognise import Recognised, recognise
+from data.sources.recognise import recognise
 from model.heads.registry import get_family
 from model.start import completed
 from settings.checks import check_config
 from settings.keys import Config, DataConfig
-from settings.tasks import LABELS, METRICS, Task
+from settings.tasks import METRICS, Task
 from settings.written import commented_yaml, write_new
-from tools.advice import mended
 from tools.start_backbones import BACKBONES, DETECTORS, EMBEDDED, obtainable
+from tools.start_data import read_for
 from tools.start_recipe import SMALLEST_PX, Recipe, Start, choose, why_embedded
 from tools.start_text import chosen, found
 from tools.start_timing import Pace, Plan, measure, plan
@@ -106,8 +106,7 @@ def start(args: argparse.Namespace) -> int:
     transformers_logging.disable_progress_bar()
     root = args.data.expanduser()
     seen = recognise(root)
-    task = args.task or _task(seen)
-    cfg, data = _read(root, seen, task, Config())
+    task, cfg, data = read_for(root, seen, args.task)
     for line in found(root, seen, task, data):
         print(line)
     gpu = torch.accelerator.is_available()
@@ -130,46 +129,22 @@ def start(args: argparse.Namespace) -> int:
     return 0
 
 
-def _task(seen: Recognised) -> Task:
-    if seen.source == "label_maps":
-        return "semantic_segmentation"
-    return "instance_segmentation" if seen.masks else "detection"
-
-
-def _read(root: Path, seen: Recognised, task: Task, cfg: Config) -> tuple[Config, Data]:
-    """The data as training reads them, with mistakes that a key mends mended."""
-    own = DataConfig(source=seen.source, path=str(root), **seen.keys)  # type: ignore[arg-type]
-    model = dataclasses.replace(cfg.model, task=task)
-    cfg = dataclasses.replace(cfg, data=own, model=model)
-    findings = Findings()
-    try:
-        data = read_data(cfg.data, cfg.run.seed, findings, LABELS[task])
-    except UserError:
-        check_findings(findings, strict=False, max_bad_images=None)  # these explain more
-        raise
-    cfg, keys = mended(cfg, findings)
-    if keys:
-        for key, value in keys.items():
-            reason = next(f.detail for f in findings if f"{key} {value}" in f.detail)
-            print(f"set for you: {key} {value} ({reason})")
-        data = read_data(cfg.data, cfg.run.seed, Findings(), LABELS[task])
-    check_findings(data.findings, strict=False, max_bad_images=None)
-    return cfg, data
-
-
 def _planned(
     args: argparse.Namespace, cfg: Config, data: Data, task: Task, gpu: bool
 ) -> tuple[Recipe, Config, Pace, Plan]:
     """The recipe of the first start that gives enough steps, measured."""
+
+    def planning(pace: Pace, made: Config) -> Plan:
+        batch = made.train.global_batch_size
+        return plan(pace, args.minutes, len(data.train), len(data.val), batch)
+
     starts = _starts(args, task)
     for number, begun in enumerate(starts):
         recipe = choose(data, task, begun, gpu)
         made = completed(_made(cfg, recipe))
         print(f"\nmeasuring a few steps of {begun.detector or begun.backbone} ...", flush=True)
         pace = measure(made, data)
-        planned = plan(
-            pace, args.minutes, len(data.train), len(data.val), made.train.global_batch_size
-        )
+        planned = planning(pace.alone, made)
         if begun.detector is None and (size := _cheaper(made, planned.steps)) is not None:
             wanted = made.data.image_size.longest_px
             print(
@@ -180,12 +155,15 @@ def _planned(
             recipe.set("data.image_size.longest", size, why)
             made = _made(cfg, recipe)
             pace = measure(made, data)
-            planned = plan(
-                pace, args.minutes, len(data.train), len(data.val), made.train.global_batch_size
-            )
+            planned = planning(pace.alone, made)
         enough = planned.steps >= LEAST_STEPS or begun.detector is None
         if enough or number == len(starts) - 1:
-            return recipe, made, pace, planned
+            if pace.busy:
+                print(
+                    f"  this machine is busy: a step takes {pace.wall.step_s:.2f} s, and {pace.alone.step_s:.2f} s of "
+                    "computing; minutes are planned by the former, all else is chosen by the latter"
+                )
+            return recipe, made, pace.wall, planning(pace.wall, made)
         print(
             f"  {planned.steps} steps in {args.minutes:g} minutes are too few for it; something smaller is taken"
         )

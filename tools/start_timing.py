@@ -27,6 +27,10 @@ EVALUATIONS = 4
 MOST_EPOCHS = 120
 VIEWS = 8
 """Of stored features"""
+LEAST_TIMES, MOST_TIMES, ENOUGH_S = 2, 5, 3.0
+"""Of an action that is timed, and the seconds after which the least are enough"""
+BUSY = 1.3
+"""How many times longer than it computes a step takes on a machine that is told to be busy"""
 WORTH = 1.2
 """How many times more steps stored features have to give"""
 
@@ -44,6 +48,30 @@ class Pace:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """The same of two clocks."""
+
+    wall: Pace
+    """As it is now: by which minutes are planned"""
+    alone: Pace
+    """As it would be if this process had the machine for itself: by which is chosen what is trained, which must not be
+    another thing because other programs run at the moment"""
+
+    @property
+    def busy(self) -> bool:
+        """Whether other programs take a considerable part of the machine."""
+        return self.wall.step_s > BUSY * self.alone.step_s
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of an action."""
+
+    wall: float
+    alone: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """What fits into a time budget."""
 
@@ -54,8 +82,8 @@ class Plan:
     """What it takes"""
 
 
-def measure(cfg: Config, data: Data) -> Pace:
-    """Seconds of a step and of its parts, the least of two after a first one.
+def measure(cfg: Config, data: Data) -> Measured:
+    """Seconds of a step and of its parts.
 
     Raises:
         UserError: if the detector cannot be built.
@@ -64,7 +92,7 @@ def measure(cfg: Config, data: Data) -> Pace:
     detector = build_model(cfg.model, data.taxonomy, cfg.data.image_size)
     device = torch.device(torch.accelerator.current_accelerator() or "cpu")
     trainable = detector.trainable.to(device)
-    load_s, batches = _batches(cfg, data, detector.rule, device)
+    load, batches = _batches(cfg, data, detector.rule, device)
     turn = itertools.cycle(batches)
 
     def step() -> None:
@@ -82,16 +110,24 @@ def measure(cfg: Config, data: Data) -> Pace:
 
     trainable.train()
     step_s = least(step, device)
-    backbone_s = least(backbone, device) if cfg.model.freeze == "all" else 0.0
+    backbone_s = least(backbone, device) if cfg.model.freeze == "all" else Times(0.0, 0.0)
     trainable.eval()
-    image_s = least(predict, device) / cfg.train.global_batch_size
+    batch_s = least(predict, device)
+    size = cfg.train.global_batch_size
+    return Measured(
+        _pace(step_s.wall, backbone_s.wall, load.wall, batch_s.wall / size),
+        _pace(step_s.alone, backbone_s.alone, load.alone, batch_s.alone / size),
+    )
+
+
+def _pace(step_s: float, backbone_s: float, load_s: float, image_s: float) -> Pace:
     return Pace(step_s + load_s / 2, min(backbone_s + load_s / 2, 0.95 * step_s), image_s)
 
 
 def _batches(
     cfg: Config, data: Data, rule: CanvasRule, device: torch.device
-) -> tuple[float, list[Batch]]:
-    """Seconds that a batch takes to load, and the first ones of a run."""
+) -> tuple[Times, list[Batch]]:
+    """What a batch takes to load, and the first ones of a run."""
     size = cfg.train.global_batch_size
     own = dataclasses.replace(cfg.data, image_size=rule.size, num_workers=0)
     stored = data.train.table.sizes
@@ -99,22 +135,33 @@ def _batches(
         ResizedSizes(stored, own.image_size), size, size, cfg.run.seed, multiple=rule.multiple
     )
     dataset = TrainDataset(data.train, own, cfg.run.seed, data.labels, data.taxonomy)
-    start = time.perf_counter()
-    loader = train_loader(dataset, sampler, pin=False)
-    batches = list(itertools.islice(loader, TRIED))
-    return (time.perf_counter() - start) / len(batches), [batch.to(device) for batch in batches]
+    loader = iter(train_loader(dataset, sampler, pin=False))
+    batches: list[Batch] = []
+    found = [timed(lambda: batches.append(next(loader)), torch.device("cpu")) for _ in range(TRIED)]
+    every = Times(sum(t.wall for t in found) / TRIED, sum(t.alone for t in found) / TRIED)
+    return every, [batch.to(device) for batch in batches]
 
 
-def least(action: Callable[[], None], device: torch.device) -> float:
-    """Seconds of an action, the least of two after a first one."""
-    found = []
-    for _ in range(3):
-        start = time.perf_counter()
-        action()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        found.append(time.perf_counter() - start)
-    return min(found[1:])
+def least(action: Callable[[], None], device: torch.device) -> Times:
+    """The least of some after a first one, by each clock."""
+    action()
+    found: list[Times] = []
+    end = time.monotonic() + ENOUGH_S
+    while len(found) < LEAST_TIMES or (len(found) < MOST_TIMES and time.monotonic() < end):
+        found.append(timed(action, device))
+    return Times(min(t.wall for t in found), min(t.alone for t in found))
+
+
+def timed(action: Callable[[], None], device: torch.device) -> Times:
+    """What an action takes. On a CPU this thread has a part in all of the work, and the clock of its own time stands
+    still while another program has its core; what other devices take is seen by the wall's clock alone.
+    """
+    own, start = time.thread_time(), time.perf_counter()
+    action()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    wall, own = time.perf_counter() - start, time.thread_time() - own
+    return Times(wall, min(own, wall) if device.type == "cpu" else wall)
 
 
 def plan(pace: Pace, minutes: float, train: int, val: int, batch: int) -> Plan:

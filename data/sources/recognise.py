@@ -11,6 +11,7 @@ from data.images.headers import names_of_images
 from data.sources.files import image_files, load_json, read_lines
 from data.sources.label_maps import LABEL_SUFFIXES, LAYOUTS
 from data.sources.layouts import COCO_FILES, coco_file, lone_file
+from data.sources.voc_masks import OF_CLASSES, OF_OBJECTS
 from data.sources.yolo import label_file
 from errors import UserError
 
@@ -137,6 +138,8 @@ def _voc(root: Path) -> Recognised | None:
     if (root / "Annotations").is_dir() or any((root / "train").glob("*.xml")):
         where = "Annotations/" if (root / "Annotations").is_dir() else "train/*.xml"
         return Recognised("voc", f"Pascal VOC, by {where}")
+    if (root / OF_CLASSES).is_dir():
+        return Recognised("voc", f"Pascal VOC, by {OF_CLASSES}/", (root / OF_OBJECTS).is_dir())
     return None
 
 

@@ -58,8 +58,8 @@ def ensure_written(cfg: DataConfig, seed: int, labels: Labels = "boxes") -> Data
 
 
 def _refuse_others(root: Path) -> None:
-    """Raise a UserError if a folder, or one of those in it, holds images that are no scenes of ours."""
-    for pattern in ("*", "*/*"):
+    """Raise a UserError if a folder holds images that are no scenes of ours, down to images/train/a.jpg."""
+    for pattern in ("*", "*/*", "*/*/*"):
         for file in root.glob(pattern):
             own = file.relative_to(root).parts[0].startswith("scenes-")
             if file.suffix.lower() in EXTENSIONS and not own:

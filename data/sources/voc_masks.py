@@ -58,7 +58,10 @@ def read_split(
     split = str(cfg.train_split if which == "train" else cfg.val_split)
     listing = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not listing.is_file():
-        raise UserError(f"{listing}: does not exist; data.{which}_split names the split")
+        boxes = (
+            "" if (root / OF_CLASSES).is_dir() else f" (there are no masks without {OF_CLASSES}/)"
+        )
+        raise UserError(f"{listing}: does not exist{boxes}; data.{which}_split names the split")
     names = [
         text for line in read_lines(listing) if (text := line.decode(errors="replace").strip())
     ]

@@ -2,7 +2,11 @@
 
 import base64
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -10,14 +14,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import huggingface_hub
+import psutil
 import pytest
 
 import export.hub
 import tools.export
-from builders import tiny_run
+from builders import ROOT, tiny_run
 from errors import UserError
 from export.hub import push
 from runs import train
+from training.stopping import EXIT_STOPPED
 
 TOKEN = "hf_" + "verysecret" * 3
 AGAIN = "python -m tools.export runs/x --push"
@@ -57,8 +63,8 @@ class Handler(BaseHTTPRequestHandler):
         hub.asked.append(kind)
         if hub.answers.get(kind):
             status = hub.answers[kind].pop(0)
-            if status == "silence":
-                time.sleep(1)
+            if status in ("silence", "hangs"):
+                time.sleep(1 if status == "silence" else 60)
                 return None
             headers = [("Retry-After", "0")] if status == 429 else []
             return self.send(status, {"error": "no"}, headers)
@@ -230,6 +236,32 @@ def test_the_best_is_uploaded_while_training_goes_on(hub, tmp_path, monkeypatch)
     log = (tmp_path / "run/hub.log").read_text()
     assert "uploaded to" in log
     assert TOKEN not in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_upload_ends_with_its_run(hub, tmp_path, number):
+    hub.answers = {"commit": ["hangs"] * 20}
+    keys = {"hub__push": "true", "hub__during": "true", "run__name": "plates"}
+    keys |= {"train__steps": 100_000, "train__evaluate_every": 20}
+    command = [sys.executable, "train_accelerate.py", *tiny_run(tmp_path, **keys)]
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}
+    run = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        end = time.monotonic() + 150
+        while "commit" not in hub.asked:
+            assert run.poll() is None, "it trains"
+            assert time.monotonic() < end, "it uploads"
+            time.sleep(0.2)
+        (upload,) = [p for p in psutil.Process(run.pid).children() if "--push" in p.cmdline()]
+        run.send_signal(number)
+        assert run.wait(60) == (EXIT_STOPPED if number == signal.SIGTERM else -number)
+        upload.wait(10)
+    finally:
+        run.kill()
+    told = (tmp_path / "run/train.log").read_text()
+    again = f"was not done (hub.log); `python -m tools.export {tmp_path / 'run'} --push` uploads"
+    assert (again in told) == (number == signal.SIGTERM)
 
 
 def train_slowly(monkeypatch, hub):

@@ -1,4 +1,5 @@
 import contextlib
+import io
 import json
 import shutil
 import subprocess
@@ -27,6 +28,31 @@ def test_tracker_that_fails_does_not_stop_training(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="tracker failed .*disk full"):
         train(tiny_run(tmp_path, run__tracker="trackio"))
     assert len(losses(tmp_path / "run")) == 3
+
+
+class Terminal(io.StringIO):
+    """Says that it is one."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_trackio_writes_its_colours_to_terminals_alone(tmp_path, monkeypatch, kind):
+    console = kind()
+    monkeypatch.setattr(sys, "stdout", console)
+    train(
+        tiny_run(
+            tmp_path, run__tracker="trackio", run__project=f"a {kind.__name__}", train__steps=1
+        )
+    )
+    told = console.getvalue()
+    of_trackio = ("\x1b[1m", "* Trackio project initialized", "* Run finished")
+    assert [words in told for words in of_trackio] == [kind is Terminal] * 3
+    log = (tmp_path / "run/train.log").read_text()
+    for text in (told, log):
+        shown = "tracker     trackio show --project 'a StringIO'\n"
+        assert (shown in text) == (kind is not Terminal)
 
 
 def test_trackio_gets_the_numbers(tmp_path, monkeypatch):

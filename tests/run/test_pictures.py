@@ -141,6 +141,32 @@ def test_comparison_says_what_differs(shown, tmp_path, capsys):
     assert text.count("<svg") >= 5
 
 
+def test_comparison_shows_the_best_and_the_last_evaluation_with_their_steps(
+    shown, tmp_path, capsys
+):
+    other = tmp_path / "other"
+    shutil.copytree(shown, other, symlinks=True)
+    rows = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
+    kept = [row for row in rows if row["step"] <= 28]
+    for row in kept:
+        row |= {"eval/AP": 0.9} if "eval/AP" in row else {}
+    kept.insert(-1, {"step": 20, "eval/AP": 0.5})  # worse, and steps are logged after it
+    (other / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    page = tmp_path / "page.html"
+    compare.main([str(shown), str(other), "--html", str(page)])
+    tables = {
+        part.splitlines()[0]: {words[0]: words[1:] for words in map(str.split, part.splitlines())}
+        for part in capsys.readouterr().out.split("\n\n")
+    }
+    best, last = tables["Best evaluation"], tables["Last evaluation"]
+    assert (best["step"][1], best["AP"][1]) == ("15", "0.9")
+    assert (last["step"][1], last["AP"][1]) == ("20", "0.5")
+    assert last["step"][0] == "30"
+    assert best["by"] == ["AP", "AP"]
+    assert tables["Last logged step"]["step"] == ["30", "28"]
+    assert page.read_text().count("Last evaluation") == 1
+
+
 def test_comparison_refuses_what_is_no_run(shown, tmp_path):
     with pytest.raises(UserError, match="no run folder"):
         compare.main([str(shown), str(tmp_path)])

@@ -2,7 +2,9 @@ import json
 import shutil
 
 import pytest
+from accelerate.state import AcceleratorState
 
+import train_accelerate
 from builders import MASK_HEADS, TINY_HEAD, launch, metrics_lines, some, tiny_run, write_coco
 from errors import UserError
 from painted import write_folders
@@ -79,8 +81,52 @@ def test_resume_with_another_dataset_is_refused(tmp_path):
         train(tiny_run(tmp_path, **keys))
     assert f"data.path: {tmp_path / 'data'} -> {tmp_path / 'other'}" in str(error.value)
     write_coco(tmp_path / "data", 9)
+    (tmp_path / "run/DONE").unlink()
     with pytest.raises(UserError, match="no key says so: files or code have changed"):
         train(tiny_run(tmp_path, run__resume="auto"))
+
+
+def refuse_to_build(*words):
+    raise AssertionError("nothing is loaded")
+
+
+def test_a_finished_run_says_so_at_once(tmp_path, monkeypatch, capsys):
+    """Status 0, and nothing is loaded or written; with more steps it goes on."""
+    keys = {"run__resume": "auto", "optim__warmup_steps": 60, "train__micro_batch_size": "auto"}
+    assert train_accelerate.main(tiny_run(tmp_path, **keys)) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run = tmp_path / "run"
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.name != ".lock"}
+    with monkeypatch.context() as patch:
+        patch.setattr(train_accelerate, "build_run", refuse_to_build)
+        assert train_accelerate.main(tiny_run(tmp_path, **keys, run__log_every=2)) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert "run is finished: trained to step 3, and exported to" in told
+    assert "give a larger --train.steps (now 3)" in told
+    after = {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.name != ".lock"}
+    assert after == before
+    train(tiny_run(tmp_path, **keys, train__steps=4, run__allow_changes=True))
+    assert (run / "DONE").read_text() == "4 steps\n"
+
+
+@pytest.mark.parametrize("lost", ["DONE", "export", "last checkpoint"])
+def test_what_a_finished_run_lacks_is_made(tmp_path, lost):
+    """As a kill between the last checkpoint and the export leaves it, or somebody who tidies up."""
+    keys = {"train__checkpoint_every": 1, "train__keep_checkpoints": 9}
+    train(tiny_run(tmp_path, **keys))
+    run = tmp_path / "run"
+    weights = (run / "export/model.safetensors").read_bytes()
+    if lost == "last checkpoint":
+        shutil.rmtree(run / "checkpoints/step-000003")
+    else:
+        shutil.rmtree(run / "export")
+    if lost == "DONE":
+        (run / "DONE").unlink()
+    train(tiny_run(tmp_path, run__resume="auto", **keys))
+    assert (run / "export/model.safetensors").read_bytes() == weights
+    assert (run / "DONE").is_file()
+    assert (run / "checkpoints/step-000003").is_dir()
 
 
 LABEL_RULES = {

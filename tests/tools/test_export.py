@@ -53,6 +53,11 @@ def test_a_run_that_was_stopped_is_exported_as_it_would_have_been(run, capsys):
     assert "AP on 5 validation image(s): checkpoint" in capsys.readouterr().out
 
 
+def test_a_place_that_cannot_be_written_is_told_before_the_work(run):
+    with pytest.raises(UserError, match="--out /proc/nothing: cannot be written"):
+        tools.export.configuration([str(run), "--out", "/proc/nothing/x"])
+
+
 def test_a_checkpoint_that_was_not_evaluated_is_evaluated_now(run):
     assert not (run / "eval/step-000001").exists()
     out = tools.export.main([str(run / "checkpoints/step-000001"), "--images", "3"])

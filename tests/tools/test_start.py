@@ -1,20 +1,26 @@
 """From a folder to a configuration that trains: forms that are recognised, what is written, what fits into a time."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
 
+import builders
+import painted
 import train_accelerate
-from builders import BOXES, SHARED, write_coco
+from builders import BOXES, ROOT, SHARED, write_coco
 from data.sources.recognise import recognise
 from errors import UserError
 from formats import WRITERS
 from settings.load import load_config
 from settings.written import commented_yaml, set_keys
 from tools import start
-from tools.start_timing import EVALUATIONS, MOST_EPOCHS, Pace, plan
+from tools.start_data import read_for
+from tools.start_recipe import SMALLEST_PX
+from tools.start_timing import EVALUATIONS, MOST_EPOCHS, Measured, Pace, plan
 
 
 @pytest.mark.parametrize("form", [name for name in WRITERS if name != "hub streamed"])
@@ -111,6 +117,54 @@ def test_what_is_written_trains(tmp_path, name):
     assert (tmp_path / "run/DONE").is_file()
 
 
+def test_masks_that_are_not_there_are_told_with_the_task_that_fits(tmp_path):
+    root = write_coco(write_coco(tmp_path / "set", 8), 4, "val", seed=1)
+    for file in (root / "annotations").iterdir():
+        content = json.loads(file.read_text())
+        for annotation in content["annotations"]:
+            del annotation["segmentation"]
+        file.write_text(json.dumps(content))
+    told = (
+        "--task instance_segmentation: the labels are for --task detection: .* boxes and no masks"
+    )
+    with pytest.raises(UserError, match=told):
+        started(tmp_path, root, "--task", "instance_segmentation")
+    assert not (tmp_path / "made.yaml").exists()
+
+
+@pytest.mark.parametrize("form", ["voc", "voc folders", "yolo"])
+@pytest.mark.parametrize("task", ["instance_segmentation", "semantic_segmentation"])
+def test_boxes_are_for_detection_in_every_form(tmp_path, form, task):
+    writer = WRITERS[form][0]
+    writer(tmp_path, 8, "train", 0)
+    writer(tmp_path, 4, "val", 1)
+    with pytest.raises(UserError, match="are for --task detection: .* no masks"):
+        read_for(tmp_path, recognise(tmp_path), task)
+
+
+@pytest.mark.parametrize("write", ["write_folders", "write_imagefolder", "write_voc"])
+def test_label_maps_are_for_the_class_of_every_pixel(tmp_path, write):
+    getattr(painted, write)(tmp_path)
+    seen = recognise(tmp_path)
+    for task in ("detection", "instance_segmentation"):
+        with pytest.raises(UserError, match=f"--task {task}: .* for --task semantic_segmentation"):
+            read_for(tmp_path, seen, task)
+    task, cfg, data = read_for(tmp_path, seen, None)
+    assert task == cfg.model.task == "semantic_segmentation"
+    assert data.train.dense
+
+
+def test_a_broken_mask_is_no_reason_to_learn_boxes(tmp_path):
+    root = write_coco(tmp_path, 24)
+    file = root / "annotations/train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["segmentation"] = 7
+    file.write_text(json.dumps(content))
+    for task in (None, "instance_segmentation"):
+        with pytest.raises(UserError, match="broken mask"):
+            read_for(root, recognise(root), task)
+
+
 def test_a_plan_keeps_to_its_time():
     for minutes in (5, 15, 60):
         for pace in (Pace(0.4, 0.1, 0.05), Pace(4.0, 3.6, 0.5), Pace(0.4, 0.0, 0.05)):
@@ -118,6 +172,64 @@ def test_a_plan_keeps_to_its_time():
             assert made.seconds <= 60 * minutes
             assert 1 <= made.evaluations <= EVALUATIONS
             assert 1 <= made.steps <= MOST_EPOCHS * 100
+
+
+MEASURING = """
+import multiprocessing, os, time, torch
+from tools.start_timing import least
+
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+torch.set_num_threads(1)
+
+def burn():
+    while True:
+        pass
+
+def compute():
+    x = torch.ones(300, 300)
+    for _ in range(40):
+        x = x @ x / 300
+
+def measured():
+    found = least(compute, torch.device("cpu"))
+    print(found.wall, found.alone)
+
+measured()
+others = [multiprocessing.get_context("fork").Process(target=burn, daemon=True) for _ in range(3)]
+for other in others:
+    other.start()
+time.sleep(0.3)
+measured()
+"""
+
+
+def test_other_programs_change_what_a_step_takes_and_not_what_is_chosen():
+    """Three of them on the core of a process that measures."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURING], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    quiet, loaded = ([float(n) for n in line.split()] for line in done.stdout.splitlines())
+    assert loaded[0] > 1.5 * loaded[1]
+    assert loaded[1] < 1.5 * quiet[1]
+    wall, alone = (Pace(seconds, 0.0, 0.0) for seconds in loaded)
+    assert Measured(wall, alone).busy
+
+
+def test_the_size_is_chosen_by_what_is_computed(tmp_path, monkeypatch, capsys):
+    """And the number of steps by the clock on the wall."""
+    monkeypatch.setattr(builders, "SIZES", [(6 * w, 6 * h) for w, h in builders.SIZES])
+    root = write_coco(write_coco(tmp_path / "set", 24), 8, "val", seed=1)
+    made = {}
+    for name, times in (("quiet", 1.0), ("loaded", 3.0)):
+        alone = Pace(0.07, 0.0, 0.01)
+        wall = Pace(0.07 * times, 0.0, 0.01 * times)
+        monkeypatch.setattr(start, "measure", lambda cfg, data: Measured(wall, alone))  # noqa: B023
+        (tmp_path / name).mkdir()
+        made[name], _ = started(tmp_path / name, root)
+        assert ("this machine is busy" in capsys.readouterr().out) == (name == "loaded")
+    sizes = {name: cfg.data.image_size.longest for name, cfg in made.items()}
+    assert SMALLEST_PX < sizes["quiet"] == sizes["loaded"] < 576
+    assert made["quiet"].train.steps > made["loaded"].train.steps
 
 
 def test_features_are_stored_where_that_gives_more_steps():
@@ -131,6 +243,7 @@ def test_features_are_stored_where_that_gives_more_steps():
 @pytest.mark.parametrize("recipe", ["coco", "coco_small", "debug", "finetune", "semantic"])
 def test_a_configuration_that_is_written_is_the_same_when_it_is_read(tmp_path, recipe):
     given = ["--model.init_from", "x"] if recipe == "finetune" else []
+    given += ["--data.source", "synthetic"] if recipe == "debug" else []
     cfg = load_config(["--config", f"configs/{recipe}.yaml", "--data.path", "a: b", *given])
     file = tmp_path / "c.yaml"
     file.write_text(commented_yaml(set_keys(cfg), {"data.path": "x\ny # z: " * 30}, "title: [a"))
