@@ -4,6 +4,8 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+import numpy as np
+
 from data.findings import Findings
 from data.schema import Split
 from data.taxonomy import Taxonomy
@@ -30,6 +32,8 @@ class Data:
     """Windows of the validation images, if these are predicted one by one"""
     val_windows: Split | None = None
     """The split of these"""
+    class_weights: np.ndarray | None = None
+    """float32 [C]: what each class weighs in the loss of classes; None: all 1"""
 
     def fingerprint(self) -> str:
         """Hash of ids, sizes and all objects of both splits, and of each image's digest."""

@@ -31,6 +31,8 @@ class Objects:
     """int64 [n]: what each annotation is called in its file: its id or line, or ~place without one"""
     scores: Column = None
     """float64 [n], of predictions"""
+    weights: Column = None
+    """float32 [n], in batches: what the class weighs in the loss of classes; None: 1"""
     masks: Column = None
     """object [n] of `data.masks.Mask`, in pixels of the decoded image; in a batch uint8 [n, H/4, W/4]:
     how many of the 16 pixels of each square it covers"""

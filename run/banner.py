@@ -18,6 +18,7 @@ from data.remote import is_address
 from disk import ROOT
 from errors import printable
 from model.build import Detector
+from run.class_weights import weights_text
 from settings.checks import micro_batch_size
 from settings.keys import Config, DataConfig, ModelConfig
 from settings.tasks import EVERY_PIXEL
@@ -73,6 +74,8 @@ def banner(
     yield _row("batch", batch_text(cfg, world))
     if repeats is not None:
         yield _row("", repeats_text(repeats, data.taxonomy.names, data.train))
+    if (weighed := weights_text(data)) is not None:
+        yield _row("", weighed)
     epochs = num_steps * cfg.train.global_batch_size / len(repeats or data.train)
     yield _row(
         "plan",

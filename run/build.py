@@ -45,6 +45,7 @@ from model.stages import stage_numbers
 from model.start import completed
 from run.aside import Aside
 from run.changes import with_fitting_warmup, with_micro_batch
+from run.class_weights import with_class_weights
 from run.facts import run_facts
 from run.feature_cache import Features, prepare_features
 from run.hub_push import BestPusher
@@ -136,6 +137,7 @@ class Run:
             *(self.data.labels, self.data.taxonomy),
             features=None if self.features is None else self.features.train,
             views=cfg.data.cache_features or None,
+            class_weights=self.data.class_weights,
         )
         pin = pins(accelerator.device)
         most = 0
@@ -229,7 +231,7 @@ def build_parts(cfg: Config, accelerator: Accelerator) -> tuple[Config, Data, De
         if cfg.data.strict and accelerator.is_main_process:  # what only decoding shows
             seen = check_images(data, max(1, cfg.data.num_workers))
             check_findings(seen, strict=True, max_bad_images=None)
-        data = with_tiles(data, cfg.data.tiles)
+        data = with_class_weights(cfg, with_tiles(data, cfg.data.tiles))
         cfg = sized(dataclasses.replace(cfg, data=found_places(cfg.data)), data)
         detector = build_model(cfg.model, data.taxonomy, cfg.data.image_size)
     return cfg, data, detector

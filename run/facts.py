@@ -61,5 +61,6 @@ def run_facts(accelerator: Accelerator, detector: Detector, data: Data) -> dict[
         "train_images": len(data.train),
         "val_images": len(data.val),
         "labels": list(data.taxonomy.names),
+        "class_weights": None if data.class_weights is None else data.class_weights.tolist(),
         "image_processor": type(detector.trainable.processor).__name__,
     }

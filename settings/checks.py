@@ -28,6 +28,7 @@ from settings.parallel_checks import check_parallel
 from settings.precision_checks import check_loss_scale
 from settings.tasks import METRICS
 from settings.walk import config_to_dict, leaf_keys
+from settings.weight_checks import check_class_weights
 
 MOST_WORKERS = 512
 LARGEST_LABEL = 1 << 16
@@ -66,7 +67,7 @@ def check_config(cfg: Config, world: int | None = None) -> None:
     problems = [
         *_not_finite(config_to_dict(cfg)),
         *_check_train(cfg, world),
-        *check_loss_scale(cfg.train),
+        *(*check_loss_scale(cfg.train), *check_class_weights(cfg.train)),
         *check_parallel(cfg),
         *(*_check_data(cfg.data), *check_packed(cfg.data)),
         *_check_task(cfg),

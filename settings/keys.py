@@ -279,6 +279,9 @@ class TrainConfig:
     """Training ends early after N evaluations in a row without a better eval.metric; default: it does not"""
     checkpoint_every: int | None = harmless(None)
     """Steps between checkpoints; default: with every evaluation"""
+    class_weights: dict[str, float] | Literal["balanced"] | None = None
+    """What classes weigh in the loss of classes, e.g. {rider: 4, sky: 0.5}, others 1; balanced: by how much of each the
+    training split has; default: all 1 (docs/choosing.md, Rare classes)"""
     ema_decay: float | None = None
     """Decay of the averaged weights that are evaluated and exported, e.g. 0.999, reached by
     and by; default: no average"""

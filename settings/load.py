@@ -110,6 +110,7 @@ SIMPLE = {
     float: "a number",
     bool: "true or false",
     str: "text",
+    dict: "a table",
     type(None): "null",
 }
 
@@ -124,7 +125,8 @@ def _in_short(text: str) -> str | None:
     for one in kinds:
         if typing.get_origin(one) is Literal:
             words += typing.get_args(one)
-    others = [SIMPLE[one] for one in kinds if one in SIMPLE]
+    plain = [typing.get_origin(one) or one for one in kinds]
+    others = [SIMPLE[one] for one in plain if one in SIMPLE]
     if found is None or len(others) + sum(typing.get_origin(k) is Literal for k in kinds) < len(
         kinds
     ):

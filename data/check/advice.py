@@ -214,7 +214,8 @@ def _balance(cfg: Config, data: Data) -> Iterator[Advice]:
         return
     most, least = there[counts[there].argmax()], there[counts[there].argmin()]
     names = data.taxonomy.names
-    if counts[most] < UNEVEN * counts[least] or cfg.data.repeat_threshold is not None:
+    answered = (cfg.data.repeat_threshold, cfg.train.class_weights) != (None, None)
+    if counts[most] < UNEVEN * counts[least] or answered:
         return
     images = np.unique(
         np.stack([data.train.objects.image, data.train.objects.classes], axis=1), axis=0
@@ -226,9 +227,17 @@ def _balance(cfg: Config, data: Data) -> Iterator[Advice]:
         if counts[least] < RARE
         else ""
     )
+    told = f"class {names[most]} has {counts[most]:,} objects and class {names[least]} {counts[least]:,}{few}"
+    if share[least] >= value:
+        yield Advice(
+            "balance",
+            f"{told}, on images that are not rare ({share[least]:.0%}): train.class_weights balanced lets it weigh "
+            "more in the loss; more labels help more",
+        )
+        return
     yield Advice(
         "balance",
-        f"class {names[most]} has {counts[most]:,} objects and class {names[least]} {counts[least]:,}{few}: set "
-        f"data.repeat_threshold {value:g}, by which images of rare classes come more often; more labels help more",
+        f"{told}: set data.repeat_threshold {value:g}, by which images of rare classes come more often; more labels "
+        "help more",
         {"data.repeat_threshold": value},
     )

@@ -55,16 +55,19 @@ class TrainDataset(Dataset):
         taxonomy: Taxonomy | None = None,
         features: FeatureStore | None = None,
         views: int | None = None,
+        class_weights: np.ndarray | None = None,
     ):
         """
         Args:
             taxonomy: where every pixel has a class.
             features: stored maps, in the place of pixels.
             views: epoch e has the augmentation of epoch e mod this; default: each epoch its own.
+            class_weights: float32 [C], which the samples' objects get.
         """
         self.split = split
         self.features = features
         self.views = views
+        self.class_weights = class_weights
         self.cfg = cfg
         self.seed = seed
         self.labels = labels
@@ -137,6 +140,8 @@ class TrainDataset(Dataset):
             image, objects, planes = fit_into(image, objects, room, planes, stretch)
         if planes is not None and self.every_pixel:
             planes = planes.unlabelled_ignored()
+        if self.class_weights is not None:
+            objects = replace(objects, weights=self.class_weights[objects.classes])
         noise = np.random.SeedSequence([self.seed, ref.epoch, index, NOISE, *again])
         key = int(noise.generate_state(1, np.uint64)[0] >> 1)
         sample = replace(sample, image=image, objects=objects, planes=planes)

@@ -94,6 +94,8 @@ class HeadFamily:
     """(model, part of the steps that is done): before each step, if something in the model depends on it"""
     holds_norms: bool = False
     """Its batch norms keep their statistics"""
+    of_pixels: bool = False
+    """Its loss of classes is a sum over pixels, not over what is to be found"""
     chooses_queries: bool = False
     """It chooses its queries among the places of its maps, and a small image has too few"""
     whole_args: Mapping[str, Any] = field(default_factory=dict)

@@ -114,4 +114,5 @@ FAMILY = HeadFamily(
     tasks={"semantic_segmentation": Finder(find_pixel_classes)},
     fit="stretch",
     prepare=prepare,
+    of_pixels=True,
 )

@@ -82,10 +82,12 @@ class MaskCriterion:
             cost = self.cost(outputs, logits, goals, known, batch)
             queries, places = match(cost, batch.num_objects)
             layer, image, query, found = matched_on(logits.device, queries, places)
+            weights = batch.objects.weights
             class_sum, class_count = class_cross_entropy(
                 logits,
                 (layer, image, query),
                 batch.objects.classes[found],
+                None if weights is None else weights[found],
                 step_counts,
                 self.weights.no_object,
             )
@@ -96,8 +98,8 @@ class MaskCriterion:
                 "loss_mask": mask_sums / per_mask,
                 "loss_dice": dice_sums / per_mask,
             }
-            weights = (self.weights.classes, self.weights.mask, self.weights.dice)
-            parts = [w * v.sum() for w, v in zip(weights, terms.values(), strict=True)]
+            of_terms = (self.weights.classes, self.weights.mask, self.weights.dice)
+            parts = [w * v.sum() for w, v in zip(of_terms, terms.values(), strict=True)]
         return Losses(sum(parts[1:], parts[0]), by_layer(terms))
 
     @torch.no_grad()

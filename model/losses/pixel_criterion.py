@@ -18,9 +18,13 @@ class PixelCriterion:
     """Cross-entropy of logits [B, C, h, w] with the parts of classes."""
 
     def counts(self, batch: Batch) -> Counts:
-        """Pixels of which the class is known."""
-        assert batch.objects.masks is not None
-        return Counts({"pixels": int(batch.objects.masks.sum(dtype=torch.int64))})
+        """Pixels of which the class is known, each as often as its class weighs."""
+        masks, weights = batch.objects.masks, batch.objects.weights
+        assert masks is not None
+        if weights is None:
+            return Counts({"pixels": int(masks.sum(dtype=torch.int64))})
+        pixels = masks.sum((1, 2), dtype=torch.int64)
+        return Counts({"pixels": float((pixels * weights.double()).sum())})
 
     def __call__(
         self, outputs: torch.Tensor, batch: Batch, step_counts: Mapping[str, float]
@@ -39,8 +43,10 @@ class PixelCriterion:
             # Rows of a flat table: adding up in place would be in another order on every device.
             chosen = logits.log_softmax(1)[objects.image, objects.classes]
             covered = objects.masks.to(logits.dtype) / CELL_PIXELS
+            if objects.weights is not None:
+                covered = covered * objects.weights.to(logits.dtype)[:, None, None]
             total = -(chosen * covered).sum()
             # A micro-batch without objects has to give every parameter a gradient as well, of zero.
             nothing = logits.mean() * 0
-            loss = (total + nothing) / (max(step_counts["pixels"], 1.0) / CELL_PIXELS)
+            loss = (total + nothing) / ((step_counts["pixels"] or 1.0) / CELL_PIXELS)
         return Losses(loss, {"loss_ce": loss})

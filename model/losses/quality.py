@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from data.objects import Objects
 from model.losses.boxes import box_giou, box_iou
 from model.losses.matching import mark
+from model.losses.terms import weighed
 
 QualityLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(logits, whether a query is to be called a class, IoU where it is), all [..., C] -> loss, [..., C]"""
@@ -88,8 +89,9 @@ def pair_losses(
     mark(called, where, 1.0)
     good[where] = iou
     num = len(logits)
+    weights = None if objects.weights is None else objects.weights[target]
     return PairLosses(
-        quality(logits, called, good).sum((1, 2, 3)),
+        weighed(quality(logits, called, good), where, weights).sum((1, 2, 3)),
         (own - goal).abs().sum(-1).view(num, -1).sum(1),
         (1 - box_giou(own, goal)).view(num, -1).sum(1),
         iou,

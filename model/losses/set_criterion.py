@@ -26,6 +26,7 @@ from model.losses.terms import (
     class_cross_entropy,
     fp32,
     object_counts,
+    weighed,
 )
 
 
@@ -90,7 +91,8 @@ class SetCriterion:
     ) -> dict[str, torch.Tensor]:
         """The same terms for the proposals of a two-stage head, [1]; every object is of class 0.
 
-        As in Deformable DETR, appendix A.4: the first stage only tells objects from background.
+        As in Deformable DETR, appendix A.4: the first stage only tells objects from background. What the own
+        class of an object weighs, it weighs here as well.
         """
         if proposals is None:
             return {}
@@ -116,8 +118,9 @@ class SetCriterion:
         num_layers = logits.shape[0]
         l1 = (found - goal).abs().sum(-1).view(num_layers, -1).sum(1)
         giou = (1 - box_giou(found, goal)).view(num_layers, -1).sum(1)
+        weights = None if objects.weights is None else objects.weights[target]
         class_sum, class_count = self.class_loss(
-            logits, (layer, image, query), classes, step_counts
+            logits, (layer, image, query), classes, weights, step_counts
         )
         return {
             "loss_ce": class_sum / class_count,
@@ -130,16 +133,18 @@ class SetCriterion:
         logits: torch.Tensor,
         matched: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         classes: torch.Tensor,
+        weights: torch.Tensor | None,
         step_counts: Mapping[str, float],
     ) -> tuple[torch.Tensor, float]:
         """Sum of each layer's classification loss, [L], and the step's count to divide it by."""
         if self.focal:
             goal = torch.zeros_like(logits)
-            mark(goal, (*matched, classes), 1.0)
-            loss = sigmoid_focal_loss(logits, goal, self.config.focal_alpha)
+            own = (*matched, classes)
+            mark(goal, own, 1.0)
+            loss = weighed(sigmoid_focal_loss(logits, goal, self.config.focal_alpha), own, weights)
             return loss.sum((1, 2, 3)), max(step_counts["boxes"], 1.0)
         return class_cross_entropy(
-            logits, matched, classes, step_counts, self.config.eos_coefficient
+            logits, matched, classes, weights, step_counts, self.config.eos_coefficient
         )
 
     @torch.no_grad()

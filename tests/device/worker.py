@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 import fake_device
 import run.build
 import train_accelerate
-from builders import BOXES, metrics_lines, tiny_run
+from builders import BOXES, metrics_lines, tiny_run, write_coco
 
 KEYS = {
     "train__steps": 2,
@@ -26,8 +26,10 @@ KEYS = {
     "train__micro_batch_size": 2,
     "train__ema_decay": 0.9,
     "train__checkpoint_every": 1,
+    "train__class_weights": "{class3: 4}",
 }
-"""Two steps of two micro-batches each, with a checkpoint after each; the last one is logged"""
+"""Two steps of two micro-batches each, with a checkpoint after each; the last one is logged. Weights of classes are a
+path beside the usual one, with everything that this does"""
 
 
 def one(folder, device, variant, changes):
@@ -46,6 +48,8 @@ def one(folder, device, variant, changes):
         for change in changes:
             undo.enter_context(changed(*change))
         try:
+            for split in ("train", "val"):
+                write_coco(folder / "data", 8, split, ids=(1, 3))
             train_accelerate.main(tiny_run(folder, variant, **KEYS))
             found["loss"] = [
                 r["train/loss"] for r in metrics_lines(folder / "run") if "train/loss" in r

@@ -4,7 +4,7 @@ import pytest
 from safetensors.torch import load_file
 
 from backbones import PARTLY_FROZEN
-from builders import FOUR_IMAGES, VARIANTS, launch
+from builders import FOUR_IMAGES, VARIANTS, WEIGHTED, launch
 
 CASES = [
     f"{head}-{dtype}-{boxes}"
@@ -20,9 +20,20 @@ MIXED = [
     for precision in ("fp16", "bf16")
 ]
 CASES += MIXED
+OF_EACH_CRITERION = [
+    "detr",
+    "deformable_detr_two_stage",
+    "d_fine",
+    "rf_detr_seg",
+    "maskformer",
+    "linear",
+]
+CASES += [f"{head}-float64-uneven{WEIGHTED}" for head in OF_EACH_CRITERION]
+CASES += [f"{head}-float64-empty{WEIGHTED}" for head in ("detr", "linear")]
 WORLDS = {"1x4": (1, 1), "2x2": (2, 1), "4x1": (4, 1), "2x1": (2, 2)}
 """(processes, images per micro-batch) by processes x accumulation"""
 ALL_WORLDS = {"1x1": (1, 4), **WORLDS}
+CLASS_TERMS = ("term/loss_ce", "term/loss_vfl")
 LIMITS = {"float64": 1e-10, "float32": 1e-5, "fp16": 2**-9, "bf16": 2**-6}
 """For fp16 and bf16 four times the rounding of one number: each micro-batch rounds its gradient of each matrix"""
 SAME_PASSES = 1e-6
@@ -76,6 +87,16 @@ def test_a_mixed_step_is_rounded(steps, case):
     )
     rounding = LIMITS[precision] / 4
     assert rounding < (value - wanted).norm() / wanted.norm() < 0.5
+
+
+@pytest.mark.parametrize("head", OF_EACH_CRITERION)
+def test_weights_of_classes_change_the_terms_of_classes_alone(steps, head):
+    plain, weighted = (steps["1x1"][f"{head}-float64-uneven{w}"] for w in ("", WEIGHTED))
+    changed = {name for name in plain if (plain[name] - weighted[name]).norm() > 1e-12}
+    assert "gradient" in changed
+    of_classes = changed - {"gradient", "term/loss"}
+    assert all(name.startswith(CLASS_TERMS) for name in of_classes)
+    assert of_classes or head == "linear"  # whose classes are all alike at the start
 
 
 def test_the_case_is_a_hard_one(steps):

@@ -94,6 +94,28 @@ def test_uneven_classes_are_told(tmp_path):
     )
 
 
+def test_a_class_of_few_objects_on_many_images_is_weighed(tmp_path):
+    """Images of it cannot come more often than others."""
+    root = write_coco(tmp_path, 8, ids=(1, 3))
+    file = root / "annotations/train.json"
+    content = json.loads(file.read_text())
+    first = content["annotations"][0]
+    content["annotations"] = [
+        {**first, "id": 100 * image + n, "image_id": 10 + image, "category_id": 3 if n == 0 else 1}
+        | {"bbox": [n, n, 20, 20], "segmentation": []}
+        for image in range(8)
+        for n in range(25)
+    ]
+    file.write_text(json.dumps(content))
+    cfg = given(root)
+    advice = topics(cfg, Head("deimv2", 40))["balance"]
+    assert "on images that are not rare (100%): train.class_weights balanced" in advice.text
+    assert not advice.keys
+    weighed = dataclasses.replace(cfg.train, class_weights="balanced")
+    cfg = dataclasses.replace(cfg, train=weighed)
+    assert "balance" not in topics(cfg, Head("deimv2", 40))
+
+
 @pytest.mark.slow
 def test_the_advised_file_is_a_configuration_with_the_values(tmp_path):
     root = SHARED / "data" / "nuclei-instances"
