@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 
+from builders import tiny_detector
 from data.boxes import from_corners
 from data.canvas import CanvasRule
 from data.masks import encode, mask_column, pixels_of
 from data.objects import Objects
 from data.strips import Strips
 from data.tiles import Tiles, windows_of
+from errors import UserError
 from evaluation.predictions import Predictions
 from evaluation.windows import on_images
-from export.detector import LoadedDetector
+from export.detector import LoadedDetector, load_detector
 from settings.keys import ImageSizeConfig, TilesConfig
 
 SIZE = (40, 70)
@@ -106,6 +108,15 @@ def test_an_object_larger_than_a_window_is_that_of_the_whole_image():
 def test_the_best_masks_of_an_image_are_left():
     rows = [(0, filled((4 * n, 4, 3, 3)), 0.1 * n, 0) for n in range(6)]
     assert [score for _, score in left_of(*rows, most=2)] == pytest.approx([0.5, 0.4])
+
+
+def test_a_model_whose_every_pixel_has_a_class_is_not_used_on_windows(tmp_path):
+    detector = tiny_detector(tmp_path / "backbone", "linear")
+    for part in (detector.model, detector.trainable.processor):
+        part.save_pretrained(tmp_path / "export")
+    (tmp_path / "export/permafrost.json").write_text('{"tiles": {"size": 40}}')
+    with pytest.raises(UserError, match="windows, which semantic_segmentation does not have"):
+        load_detector(str(tmp_path / "export"))
 
 
 class Finding(LoadedDetector):
