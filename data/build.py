@@ -25,7 +25,7 @@ from data.taxonomy import Taxonomy, alike, build_taxonomy, joined, with_backgrou
 from data.tiles import tiled, tiles_of
 from errors import UserError
 from settings.keys import DataConfig, TilesConfig
-from settings.tasks import EVERY_PIXEL, Labels
+from settings.tasks import EVERY_PIXEL, LABELS, Labels
 
 READERS = {
     "synthetic": "data.sources.synthetic",
@@ -77,16 +77,18 @@ def with_tiles(data: Data, cfg: TilesConfig) -> Data:
     """
     if cfg.size is None:
         return data
-    if data.labels != "boxes":
+    if data.labels in EVERY_PIXEL:
+        tasks = [task for task, labels in LABELS.items() if labels not in EVERY_PIXEL]
         raise UserError(
-            f"data.tiles: for boxes, not yet for {data.labels}; leave data.tiles.size out"
+            f"data.tiles.size {cfg.size}: windows are for {' and '.join(tasks)}, not for {data.labels}; leave "
+            "data.tiles.size out"
         )
     tiles = tiles_of(data.val, cfg)
     return replace(
         data,
-        train=tiled(data.train, tiles_of(data.train, cfg)),
+        train=tiled(data.train, tiles_of(data.train, cfg), masks=data.labels == "masks"),
         val_tiles=tiles,
-        val_windows=tiled(data.val, tiles),
+        val_windows=tiled(data.val, tiles, masks=False),  # which nobody looks at
         known_fingerprint=data.fingerprint(),
     )
 

@@ -88,6 +88,21 @@ def merged(masks: Sequence[Rle]) -> Rle:
     return Rle(masks[0].size, _as_bytes(mask_api.merge(coded)["counts"]))
 
 
+def rle_of_runs(first: np.ndarray, end: np.ndarray, size: tuple[int, int]) -> Rle:
+    """Of the pixels of a picture of `size` (height, width) that some runs cover.
+
+    Args:
+        first, end: int64 [n], rising, column by column: first pixel of each run, and that after its last. Between two
+            runs there is a pixel that none covers.
+    """
+    free = first - np.append([0], end)[: len(first)]
+    counts = np.column_stack([free, end - first]).ravel().tolist()
+    if rest := size[0] * size[1] - sum(counts):
+        counts.append(rest)
+    coded = mask_api.frPyObjects({"size": list(size), "counts": counts}, *size)
+    return Rle(size, _as_bytes(coded["counts"]))
+
+
 def encode(plane: np.ndarray) -> Rle:
     """Of a bool or uint8 plane [H, W]."""
     counts = mask_api.encode(np.asfortranarray(plane, dtype=np.uint8))["counts"]

@@ -6,10 +6,18 @@ Label maps of files become masks, and masks become label maps.
 from collections.abc import Collection
 
 import numpy as np
-from faster_coco_eval.core import mask as mask_api
 
 from data.boxes import from_corners
-from data.masks import Planes, Rle, bounds, filled_runs, mask_column, nearest, pixels_of
+from data.masks import (
+    Planes,
+    Rle,
+    bounds,
+    filled_runs,
+    mask_column,
+    nearest,
+    pixels_of,
+    rle_of_runs,
+)
 from data.objects import Objects
 
 MOST_PARTS = np.iinfo(np.uint16).max - 1
@@ -45,16 +53,7 @@ def rles_of(labels: np.ndarray, most: int | None = None) -> dict[int, Rle]:
         raise TooManyValuesError(found.tolist())
     rles = {}
     for value, runs in zip(found.tolist(), np.split(order, starts[1:]), strict=True):
-        ends = first[runs] + length[runs]
-        free = first[runs] - np.concatenate([[0], ends[:-1]])
-        counts = np.column_stack([free, length[runs]]).ravel().tolist()
-        if rest := int(flat.size - ends[-1]):
-            counts.append(rest)
-        coded = mask_api.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-        text = coded["counts"]
-        rles[value] = Rle(
-            (height, width), text if isinstance(text, bytes) else text.encode("ascii")
-        )
+        rles[value] = rle_of_runs(first[runs], first[runs] + length[runs], (height, width))
     return rles
 
 

@@ -4,7 +4,9 @@ Arrow keeps the columns, in memory or in a mapped file that all processes share;
 is asked for.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -72,6 +74,12 @@ class RecordTable(Sequence[Record]):
         }
         return RecordTable(pa.record_batch(columns), _batch_of(objects))
 
+    def with_masks(self, masks: "LazyMasks | None") -> "RecordTable":
+        """The same records with other masks of their objects, which are made when they are asked for; None: without."""
+        table = copy(self)
+        table._objects = replace(self._objects, masks=masks)
+        return table
+
     def __len__(self) -> int:
         return len(self.counts)
 
@@ -128,8 +136,32 @@ class RecordTable(Sequence[Record]):
                 digest.update(np.ascontiguousarray(column))
 
 
-class _Masks:
-    """The masks of all objects, each made when it is asked for."""
+class LazyMasks(ABC):
+    """The masks of many objects as a column, each made when it is asked for."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def mask(self, place: int) -> Mask:
+        """That of one object."""
+
+    def __getitem__(self, chosen: Any) -> Any:
+        """One mask, or a column of some: by a slice, a mask [n] or places."""
+        places = np.arange(len(self))[chosen]
+        if not places.ndim:
+            return self.mask(int(places))
+        return mask_column([self.mask(place) for place in places.tolist()])
+
+    def __iter__(self) -> Iterator[Mask]:
+        return map(self.mask, range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return self[:]
+
+
+class _Masks(LazyMasks):
+    """Those of a table's own columns."""
 
     def __init__(self, rows: pa.RecordBatch):
         self.sizes = np.column_stack([_array(rows, "mask_height"), _array(rows, "mask_width")])
@@ -139,20 +171,7 @@ class _Masks:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def __getitem__(self, chosen: Any) -> Any:
-        """One mask, or a column of some: by a slice, a mask [n] or places."""
-        places = np.arange(len(self))[chosen]
-        if not places.ndim:
-            return self._mask(int(places))
-        return mask_column([self._mask(place) for place in places.tolist()])
-
-    def __iter__(self) -> Iterator[Mask]:
-        return map(self._mask, range(len(self)))
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        return self[:]
-
-    def _mask(self, place: int) -> Mask:
+    def mask(self, place: int) -> Mask:
         height, width = self.sizes[place].tolist()
         counts = self.counts[place].as_py()
         if counts is not None:

@@ -35,7 +35,7 @@ from data.tiles import Tiles, windows_of
 from errors import UserError, refusing
 from evaluation.predictions import Predictions
 from evaluation.windows import EQUAL_SCORES, on_images
-from export.recommended import recommended_threshold, recommended_tiles
+from export.recommended import FILE, recommended_threshold, recommended_tiles
 from model.build import TASK_KEY
 from model.heads.family import PROBE_PX, HeadFamily
 from model.heads.registry import HEADS, get_family
@@ -44,7 +44,7 @@ from model.normalization import Normalization
 from model.source import SAFE, local_folder, quiet_transformers
 from model.trainable import STUFF_KEY, Trainable
 from settings.image_keys import TilesConfig
-from settings.tasks import LABELS, Labels, Task
+from settings.tasks import EVERY_PIXEL, LABELS, Labels, Task
 
 INTEGERS = ("num_batches_tracked", "_index", "position_ids", "progress")
 """Ends of the names of tensors that are no weights"""
@@ -188,6 +188,11 @@ def load_detector(name: str, task: Task | None = None) -> LoadedDetector:
             side = family.smallest_side(config, (), side_multiple(strides))
         _try_out(trainable, side)
     threshold, tiles = recommended_threshold(folder), recommended_tiles(folder)
+    if tiles.size is not None and LABELS[used_for] in EVERY_PIXEL:
+        raise UserError(
+            f"--model {name}: {FILE} says that images are cut into windows, which {used_for} does not have; delete "
+            "its tiles"
+        )
     return LoadedDetector(trainable, rule, threshold, tiles)
 
 

@@ -59,12 +59,12 @@ def test_objects_are_cut_at_borders_and_left_out_where_little_of_them_is():
     )
     crowd = np.array([False, False, False, False, False])
     objects = Objects(boxes, np.arange(5), areas=boxes[:, 2:].prod(1), iscrowd=crowd)
-    own = on_window(objects, np.array([0, 0, 40, 40]))
+    own, _ = on_window(objects, np.array([0, 0, 40, 40]))
     assert own.classes.tolist() == [0, 1, 3]  # a tenth of the third is there, and none of the last
     assert own.boxes[1].tolist() == [35, 0, 5, 10]
     assert own.areas[1] == 50
     assert own.boxes[2].tolist() == [0, 0, 40, 40]
-    shifted = on_window(objects, np.array([20, 5, 40, 40]))
+    shifted, _ = on_window(objects, np.array([20, 5, 40, 40]))
     assert shifted.boxes[0].tolist() == [0, 5, 10, 20]
 
 
@@ -142,20 +142,22 @@ def test_a_threshold_is_applied_to_what_is_left_of_two_windows():
     assert whole.boxes.tolist() == [[32, 5, 12, 10]]
 
 
-def test_masks_are_refused(tmp_path):
-    argv = tiny_run(tmp_path, "maskformer", data__tiles__size=40)
-    with pytest.raises(UserError, match="data.tiles: for boxes, not yet for masks"):
+@pytest.mark.parametrize("task", ["semantic_segmentation", "panoptic_segmentation"])
+def test_windows_are_refused_where_every_pixel_has_a_class(tmp_path, task):
+    argv = tiny_run(tmp_path, "maskformer", model__task=task, data__tiles__size=40)
+    with pytest.raises(
+        UserError, match=r"data\.tiles\.size 40: windows are for detection and inst.*, not for"
+    ):
         train_accelerate.main(argv)
 
 
 @pytest.mark.slow
-def test_a_run_on_windows_measures_whole_images_as_tools_evaluate_does(tmp_path):
-    keys = {
-        "data__tiles__size": 40,
-        "train__evaluate_every": 3,
-        "model__head_args": '{"num_queries": 20}',
-    }
-    argv = tiny_run(tmp_path, **keys)
+@pytest.mark.parametrize("variant", ["deformable_detr", "maskformer"])
+def test_a_run_on_windows_measures_whole_images_as_tools_evaluate_does(tmp_path, variant):
+    keys: dict[str, object] = {"data__tiles__size": 40, "train__evaluate_every": 3}
+    if variant == "deformable_detr":
+        keys["model__head_args"] = '{"num_queries": 20}'
+    argv = tiny_run(tmp_path, variant, **keys)
     assert train_accelerate.main(argv) == 0
     run = tmp_path / "run"
     logged = next(line for line in metrics_lines(run) if "eval/AP" in line)
@@ -166,9 +168,10 @@ def test_a_run_on_windows_measures_whole_images_as_tools_evaluate_does(tmp_path)
     assert again["AR_100"] == pytest.approx(logged["eval/AR_100"], abs=1e-6)
 
 
-def test_prediction_cuts_the_windows_that_the_model_was_trained_on(tmp_path):
+@pytest.mark.parametrize("variant", ["deformable_detr", "maskformer"])
+def test_prediction_cuts_the_windows_that_the_model_was_trained_on(tmp_path, variant):
     keys = {"data__tiles__size": 40, "data__tiles__whole": True, "train__evaluate_every": 3}
-    assert train_accelerate.main(tiny_run(tmp_path, **keys)) == 0
+    assert train_accelerate.main(tiny_run(tmp_path, variant, **keys)) == 0
     export, data = tmp_path / "run" / "export", tmp_path / "data"
     assert json.loads((export / "permafrost.json").read_text())["tiles"]["size"] == 40
     assert "on windows of 40 px" in (export / "README.md").read_text()
@@ -186,16 +189,19 @@ def test_prediction_cuts_the_windows_that_the_model_was_trained_on(tmp_path):
         assert own["image_id"] == other["image_id"]
         assert own["score"] == pytest.approx(other["score"], abs=1e-4)
         assert own["bbox"] == pytest.approx(other["bbox"], abs=0.1)
+        assert own.get("segmentation") == other.get("segmentation")
+    assert ("segmentation" in rows[0]) == (variant == "maskformer")
 
 
 @pytest.mark.slow
-def test_windows_are_the_same_on_two_processes(tmp_path):
+@pytest.mark.parametrize("variant", ["deformable_detr", "maskformer"])
+def test_windows_are_the_same_on_two_processes(tmp_path, variant):
     found = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         folder.mkdir()
         result = launch(
-            tiny_run(folder, data__tiles__size=40, train__micro_batch_size=2), processes
+            tiny_run(folder, variant, data__tiles__size=40, train__micro_batch_size=2), processes
         )
         assert result.returncode == 0, result.stderr
         found.append(
