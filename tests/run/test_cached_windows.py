@@ -14,7 +14,7 @@ from runs import losses, norms, train
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
-def windows_run(tmp_path, name, **keys):
+def windows_run(tmp_path, name, head="deformable_detr", **keys):
     usual = {
         "data__tiles__size": 40,
         "data__tiles__whole": True,
@@ -25,7 +25,7 @@ def windows_run(tmp_path, name, **keys):
         "optim__lr": 1e-5,  # rounding grows with it
         "run__output_dir": tmp_path / name,
     }
-    return tiny_run(tmp_path, "deformable_detr", **{**usual, **keys})
+    return tiny_run(tmp_path, head, **{**usual, **keys})
 
 
 def evaluated(run):
@@ -34,10 +34,15 @@ def evaluated(run):
     return ap, [row["score"] for row in rows]
 
 
-def test_the_head_cannot_tell_stored_windows_from_live_ones(tmp_path, monkeypatch):
-    train(windows_run(tmp_path, "stored"))
+@pytest.mark.parametrize(
+    ("head", "later"),
+    [("deformable_detr", 1e-5), pytest.param("maskformer", 1e-3, marks=pytest.mark.slow)],
+)
+def test_the_head_cannot_tell_stored_windows_from_live_ones(tmp_path, head, later, monkeypatch):
+    """later: a pair of a matching of masks may change."""
+    train(windows_run(tmp_path, "stored", head))
     one, other = tmp_path / "stored", tmp_path / "live"
-    two = launch(windows_run(tmp_path, "two", train__micro_batch_size=1), processes=2)
+    two = launch(windows_run(tmp_path, "two", head, train__micro_batch_size=1), processes=2)
     assert two.returncode == 0, two.stderr
     assert "features    storing" not in (tmp_path / "two/train.log").read_text()
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -45,14 +50,14 @@ def test_the_head_cannot_tell_stored_windows_from_live_ones(tmp_path, monkeypatc
         monkeypatch.setattr(
             kind, "features", property(lambda _: None, lambda *_: None), raising=False
         )
-    train(windows_run(tmp_path, "live"))
+    train(windows_run(tmp_path, "live", head))
     ap, scores = evaluated(other)
     assert len(scores) > 0
     for stored in (one, tmp_path / "two"):
-        assert losses(stored) == pytest.approx(losses(other), rel=1e-5)
-        assert norms(stored) == pytest.approx(norms(other), rel=1e-3)
+        assert losses(stored) == pytest.approx(losses(other), rel=later)
+        assert norms(stored) == pytest.approx(norms(other), rel=100 * later)
         assert evaluated(stored)[0] == pytest.approx(ap, abs=1e-6)
-        assert evaluated(stored)[1] == pytest.approx(scores, abs=1e-4)
+        assert evaluated(stored)[1] == pytest.approx(scores, abs=max(1e-4, later))
 
 
 def test_other_windows_and_other_images_are_stored_anew(tmp_path):
