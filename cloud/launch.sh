@@ -25,7 +25,7 @@ mkdir -p "$run"
 ((rank)) || rm -f "$run/STOP" "$run/DONE"
 
 # Rank 0 looks for the file at each step; then all ranks save and leave. Not a signal, which launchers pass on badly.
-# shellcheck disable=SC2329 # called by the trap
+# shellcheck disable=SC2317,SC2329 # called by the trap
 stop() {
     echo "launch.sh, node $rank: asking the training to save and stop"
     touch "$run/STOP" || true # a full disk is no reason to end at once
