@@ -1,5 +1,6 @@
 """The templates of cloud/: what they run is ours, and goes on after a stop; their own validators take them."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -117,8 +119,11 @@ class Nodes:
         return [node.returncode for node in self.nodes], "\n".join(outputs)
 
     def kill(self):
-        for node in self.nodes:
-            os.killpg(node.pid, signal.SIGKILL)
+        """All that runs on both, at once; the launcher gives its processes sessions of their own."""
+        nodes = [psutil.Process(node.pid) for node in self.nodes]
+        for process in [one for node in nodes for one in (node, *node.children(recursive=True))]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         for node in self.nodes:
             node.wait()
 
