@@ -82,12 +82,10 @@ from settings.tasks import METRICS, Task
 from settings.written import commented_yaml, write_new
 from tools.start_backbones import BACKBONES, DETECTORS, EMBEDDED, obtainable
 from tools.start_data import read_for
-from tools.start_recipe import SMALLEST_PX, Recipe, Start, choose, why_embedded
-from tools.start_text import chosen, found
+from tools.start_recipe import SMALLEST_PX, SOME_TIMES, Recipe, Start, choose, why_embedded
+from tools.start_text import Chosen, chosen, found
 from tools.start_timing import Pace, Plan, measure, plan
 
-SOME_TIMES = 3
-"""How many times the least steps of its head a run should have, for which images are made smaller"""
 LEAST_STEPS = 100
 """Of a pretrained detector, below which something quicker is taken"""
 
@@ -110,8 +108,9 @@ def start(args: argparse.Namespace) -> int:
     for line in found(root, seen, task, data):
         print(line)
     gpu = torch.accelerator.is_available()
-    recipe, made, pace, planned = _planned(args, cfg, data, task, gpu)
-    _length(recipe, planned, data, args.minutes, pace, made.train.global_batch_size)
+    choice = _planned(args, cfg, data, task, gpu)
+    recipe, planned = choice.recipe, choice.plan
+    _length(choice, data)
     out = args.out
     recipe.set("run.output_dir", f"runs/{out.stem}")
     recipe.set("run.log_every", 20)
@@ -122,16 +121,14 @@ def start(args: argparse.Namespace) -> int:
         f"command line.\n    python train_accelerate.py --config {out}"
     )
     write_new(out, commented_yaml(_ordered(values), recipe.comments, title), "--out")
-    print("\n".join(chosen(made, recipe, planned, data, pace)))
+    print("\n".join(chosen(choice, data)))
     print(
         f"\nwritten to {out}; now run\n\n    python train_accelerate.py --config {shlex.quote(str(out))}\n"
     )
     return 0
 
 
-def _planned(
-    args: argparse.Namespace, cfg: Config, data: Data, task: Task, gpu: bool
-) -> tuple[Recipe, Config, Pace, Plan]:
+def _planned(args: argparse.Namespace, cfg: Config, data: Data, task: Task, gpu: bool) -> Chosen:
     """The recipe of the first start that gives enough steps, measured."""
 
     def planning(pace: Pace, made: Config) -> Plan:
@@ -145,8 +142,8 @@ def _planned(
         print(f"\nmeasuring a few steps of {begun.detector or begun.backbone} ...", flush=True)
         pace = measure(made, data)
         planned = planning(pace.alone, made)
+        wanted, at_wanted = made.data.image_size.longest_px, pace.wall
         if begun.detector is None and (size := _cheaper(made, planned.steps)) is not None:
-            wanted = made.data.image_size.longest_px
             print(
                 f"  {planned.steps} steps of images of {wanted} px are few: {size} px are tried",
                 flush=True,
@@ -163,7 +160,8 @@ def _planned(
                     f"  this machine is busy: a step takes {pace.wall.step_s:.2f} s, and {pace.alone.step_s:.2f} s of "
                     "computing; minutes are planned by the former, all else is chosen by the latter"
                 )
-            return recipe, made, pace.wall, planning(pace.wall, made)
+            final = planning(pace.wall, made)
+            return Chosen(made, recipe, final, pace.wall, args.minutes, wanted, at_wanted)
         print(
             f"  {planned.steps} steps in {args.minutes:g} minutes are too few for it; something smaller is taken"
         )
@@ -220,15 +218,14 @@ def _made(cfg: Config, recipe: Recipe) -> Config:
     return made
 
 
-def _length(
-    recipe: Recipe, planned: Plan, data: Data, minutes: float, pace: Pace, batch: int
-) -> None:
-    epochs = planned.steps * batch / len(data.train)
+def _length(choice: Chosen, data: Data) -> None:
+    recipe, planned, pace = choice.recipe, choice.plan, choice.pace
+    epochs = planned.steps * choice.cfg.train.global_batch_size / len(data.train)
     recipe.set(
         "train.steps",
         planned.steps,
         f"{epochs:.0f} passes over the training images; a step took {pace.step_s:.2f} s here, so about "
-        f"{planned.seconds / 60:.0f} of {minutes:g} minutes with everything",
+        f"{planned.seconds / 60:.0f} of {choice.minutes:g} minutes with everything",
     )
     recipe.set("optim.warmup_steps", max(1, min(200, planned.steps // 10)))
     recipe.set("train.evaluate_every", max(1, -(-planned.steps // planned.evaluations)))

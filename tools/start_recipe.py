@@ -17,6 +17,8 @@ from tools.start_backbones import EMBEDDED, GATED
 PLAIN_VITS = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "vitdet")
 SMALLEST_PX = 224
 USUAL_PX, USUAL_GPU_PX, LARGEST_CPU_PX = 320, 640, 640
+SOME_TIMES = 3
+"""How many times the least steps of its head a run should have, for which images are made smaller"""
 FLIP: dict[str, Any] = {"HorizontalFlip": {"p": 0.5}}
 AUGMENT: list[dict[str, Any]] = [
     FLIP,

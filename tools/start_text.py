@@ -2,11 +2,12 @@
 
 import dataclasses
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from data.check.advice import Head, advise
+from data.check.advice import Advice, Head, advise
 from data.check.statistics import quantiles
 from data.dataset import Data
 from data.findings import KINDS
@@ -14,8 +15,27 @@ from data.sources.recognise import Recognised
 from model.heads.registry import get_family
 from settings.keys import Config
 from settings.tasks import EVERY_PIXEL, Task
-from tools.start_recipe import Recipe
-from tools.start_timing import Pace, Plan
+from tools.start_recipe import SOME_TIMES, Recipe
+from tools.start_timing import Pace, Plan, minutes_for
+
+LITTLE = 0.5
+"""Part of the steps that a head from nothing needs, below which it finds little or nothing"""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is written, and what it was measured with."""
+
+    cfg: Config
+    recipe: Recipe
+    plan: Plan
+    pace: Pace
+    minutes: float
+    """The budget"""
+    wanted_px: int
+    """Longest side of images that objects would have, where there was time"""
+    at_wanted: Pace
+    """With images of that size"""
 
 
 def found(root: Path, seen: Recognised, task: Task, data: Data) -> list[str]:
@@ -54,8 +74,9 @@ def found(root: Path, seen: Recognised, task: Task, data: Data) -> list[str]:
     return [*lines, f"  task        {task}{other}"]
 
 
-def chosen(cfg: Config, recipe: Recipe, planned: Plan, data: Data, pace: Pace) -> list[str]:
+def chosen(choice: Chosen, data: Data) -> list[str]:
     """What was chosen, on the other half of the screen."""
+    cfg, recipe, planned = choice.cfg, choice.recipe, choice.plan
     start_of = cfg.model.init_from if cfg.model.backbone is None else cfg.model.backbone
     why = recipe.comments.get("model.backbone" if cfg.model.backbone else "model.init_from", "")
     told = why.splitlines()[0] if why else ""
@@ -67,7 +88,7 @@ def chosen(cfg: Config, recipe: Recipe, planned: Plan, data: Data, pace: Pace) -
     epochs = planned.steps * cfg.train.global_batch_size / len(data.train)
     lines.append(
         f"  length      {planned.steps:,} steps of {cfg.train.global_batch_size} images ({epochs:.0f} passes), "
-        f"{planned.evaluations} evaluations; a step takes {pace.step_s:.2f} s: about {planned.seconds / 60:.0f} minutes"
+        f"{planned.evaluations} evaluations; a step takes {choice.pace.step_s:.2f} s: about {planned.seconds / 60:.0f} minutes"
     )
     family = get_family(str(cfg.model.head))
     whole = cfg.model.backbone is None
@@ -75,10 +96,44 @@ def chosen(cfg: Config, recipe: Recipe, planned: Plan, data: Data, pace: Pace) -
         str(cfg.model.head), queries, family.few_steps, family.few_steps_source, whole
     )
     train = dataclasses.replace(cfg.train, steps=planned.steps, epochs=None)
-    for advice in advise(dataclasses.replace(cfg, train=train), data, head_facts):
-        text = f"{advice.text} (--minutes gives more)" if advice.topic == "steps" else advice.text
-        lines.append(_wrapped("note", text))
+    found = advise(dataclasses.replace(cfg, train=train), data, head_facts)
+    for advice in sorted(found, key=lambda advice: advice.topic == "steps"):  # its length last
+        name, text = _said(advice, choice, data)
+        if text:
+            lines.append(_wrapped(name, text))
     return lines
+
+
+def _said(advice: Advice, choice: Chosen, data: Data) -> tuple[str, str]:
+    """A row's name and text: an advice without what has just been decided otherwise."""
+    if advice.topic == "steps":
+        return _too_short(advice, choice, data)
+    if advice.topic != "size":
+        return "note", advice.text
+    px = choice.cfg.data.image_size.longest_px
+    if px < choice.wanted_px:
+        return "note", f"{advice.told}; with more minutes images have {choice.wanted_px} px"
+    if advice.keys.get("data.image_size.longest", 0) > px:
+        limit = f"{px} px are the most that is chosen here; larger ones take longer"
+        return "note", f"{advice.told}: {limit} (docs/choosing.md, Small objects)"
+    return "note", "" if advice.keys else advice.text  # the head cannot have smaller ones
+
+
+def _too_short(advice: Advice, choice: Chosen, data: Data) -> tuple[str, str]:
+    """What comes of too few steps, and how many minutes are enough."""
+    batch = choice.cfg.train.global_batch_size
+    least = SOME_TIMES * get_family(str(choice.cfg.model.head)).few_steps
+    needed = max(advice.keys["train.steps"], least)  # with fewer, images would be smaller again
+    minutes = minutes_for(needed, choice.at_wanted, len(data.train), len(data.val), batch)
+    if minutes is None:  # of so few images a longer run makes nothing better
+        return "note", advice.text
+    found = "little or nothing" if choice.plan.steps < LITTLE * needed else "less than it can"
+    epochs = choice.plan.steps * batch / len(data.train)
+    return "TOO SHORT", (
+        f"in {choice.minutes:g} minutes ({choice.plan.steps:,} steps, {epochs:.1f} passes over the images) a "
+        f"{choice.cfg.model.head} head from nothing finds {found}: about {minutes:,} minutes are needed ({needed:,} steps "
+        f"of images of {choice.wanted_px} px): --minutes {minutes}"
+    )
 
 
 def _wrapped(name: str, text: str) -> str:

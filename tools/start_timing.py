@@ -164,6 +164,19 @@ def timed(action: Callable[[], None], device: torch.device) -> Times:
     return Times(wall, min(own, wall) if device.type == "cpu" else wall)
 
 
+def minutes_for(steps: int, pace: Pace, train: int, val: int, batch: int) -> int | None:
+    """The least whole minutes into which so many steps fit; None if no budget has so many of so few images.
+
+    Args:
+        train, val, batch: as of `plan`.
+    """
+
+    def fits(minutes: int) -> bool:
+        return plan(pace, minutes, train, val, batch).steps >= steps
+
+    return next(filter(fits, itertools.count(1))) if steps <= _most(train, batch) else None
+
+
 def plan(pace: Pace, minutes: float, train: int, val: int, batch: int) -> Plan:
     """The steps that fit into `minutes`, and whether storing features gives more of them.
 
@@ -174,7 +187,7 @@ def plan(pace: Pace, minutes: float, train: int, val: int, batch: int) -> Plan:
     evaluation = val * pace.image_s
     evaluations = max(1, min(EVALUATIONS, int(0.25 * budget / max(evaluation, 1e-9))))
     left = max(0.0, budget - evaluations * evaluation)
-    most = max(1, math.ceil(MOST_EPOCHS * train / batch))
+    most = _most(train, batch)
     live = int(left / pace.step_s)
     views = max(1, min(VIEWS, live * batch // train)) if train else 1
     storing = views * (train + val) / batch * pace.backbone_s
@@ -184,3 +197,8 @@ def plan(pace: Pace, minutes: float, train: int, val: int, batch: int) -> Plan:
     a_step = pace.step_s - (pace.backbone_s if cached else 0)
     seconds = AROUND_S + steps * a_step + evaluations * evaluation + (storing if cached else 0)
     return Plan(steps, views if cached else 0, min(evaluations, steps), seconds)
+
+
+def _most(train: int, batch: int) -> int:
+    """Steps that a run has at most, however much time there is."""
+    return max(1, math.ceil(MOST_EPOCHS * train / batch))

@@ -56,6 +56,8 @@ class Advice:
     """With the figures, and what to set"""
     keys: dict[str, Any] = field(default_factory=dict)
     """Values by key, where one is known"""
+    told: str = ""
+    """The figures alone, where they are of use without"""
 
 
 def advise(cfg: Config, data: Data, head: Head) -> list[Advice]:
@@ -153,12 +155,14 @@ def _size(cfg: Config, data: Data, head: Head) -> Iterator[Advice]:
             yield Advice(
                 "size",
                 f"{told}: a finer map, or windows of the images (data.tiles; docs/choosing.md, Small objects)",
+                told=told,
             )
         else:
             yield Advice(
                 "size",
                 f"{told}: set data.image_size.longest {value}, or a finer map (docs/choosing.md, Small objects)",
                 {"data.image_size.longest": value},
+                told,
             )
     elif size.longest_px > 1.5 * native and not head.whole:
         value = round_up(native, COMMON_MULTIPLE_PX)

@@ -1,6 +1,7 @@
 """From a folder to a configuration that trains: forms that are recognised, what is written, what fits into a time."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -15,11 +16,12 @@ from builders import BOXES, ROOT, SHARED, write_coco
 from data.sources.recognise import recognise
 from errors import UserError
 from formats import WRITERS
+from model.heads.registry import get_family
 from settings.load import load_config
 from settings.written import commented_yaml, set_keys
 from tools import start
 from tools.start_data import read_for
-from tools.start_recipe import SMALLEST_PX
+from tools.start_recipe import SMALLEST_PX, SOME_TIMES
 from tools.start_timing import EVALUATIONS, MOST_EPOCHS, Measured, Pace, plan
 
 
@@ -230,6 +232,34 @@ def test_the_size_is_chosen_by_what_is_computed(tmp_path, monkeypatch, capsys):
     sizes = {name: cfg.data.image_size.longest for name, cfg in made.items()}
     assert SMALLEST_PX < sizes["quiet"] == sizes["loaded"] < 576
     assert made["quiet"].train.steps > made["loaded"].train.steps
+
+
+@pytest.mark.parametrize("seconds", [1.0, 4.0])
+def test_too_short_a_run_says_how_many_minutes_it_takes(tmp_path, monkeypatch, capsys, seconds):
+    """And whoever gives them is told no more of it; nor is what was chosen contradicted."""
+    monkeypatch.setattr(builders, "SIZES", [(6 * w, 6 * h) for w, h in builders.SIZES])
+    root = write_coco(write_coco(tmp_path / "set", 48), 8, "val", seed=1)
+
+    def measured(cfg, data):
+        part = (cfg.data.image_size.longest_px / 576) ** 2
+        pace = Pace(seconds * part, 0.0, 0.01 * part)
+        return Measured(pace, pace)
+
+    monkeypatch.setattr(start, "measure", measured)
+    monkeypatch.setattr("data.check.advice.SMALL_PX", 150.0)
+    cfg, _ = started(tmp_path, root)
+    said = " ".join(capsys.readouterr().out.split())
+    (minutes,) = re.findall(r"TOO SHORT in 1 minutes .*: about (\d+) minutes are needed", said)
+    assert f"({SOME_TIMES * get_family('maskformer').few_steps} steps of images of 576 px)" in said
+    assert said.index("TOO SHORT") < said.index("now run")
+    assert cfg.data.image_size.longest < 576
+    assert "set data.image_size.longest" not in said
+    assert "with more minutes images have 576 px" in said
+    (tmp_path / "again").mkdir()
+    cfg, _ = started(tmp_path / "again", root, "--minutes", minutes)
+    assert "TOO SHORT" not in capsys.readouterr().out
+    assert cfg.data.image_size.longest == 576
+    assert cfg.train.steps >= SOME_TIMES * get_family("maskformer").few_steps
 
 
 def test_features_are_stored_where_that_gives_more_steps():
