@@ -1,8 +1,12 @@
 """One labelled image before it is decoded: what every reader gives of it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from data.objects import Objects
+
+LINE = "line"
+"""Unit of annotations that are in the label file of their image (YOLO)"""
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,30 @@ class Record:
     annotation's, or 1 x 1 where that gives none"""
 
     def box_where(self, index: int) -> str:
-        """Image and annotation of box `index`, for messages."""
+        """Image, row or label file, and annotation of box `index`, for messages."""
+        return annotation_where(self.where, self.unit, self._number(index))
+
+    def box_text(self, index: int) -> str:
+        """The annotation of box `index` alone."""
+        return number_text(self.unit, self._number(index))
+
+    def _number(self, index: int) -> int:
         numbers = self.objects.numbers
-        number = index if numbers is None else int(numbers[index])
-        return f"{self.where}, {number_text(self.unit, number)}"
+        return index if numbers is None else int(numbers[index])
+
+
+def annotation_where(where: str, unit: str, number: int) -> str:
+    """Where an annotation of an image is to be mended: its label file, if it has one of its own."""
+    file = str(label_file(Path(where))) if unit == LINE else where
+    return f"{file}, {number_text(unit, number)}"
+
+
+def label_file(image: Path) -> Path:
+    """Where the labels of an image of a YOLO dataset are."""
+    parts = list(image.parent.parts)
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    return Path(*parts, f"{image.stem}.txt")
 
 
 def number_text(unit: str, number: int) -> str:

@@ -109,7 +109,7 @@ def start(args: argparse.Namespace) -> int:
         print(line)
     gpu = torch.accelerator.is_available()
     choice = _planned(args, cfg, data, task, gpu)
-    recipe, planned = choice.recipe, choice.plan
+    recipe = choice.recipe
     _length(choice, data)
     out = args.out
     recipe.set("run.output_dir", f"runs/{out.stem}")

@@ -30,7 +30,7 @@ def mask_defects(record: Record) -> list[Defect]:
                 detail = f"an outline of {len(crossing[0])} corners"
                 found.append(("mask crosses itself", record.box_where(index), detail))
     for one, other, share in twins(objects, (record.height, record.width)):
-        detail = f"IoU {share:.2f} with {record.box_where(one).removeprefix(record.where + ', ')}"
+        detail = f"IoU {share:.2f} with {record.box_text(one)}"
         found.append(("masks of one object", record.box_where(other), detail))
     return found
 

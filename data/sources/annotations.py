@@ -11,7 +11,7 @@ from data.findings import Findings
 from data.images.headers import Header, read_header
 from data.masks import Polygons, Rle, mask_column
 from data.objects import Objects
-from data.record import Record, number_text
+from data.record import LINE, Record, annotation_where
 from data.sources.segmentations import mask_of_segmentation, thin_rings
 from data.sources.values import as_flag, as_float, as_floats, as_int, same_shape, short
 
@@ -40,7 +40,10 @@ class Boxes:
 
     def broken(self, number: int, detail: str) -> None:
         """Note that annotation `number` cannot be used."""
-        self.findings.add("broken row", f"{self.where}, {number_text(self.unit, number)}", detail)
+        self.findings.add("broken row", self._place(number), detail)
+
+    def _place(self, number: int) -> str:
+        return annotation_where(self.where, self.unit, number)
 
     def add(
         self,
@@ -107,7 +110,7 @@ class Boxes:
         if len(objects) and {box_format, *self.others.values()} != {"xywh"}:
             objects = self._in_pixels(objects, box_format, width, height)
         if self.segmentations is not None:
-            relative = self.unit == "line"
+            relative = self.unit == LINE
             picture = None if unreadable and annotated is None else (width, height)
             objects = self._masked(objects, annotated, picture, relative)
         if len(objects):
@@ -146,13 +149,12 @@ class Boxes:
                 )
                 mask = "mask of another size"
             if isinstance(mask, str):
-                number = number_text(self.unit, self.numbers[place])
-                self.findings.add(mask, f"{self.where}, {number}", detail)
+                self.findings.add(mask, self._place(self.numbers[place]), detail)
                 continue
             if isinstance(mask, Polygons) and (lost := thin_rings(segmentation)):
-                number = number_text(self.unit, self.numbers[place])
                 detail = f"{len(lost)} of {len(lost) + len(mask.rings)} outlines, place {lost[0]}"
-                self.findings.add("mask ring without area", f"{self.where}, {number}", detail)
+                where = self._place(self.numbers[place])
+                self.findings.add("mask ring without area", where, detail)
             kept.append(place)
             masks.append(mask)
         return replace(objects.take(np.array(kept, dtype=np.int64)), masks=mask_column(masks))
@@ -209,7 +211,7 @@ class Boxes:
         for index in np.flatnonzero(inverted):
             self.findings.add(
                 "box inverted",
-                f"{self.where}, {number_text(self.unit, int(objects.numbers[index]))}",
+                self._place(int(objects.numbers[index])),
                 f"corners {boxes[index].tolist()}",
             )
         return np.concatenate([np.minimum(low, high), np.maximum(low, high)], axis=1)

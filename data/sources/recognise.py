@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from data.images.headers import names_of_images
+from data.record import label_file
 from data.sources.files import image_files, load_json, read_lines
 from data.sources.label_maps import LABEL_SUFFIXES, LAYOUTS
 from data.sources.layouts import COCO_FILES, coco_file, lone_file
 from data.sources.voc_masks import OF_CLASSES, OF_OBJECTS
-from data.sources.yolo import label_file
 from errors import UserError
 
 LOOKED_AT = 200

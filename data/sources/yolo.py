@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data.findings import Findings
-from data.record import Record
+from data.record import LINE, Record, label_file
 from data.schema import Split
 from data.sources.annotations import Boxes
 from data.sources.box_formats import format_of
@@ -145,14 +145,6 @@ def _names(content: dict[str, Any], file: Path, findings: Findings) -> dict[int,
     return names
 
 
-def label_file(image: Path) -> Path:
-    """Where the labels of an image are."""
-    parts = list(image.parent.parts)
-    if "images" in parts:
-        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    return Path(*parts, f"{image.stem}.txt")
-
-
 def _record(
     image_id: str,
     path: Path,
@@ -162,7 +154,7 @@ def _record(
     masks: bool,
     form: str,
 ) -> Record:
-    boxes = Boxes(str(path), "line", findings, masks)
+    boxes = Boxes(str(path), LINE, findings, masks)
     file = label_file(path)
     if os.path.isfile(file) and inside.holds(file, str(file), findings):
         for number, line in enumerate(read_lines(file), 1):
