@@ -30,6 +30,8 @@ MANY = 0.03
 """Part of the boxes that does not fit, from which on it is no carelessness"""
 LARGEST_PART = 1.5
 """Above it no number is a part of an image's side"""
+AT_EDGE = 0.005
+"""Part of the boxes that begins one pixel before its image, from which on the files count from 0"""
 ROUNDING_PX, ROUNDING = 1.0, 0.005
 """By which boxes may stick out of images in any case: px, and part of a side"""
 
@@ -57,11 +59,7 @@ class BoxGuess:
             else f"{self.outside:,} of {self.num:,} boxes do not lie in their images"
         )
         others = f" (or {', '.join(self.alike)}: look at the boxes)" if self.alike else ""
-        own = (
-            ""
-            if self.read_as == VOC
-            else f"; if they are right, say data.box_format {self.read_as}"
-        )
+        own = f"; if they are right, say data.box_format {self.read_as}"
         return (
             f"read as {self.read_as} ({MEANING[self.read_as]}), {wrong}; as {self.box_format} "
             f"({MEANING[self.box_format]}) {self.left:,} do not fit: set data.box_format {self.box_format}{others}{own}"
@@ -128,6 +126,37 @@ def _misfit(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class ZeroGuess:
+    """Corners of VOC files that count from 0."""
+
+    before: int
+    """Boxes that begin one pixel before their image"""
+    at: int
+    """Boxes that begin where their image does"""
+    num: int
+
+    def __str__(self) -> str:
+        return (
+            f"read as {VOC} ({MEANING[VOC]}, which count from 1), {self.before:,} of {self.num:,} boxes begin at -1 and "
+            f"{self.at:,} at 0: the files count from 0, and all boxes come out one pixel too far left and up: "
+            f"set data.box_format xyxy; if they are right, say data.box_format {VOC}"
+        )
+
+
+def guess_zero(splits: Sequence[Split], own: str) -> ZeroGuess | None:
+    """Whether VOC's corners count from 0: at the left and upper edge boxes begin at -1, where others begin at 0."""
+    if own != VOC:
+        return None
+    boxes, sizes = _boxes_and_sizes(splits)
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    before, at = (int((low == edge).any(axis=1).sum()) for edge in (-1, 0))
+    beyond = int(((low < -1).any(axis=1) | (high > sizes).any(axis=1)).sum())
+    if before < max(FEWEST, AT_EDGE * len(boxes)) or before < 2 * at or beyond > before / 10:
+        return None
+    return ZeroGuess(before, at, len(boxes))
+
+
+@dataclass(frozen=True)
 class OffsetGuess:
     """Category ids that all belong to the next class."""
 
@@ -174,7 +203,9 @@ def note_guesses(
         own: the format that boxes were read by; None: no guess, since somebody has said it, or masks count.
     """
     explained: set[str] = set()
-    boxes = None if own is None else guess_box_format(splits, own)
+    boxes: BoxGuess | ZeroGuess | None = None
+    if own is not None:
+        boxes = guess_box_format(splits, own) or guess_zero(splits, own)
     if boxes is not None:
         findings.add("boxes of another format", where, str(boxes))
         explained |= {

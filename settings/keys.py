@@ -132,7 +132,8 @@ class DataConfig:
     """Class names in the order of the dataset's category ids; default: what the dataset says"""
     box_format: BoxFormat | None = None
     """The four numbers of a box: xywh, xyxy (corners), cxcywh (centre), in px, or relative (0 to 1); default: what the
-    source has, xywh (voc: corners, yolo: cxcywh_relative). coco, pascal_voc, albumentations, yolo: other names of these"""
+    source has, xywh (voc: voc, corners that count from 1; yolo: cxcywh_relative). coco, pascal_voc (corners that count
+    from 0), albumentations, yolo: other names of these"""
     category_offset: int = 0
     """Added to the category ids of annotations, where those of the names begin one earlier (-1) or later (1)"""
     strict: bool = harmless(False)

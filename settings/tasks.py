@@ -12,6 +12,7 @@ BoxFormat = Literal[
     "xywh_relative",
     "xyxy_relative",
     "cxcywh_relative",
+    "voc",
     "coco",
     "pascal_voc",
     "albumentations",

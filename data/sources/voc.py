@@ -6,7 +6,8 @@ folder a split, `path/<split>/*.xml` beside the images.
 
 Corners are 1-based and inclusive, as VOC defines them: xmin 1 and xmax 500 is the whole width of an
 image of 500 px. In pixel edges that is 0 to 500: x = xmin - 1, width = xmax - xmin + 1. Files of
-tools that count from 0 come out one pixel too far left and up, and one too large at most.
+tools that count from 0 come out one pixel too far left and up: `data.guesses` says so, and data.box_format xyxy
+reads them.
 
 Class ids are places in `data.labels`, or else in the sorted names of both splits. `difficult`
 objects become `iscrowd`: no targets in training, neither right nor wrong in evaluation.

@@ -12,12 +12,13 @@ from builders import SHARED, write_coco, write_imagefolder
 from data.boxes import written_as
 from data.build import build_data, read_data
 from data.findings import Findings
-from data.guesses import guess_box_format, mending_keys
+from data.guesses import guess_box_format, guess_zero, mending_keys
 from data.objects import Objects
 from data.record import Record
 from data.schema import Split
 from data.sources.files import ImageFiles
 from errors import UserError
+from formats import voc_xml
 from settings.keys import DataConfig
 
 FORMATS = ["xyxy", "cxcywh", "xywh_relative", "xyxy_relative", "cxcywh_relative"]
@@ -238,6 +239,48 @@ def test_a_validation_split_beside_is_used_unless_none_is_wanted(tmp_path, said)
     assert bool(data.findings.notes) != said
 
 
+def voc_of(root, folder, first):
+    """A VOC dataset of a COCO one, whose corners count from `first`."""
+    for split in ("train", "val"):
+        content = json.loads((root / f"annotations/{split}.json").read_text())
+        (folder / split).mkdir(parents=True)
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        objects = {image["id"]: [] for image in content["images"]}
+        for annotation in content["annotations"]:
+            x, y, w, h = (round(side) for side in annotation["bbox"])
+            name, low = names[annotation["category_id"]], 1 - first
+            box = (x - low, y - low, w + low, h + low)  # `voc_xml` adds 1, and ends at x + w
+            objects[annotation["image_id"]].append((name, box, ""))
+        for image in content["images"]:
+            file, size = folder / split / image["file_name"], (image["width"], image["height"])
+            file.symlink_to(root / split / image["file_name"])
+            file.with_suffix(".xml").write_text(voc_xml(file.name, size, objects[image["id"]]))
+
+
+@pytest.mark.parametrize("name", ["nuclei-instances", "plates-openimages-416"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_corners_of_voc_that_count_from_0_are_told(tmp_path, name, first):
+    """And those of the same boxes that count from 1 are not."""
+    voc_of(given(name), tmp_path, first)
+    cfg = DataConfig("voc", str(tmp_path), val_split="val", follow_links=True)
+    if first == 0:
+        touching = json.loads((given(name) / "annotations/train.json").read_text())["annotations"]
+        assert sum(min(round(v) for v in a["bbox"][:2]) == 0 for a in touching) > 4
+        cfg, text = followed(cfg)
+        assert cfg.box_format == "xyxy"
+        assert re.search(
+            r"read as voc .*, [\d,]+ of [\d,]+ boxes begin at -1 and [\d,]+ at 0", text
+        )
+        assert "box partly outside" not in text
+        believed = dataclasses.replace(cfg, box_format="voc")
+        assert read(believed).findings.counts()["box partly outside"] > 4
+    data = read(cfg)
+    assert not data.findings.counts()["boxes of another format"]
+    rounded = np.round(right(given(name)).train.objects.boxes)
+    assert len(data.train.objects) == len(rounded)
+    assert np.abs(data.train.objects.boxes - rounded).max() <= 1.0
+
+
 def split_of(boxes, sizes):
     records = [
         Record(n, str(n), int(w), int(h), Objects(box[None], np.zeros(1, int), None))
@@ -275,3 +318,17 @@ def test_random_boxes_of_another_format_are_told(box_format, largest):
         guess = guess_box_format([split_of(boxes, sizes)], "xywh")
         assert guess is not None
         assert box_format in (guess.box_format, *guess.alike)
+
+
+def test_only_boxes_that_begin_just_before_their_images_count_from_0():
+    draw = np.random.default_rng(2)
+    sizes = draw.integers(64, 900, (400, 2)).astype(float)
+    right = np.round(random_boxes(draw, 400, sizes, 0.3)) + [1.0, 1.0, 0.0, 0.0]
+    right[:40, 0] = 0.0
+    right[20:60, 1] = 0.0
+    early = right + [-1.0, -1.0, 1.0, 1.0]
+    assert guess_zero([split_of(early, sizes)], "voc").before == 60
+    assert guess_zero([split_of(early, sizes)], "xyxy") is None
+    assert guess_zero([split_of(right, sizes)], "voc") is None
+    early[60:100, 0] = -5.0
+    assert guess_zero([split_of(early, sizes)], "voc") is None, "carelessness on all sides"
