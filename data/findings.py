@@ -50,6 +50,7 @@ KINDS: dict[str, Kind] = {
         "refused", "annotations count classes from another number than the names do"
     ),
     "images elsewhere": Kind("refused", "the files are in another folder"),
+    "label files missing": Kind("refused", "many images have none, and would count as empty"),
     "links out of the folder": Kind("refused", "image files that are links to files elsewhere"),
     # annotation files
     "broken row": Kind("refused", "a row that cannot be understood; mend or delete it", "left out"),
@@ -73,6 +74,9 @@ KINDS: dict[str, Kind] = {
         "left out (pixels of a label map: ignored)",
     ),
     "duplicate annotation id": Kind("noted", "the ids of annotations are not used", "ids are new"),
+    "image without label file": Kind(
+        "noted", "taken as background; an empty label file says that nothing is on it"
+    ),
     "image without annotation": Kind("noted", "an image file that no row mentions; it is not read"),
     "size differs from annotation": Kind(
         "repaired",
@@ -182,7 +186,7 @@ MASK_KINDS = {
 """Those of datasets from which masks are read"""
 GUESSED_KINDS = (
     *("boxes of another format", "ids of classes off by one", "images elsewhere"),
-    "links out of the folder",
+    *("links out of the folder", "label files missing"),
 )
 """Those of the whole dataset, which explain many others and name the key that mends them"""
 IMAGE_KINDS = {name for name, kind in KINDS.items() if kind.whole_image}

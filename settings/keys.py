@@ -112,6 +112,9 @@ class DataConfig:
     follow_links: bool = harmless(False)
     """Read image files that are links out of the dataset's folder. Whoever made the dataset then chooses which
     files of this machine are read and drawn: only for links that you made"""
+    allow_unlabelled: bool = harmless(False)
+    """Images without a label file (yolo) show nothing, although they are many: without it more than a fifth of a split
+    ends the start, since files may be missing. An empty label file says so of one image"""
     label_map_column: str | None = harmless(None)
     """Column of hub and imagefolder with the label map of an image; default: the first usual one that is
     there (label_map, annotation, segmentation_map, mask, label, ...)"""

@@ -28,6 +28,8 @@ def check_labels(data: DataConfig) -> Iterator[str]:
                 f"data.{key} {getattr(data, key)}: only data.source coco has it; data.{key[:-7]}_split says where "
                 f"those of {source} are"
             )
+    if data.allow_unlabelled and source != "yolo":
+        yield f"data.allow_unlabelled: has no effect with data.source {source}, which has no label file of each image"
     if data.follow_links and source not in FOLDERS:
         yield f"data.follow_links: has no effect with data.source {source}, whose images are no files of a folder"
 

@@ -128,8 +128,8 @@ def write_yolo(root, num, split, seed):
             f"{c} {(x + w / 2) / width!r} {(y + h / 2) / height!r} {w / width!r} {h / height!r}"
             for c, (x, y, w, h) in zip(categories_of(index), BOXES[index % len(BOXES)], strict=True)
         ]
-        if lines:  # an image without boxes has no label file
-            (labels / name).with_suffix(".txt").write_text("\n".join(lines) + "\n")
+        text = "".join(f"{line}\n" for line in lines)
+        (labels / name).with_suffix(".txt").write_text(text)
     content = "path: .\ntrain: images/train\nval: images/val\nnames: {0: car, 1: plate}\n"
     (root / "data.yaml").write_text(content)
 

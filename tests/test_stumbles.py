@@ -1,5 +1,6 @@
 """What new users ran into: each is told what to write instead, or it works."""
 
+import dataclasses
 import importlib
 import json
 
@@ -14,6 +15,7 @@ from data.sources.synthetic import ensure_written, read_split
 from data.taxonomy import alike
 from disk import refuse_unwritable
 from errors import UserError
+from formats import write_yolo
 from report.dataset_text import _row
 from run.changes import with_fitting_warmup
 from runs import train
@@ -291,6 +293,53 @@ def test_synthetic_scenes_are_written_again_beside_others(tmp_path):
     for number in (1, 2):
         cfg = DataConfig(path=str(tmp_path), synthetic_train=number, synthetic_val=1)
         assert len(read_split(ensure_written(cfg, 0), "train", Findings())) == number
+
+
+def yolo(root, lost):
+    """A YOLO set of 16 and 4 images, of which `lost` training images have no label file."""
+    write_yolo(root, 16, "train", 0)
+    write_yolo(root, 4, "val", 1)
+    for number in range(lost):
+        (root / f"labels/train/{number:03}.txt").unlink()
+    return DataConfig("yolo", str(root), val_split="val")
+
+
+def test_a_label_file_that_is_missing_is_told_and_an_empty_one_is_not(tmp_path):
+    data = build_data(yolo(tmp_path, 2), 0)
+    assert data.findings.notes == [
+        "2 of 16 images of train have no label file (taken as background): images/train/000.jpg, images/train/001.jpg"
+    ]
+    assert data.findings.counts() == {"image without label file": 2}
+    for number in range(2):
+        (tmp_path / f"labels/train/{number:03}.txt").touch()
+    data = build_data(DataConfig("yolo", str(tmp_path), val_split="val"), 0)
+    assert not data.findings.notes
+    assert not len(data.findings)
+
+
+def test_many_label_files_that_are_missing_are_not_taken_for_empty_images(tmp_path):
+    cfg = yolo(tmp_path, 8)
+    told = "8 of 16 images of train have no label file: .*000.jpg.*looked for labels/train/000.txt"
+    with pytest.raises(UserError, match=f"{told}.*set data.allow_unlabelled true"):
+        build_data(cfg, 0)
+    data = build_data(dataclasses.replace(cfg, allow_unlabelled=True), 0)
+    assert len(data.train) == 16
+    assert not data.findings.notes
+    assert not len(data.findings)
+
+
+def test_many_images_that_a_coco_file_lists_without_annotations_are_a_line(tmp_path):
+    root = write_coco(tmp_path, 16)
+    told = "of 16 images of train.json have no annotations (taken as background): train/00"
+    cfg = DataConfig("coco", str(root), val_fraction=0.25)
+    assert told in "".join(build_data(cfg, 0).findings.notes)
+    content = json.loads((root / "annotations/train.json").read_text())
+    content["annotations"] += [
+        {**content["annotations"][0], "image_id": image["id"], "id": 900 + image["id"]}
+        for image in content["images"][:3]
+    ]
+    (root / "annotations/train.json").write_text(json.dumps(content))
+    assert not build_data(cfg, 0).findings.notes
 
 
 def test_a_file_that_is_no_image_is_told_in_words(tmp_path):

@@ -150,7 +150,7 @@ from tools.check_ranges import look_at, read
 EXAMPLES = 5
 OF_THE_ORIGINAL = (
     *("revision", "val_split", "train_annotations", "val_annotations", "label_map_column"),
-    *("train_images", "val_images", "follow_links", "category_offset"),
+    *("train_images", "val_images", "follow_links", "allow_unlabelled", "category_offset"),
     *("label_values", "reduce_labels", "labels", "box_format", "streaming", "val_on_train"),
 )
 """Keys of `data` that say where the original's labels are or what they mean; the copy says so itself"""

@@ -38,6 +38,11 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         choices=["detection", "instance_segmentation", "semantic_segmentation"],
         help="default: what the labels allow, masks before boxes",
     )
+    parser.add_argument(
+        "--allow-unlabelled",
+        action="store_true",
+        help="images without a label file (YOLO) show nothing, although they are many",
+    )
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
         "--backbone", help="Hub id or folder; default: an open one that can be had"
@@ -104,6 +109,8 @@ def start(args: argparse.Namespace) -> int:
     transformers_logging.disable_progress_bar()
     root = args.data.expanduser()
     seen = recognise(root)
+    if args.allow_unlabelled:
+        seen = dataclasses.replace(seen, keys={**seen.keys, "allow_unlabelled": True})
     task, cfg, data = read_for(root, seen, args.task)
     for line in found(root, seen, task, data):
         print(line)

@@ -17,6 +17,7 @@ from data.sources.annotations import Boxes
 from data.sources.box_formats import format_of
 from data.sources.files import ImageFiles, Inside, existing_folder, load_json, note_unlisted
 from data.sources.layouts import coco_folder
+from data.sources.missing import note_without_annotations
 from data.sources.panoptic import is_panoptic, read_panoptic
 from data.sources.segmentations import box_of_segmentation
 from data.sources.values import Unique, as_id, as_int, as_size, short
@@ -61,13 +62,16 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels =
         inside = Inside(root, folder, file.with_suffix(""), links=cfg.follow_links)
         return read_panoptic(content, file, entries, folder, inside, names, findings, labels)
     boxes = _annotations(content, file, folder, entries, findings, masks)
-    records, paths, box_format = [], [], format_of(cfg)
+    records, paths, empty, box_format = [], [], [], format_of(cfg)
     for image_id, entry in entries.items():
         path = inside.join(folder, entry["file_name"], f"{file}, image {image_id!r}", findings)
         if path is not None:
             size = as_size(entry.get("width"), entry.get("height"))
             records.append(boxes[image_id].record(image_id, path, size, box_format))
             paths.append(path)
+            if not len(records[-1].objects):
+                empty.append(path)
+    note_without_annotations(empty, file.name, len(paths), root, findings)
     others = _listed_by_the_other(cfg, which, root, folder)
     if which == "train" or not others:  # a folder that both share is looked at once
         note_unlisted(folder, [*paths, *others], findings)

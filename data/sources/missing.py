@@ -1,13 +1,17 @@
-"""Images that are not where they are looked for: a folder that has them, links that lead out."""
+"""What is not where it is looked for: images that another folder has, links that lead out, images without labels."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.findings import Finding, Findings
+from data.record import label_file
 from data.sources.files import LINKS
 from data.sources.layouts import folder_that_has, sampled
 from settings.keys import DataConfig
 
 FEWEST = 4
+MANY_UNLABELLED = 0.2
+"""Part of a split's images without labels, above which labels are probably missing"""
 
 
 def note_elsewhere(cfg: DataConfig, findings: Findings) -> bool:
@@ -31,6 +35,50 @@ def note_elsewhere(cfg: DataConfig, findings: Findings) -> bool:
         )
         found = True
     return found
+
+
+def note_without_file(
+    images: Sequence[Path], split: str, num: int, root: Path, findings: Findings
+) -> None:
+    """Findings of a split's images without label file; one that ends the start, if they are a large part of it.
+
+    Args:
+        images: those without. split: its name. num: images of the split.
+    """
+    if not images:
+        return
+    for image in images:
+        findings.add("image without label file", str(image))
+    told = f"{len(images):,} of {num:,} images of {split} have no label file"
+    if len(images) < FEWEST or len(images) <= MANY_UNLABELLED * num:
+        findings.note(f"{told} (taken as background): {_examples(images, root)}")
+        return
+    findings.add(
+        "label files missing",
+        str(root),
+        f"{told}: {_examples(images, root)} (looked for {_shown(label_file(images[0]), root)}). Are files missing? If nothing is on these images, an "
+        "empty file says so of one, and of all: set data.allow_unlabelled true",
+    )
+
+
+def note_without_annotations(
+    images: Sequence[Path], file: str, num: int, root: Path, findings: Findings
+) -> None:
+    """A line about images that a file lists without annotations, if they are a large part of it."""
+    if len(images) >= FEWEST and len(images) > MANY_UNLABELLED * num:
+        findings.note(
+            f"{len(images):,} of {num:,} images of {file} have no annotations (taken as background): "
+            f"{_examples(images, root)}"
+        )
+
+
+def _examples(images: Sequence[Path], root: Path) -> str:
+    names = ", ".join(_shown(image, root) for image in images[:2])
+    return names + (", ..." if len(images) > 2 else "")
+
+
+def _shown(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def note_links(root: str, findings: Findings) -> None:

@@ -4,8 +4,8 @@
 where their images are: a folder, a text file that lists images, or a list of these, relative to
 `path` of the YAML or to its own folder. The labels of `.../images/a.jpg` are in `.../labels/a.txt`,
 or beside the image where its path has no part `images`. A line is `class cx cy w h`, relative to the
-image, or `class x y x y x y ...`, a polygon whose box is taken. An image without label file, or with
-an empty one, has no boxes.
+image, or `class x y x y x y ...`, a polygon whose box is taken. An image with an empty label file has no
+boxes. So has one without, but that is said, and many of them are not believed unless data.allow_unlabelled says so.
 """
 
 import os
@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from data.findings import Findings
-from data.record import LINE, Record, label_file
+from data.record import LINE, label_file
 from data.schema import Split
 from data.sources.annotations import Boxes
 from data.sources.box_formats import format_of
 from data.sources.files import ImageFiles, Inside, existing_folder, image_files, read_lines
+from data.sources.missing import note_without_file
 from data.sources.segmentations import box_of_polygon
 from data.sources.values import Unique, as_int, short
 from errors import UserError
@@ -60,12 +61,19 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels =
         raise UserError(f"{file}: split {key!r} ({short(content[key])}) has no images")
     keypoints, form = "kpt_shape" in content, format_of(cfg)
     unique = Unique("duplicate image id", findings)
-    records, kept = [], []
+    records, kept, without = [], [], []
     for path in paths:
         image_id = os.path.relpath(path, root)
         if unique.is_new(image_id, str(path)):
-            records.append(_record(image_id, path, keypoints, inside, findings, masks, form))
+            lines = label_file(path)
+            if not (there := os.path.isfile(lines)):
+                without.append(path)
+            usable = there and inside.holds(lines, str(lines), findings)
+            boxes = _boxes(path, lines if usable else None, keypoints, findings, masks)
+            records.append(boxes.record(image_id, path, None, form))
             kept.append(path)
+    if not cfg.allow_unlabelled:
+        note_without_file(without, key, len(kept), root, findings)
     _note_labels_without_image(paths, findings)
     return Split(records, ImageFiles(kept), _names(content, file, findings))
 
@@ -145,23 +153,16 @@ def _names(content: dict[str, Any], file: Path, findings: Findings) -> dict[int,
     return names
 
 
-def _record(
-    image_id: str,
-    path: Path,
-    keypoints: bool,
-    inside: Inside,
-    findings: Findings,
-    masks: bool,
-    form: str,
-) -> Record:
-    boxes = Boxes(str(path), LINE, findings, masks)
-    file = label_file(path)
-    if os.path.isfile(file) and inside.holds(file, str(file), findings):
-        for number, line in enumerate(read_lines(file), 1):
-            values = line.split()
-            if values:
-                _take(boxes, number, values[:5] if keypoints else values)
-    return boxes.record(image_id, path, None, form)
+def _boxes(
+    image: Path, file: Path | None, keypoints: bool, findings: Findings, masks: bool
+) -> Boxes:
+    """What is on an image by its label file; nothing without one."""
+    boxes = Boxes(str(image), LINE, findings, masks)
+    for number, line in enumerate(read_lines(file) if file else (), 1):
+        values = line.split()
+        if values:
+            _take(boxes, number, values[:5] if keypoints else values)
+    return boxes
 
 
 def _take(boxes: Boxes, number: int, values: list[bytes]) -> None:
