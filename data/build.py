@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from data.sources.box_formats import format_of
 from data.sources.files import LINKS
 from data.sources.layouts import located
 from data.sources.missing import note_elsewhere, note_links
+from data.sources.recognise import recognise
 from data.splits import split_off
 from data.taxonomy import Taxonomy, alike, build_taxonomy, joined, with_background, with_stuff
 from data.tiles import tiled, tiles_of
@@ -38,6 +40,8 @@ READERS = {
 }
 """Module of each `data.source`; it has read_split(cfg, which, findings, labels) -> Split"""
 
+CHECK = "python -m tools.check_data --config ..."
+"""In messages; who has no configuration puts another command in its place"""
 MAX_LISTED = 20
 """Findings that an error names"""
 
@@ -115,7 +119,10 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "
     cfg = located(cfg, findings)
     read = importlib.import_module(READERS[cfg.source]).read_split
     with cached_headers(cfg.path, cfg.num_workers), without_collector():
-        train = read(cfg, "train", findings, labels)
+        try:
+            train = read(cfg, "train", findings, labels)
+        except UserError as error:
+            raise UserError(f"{error}{_other_source(cfg)}") from error
         val = train if cfg.val_split is None else read(cfg, "val", findings, labels)
     if cfg.category_offset:
         both = [
@@ -156,6 +163,18 @@ def read_data(cfg: DataConfig, seed: int, findings: Findings, labels: Labels = "
             )
     refuse_many([train, val], taxonomy, labels)
     return Data(train, val, taxonomy, findings, labels)
+
+
+def _other_source(cfg: DataConfig) -> str:
+    """What is said of a folder that cannot be read as one source and looks like another."""
+    folder = Path(str(cfg.path)).expanduser()
+    try:
+        seen = recognise(folder) if folder.is_dir() else None
+    except (UserError, OSError):
+        return ""
+    if seen is None or seen.source == cfg.source:
+        return ""
+    return f"; this folder looks like {seen.source} ({seen.said}): set data.source {seen.source}"
 
 
 def _note_alike(cfg: DataConfig, taxonomy: Taxonomy, findings: Findings) -> None:
@@ -228,7 +247,7 @@ def _why(findings: Findings) -> str:
     """What is said of a split without anything to learn."""
     if {finding.kind for finding in findings} & MASK_KINDS == {"no mask"}:
         return ": its objects have boxes and no masks; model.task detection learns boxes"
-    return "; `python -m tools.check_data --config ...` says what is wrong with each"
+    return f"; `{CHECK}` says what is wrong with each"
 
 
 def _num_single(split: Split) -> int:
@@ -263,12 +282,12 @@ def check_findings(findings: Findings, strict: bool, max_bad_images: int | None)
 def _guessed(found: Sequence[Finding]) -> str:
     """What one key mends, told before everything that may come of it."""
     lines = [f"{finding.where}: {finding.kind}: {finding.detail}" for finding in found]
-    hint = "`python -m tools.check_data --config ... --picture data.png` draws the boxes"
+    hint = f"`{CHECK} --picture data.png` draws the boxes"
     return "\n  ".join([*lines, hint])
 
 
 def _listing(found: Sequence[Finding], what: str, why: str) -> str:
-    hint = "`python -m tools.check_data --config ...` lists all"
+    hint = f"`{CHECK}` lists all, and with --repair FOLDER writes a cleaned copy"
     if any(
         finding.kind == "path leaves the folder" and LINKS in finding.detail for finding in found
     ):

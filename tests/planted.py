@@ -19,8 +19,9 @@ PNG_KINDS = {
     *("absurd size", "16-bit image", "palette image", "transparent image"),
     "size differs from header",
 }
-NOT_COCO = {"box inverted", "image without label file"}
-"""Kinds that COCO files cannot have; `write_planted_rows` has the first"""
+OF_YOLO = {"image without label file"}
+NOT_COCO = {"box inverted", *OF_YOLO}
+"""Kinds that COCO files cannot have; `write_planted_rows` has those of corners"""
 REFUSED = {name for name, kind in KINDS.items() if kind.remedy == "refused"} - set(GUESSED_KINDS)
 FIRST_PLANTED_ID = 9000
 """Planted annotations and images are numbered from here"""

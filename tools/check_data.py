@@ -1,6 +1,7 @@
 """Check a dataset before training on it: every image is decoded, every box and mask looked at.
 
-`python -m tools.check_data --config configs/coco.yaml --data.path my_data`
+`python -m tools.check_data my_data`, or with the configuration that is to be trained: `--config configs/coco.yaml
+--data.path my_data`.
 
 Needs no GPU and no backbone. Exit status: 0 if there is no defect, 1 if there are some, 2 if the
 dataset cannot be read at all.
@@ -22,6 +23,7 @@ from settings.keys import Config, DataConfig
 from settings.load import load_config
 from settings.share import share
 from settings.tasks import EVERY_PIXEL
+from tools.given_folder import has_model, with_folder
 
 FILES = ("json", "picture", "html", "advise")
 """Options that name a file to be written"""
@@ -88,7 +90,10 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
         refuse_unwritable(f"--{name}", getattr(args, name))
     for name in ("repair", "ranges"):
         refuse_unwritable(f"--{name}", getattr(args, name), folder=True)
-    cfg = load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
+    args.of_model = has_model(rest)
+    cfg = load_config(
+        with_folder(rest), prog=parser.prog, world=1
+    )  # nothing is trained on this world
     if cfg.data.packed is not None:
         raise UserError(
             "data.packed: a packed dataset was checked when it was made, and files are what is checked here; leave "
@@ -148,6 +153,10 @@ from tools.advice import advice_of, fitted, refuse_existing, write_advised
 from tools.check_ranges import look_at, read
 
 EXAMPLES = 5
+OF_DEFAULT = (
+    "No --config was given: sizes below are after the resize of the default, not of what you train; `python -m tools.start "
+    "FOLDER` writes a configuration that fits."
+)
 OF_THE_ORIGINAL = (
     *("revision", "val_split", "train_annotations", "val_annotations", "label_map_column"),
     *("train_images", "val_images", "follow_links", "allow_unlabelled", "category_offset"),
@@ -203,12 +212,13 @@ def check(args: argparse.Namespace, cfg: Config) -> int:
             name: split_statistics(split, data.taxonomy, cfg.data.image_size)
             for name, split in splits.items()
         }
+    own = cfg.data.source == "synthetic"  # the default's own data
     lines = [
         verdict(findings, statistics),
         *data.findings.notes,
         "",
         *finding_lines(findings, most, cfg.data.path),
-        *advice_lines(cfg, data),
+        *(advice_lines(cfg, data) if args.of_model or own else [OF_DEFAULT, ""]),
         *statistics_lines(statistics, cfg.data.image_size),
     ]
     print("\n".join(lines))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from disk import refuse_unwritable
 from errors import UserError, ending_with_one_line
+from tools.given_folder import folder_of
 
 MOST_MINUTES = 60 * 24 * 7
 
@@ -28,7 +29,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("data", type=Path, metavar="DATA", help="folder with the labelled images")
+    parser.add_argument(
+        "data", type=Path, metavar="DATA", help="folder with the labelled images, or its data.yaml"
+    )
     parser.add_argument(
         "--minutes", type=float, default=15.0, help="time budget of the training (15)"
     )
@@ -53,10 +56,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0.5 <= args.minutes <= MOST_MINUTES:
         raise UserError(f"--minutes {args.minutes:g}: must lie in 0.5 ... {MOST_MINUTES}")
-    if not args.data.expanduser().is_dir():
-        raise UserError(
-            f"{args.data}: {'a file, not a folder' if args.data.expanduser().exists() else 'no such folder'}"
-        )
+    args.data = folder_of(args.data)
     name = args.data.expanduser().resolve().name or "data"
     args.out = args.out or Path(f"{name}.yaml")
     if args.out.exists():

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from data.build import check_findings, read_data
+from data.build import CHECK, check_findings, read_data
 from data.dataset import Data
 from data.findings import Findings
 from data.sources.recognise import Recognised
@@ -11,6 +11,7 @@ from errors import UserError
 from settings.keys import Config, DataConfig
 from settings.tasks import EVERY_PIXEL, LABELS, Task
 from tools.advice import mended
+from tools.given_folder import check_command
 
 TASKS: tuple[Task, ...] = ("detection", "instance_segmentation", "semantic_segmentation")
 
@@ -25,6 +26,15 @@ def read_for(root: Path, seen: Recognised, given: Task | None) -> tuple[Task, Co
     Raises:
         UserError: naming the tasks that the labels are for, if they are not for the given one.
     """
+    try:
+        return _read_for(root, seen, given)
+    except UserError as error:  # there is no configuration yet
+        text = str(error).replace(CHECK, check_command(root, _own(root, seen)))
+        text = text.replace("set data.allow_unlabelled true", "give --allow-unlabelled")
+        raise UserError(text) from error
+
+
+def _read_for(root: Path, seen: Recognised, given: Task | None) -> tuple[Task, Config, Data]:
     first = given or _task(seen)
     try:
         return first, *_read(root, seen, first, Config())

@@ -8,8 +8,9 @@ from builders import launch, write_coco
 from data.findings import GUESSED_KINDS, KINDS, MASK_KINDS, REMEDIES
 from data.images.decode import decode
 from errors import UserError
-from formats import write_parquet
-from planted import NOT_COCO, write_clean, write_planted, write_planted_rows
+from formats import WRITERS, write_parquet, write_yolo
+from painted import write_folders
+from planted import NOT_COCO, OF_YOLO, write_clean, write_planted, write_planted_rows
 from tools import check_data
 
 
@@ -53,7 +54,7 @@ def planted(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in KINDS if kind not in MASK_KINDS | set(GUESSED_KINDS)]
+    "kind", [kind for kind in KINDS if kind not in MASK_KINDS | OF_YOLO | set(GUESSED_KINDS)]
 )
 def test_every_planted_defect_is_found_at_its_place_and_nowhere_else(planted, kind):
     assert any(kind in expected for expected, _, _ in planted)
@@ -81,6 +82,46 @@ def test_clean_twin_has_no_finding(tmp_path, capsys):
     assert (status, content["findings"]) == (0, [])
     assert content["splits"]["train"]["boxes"] == content["splits"]["train"]["images"]
     assert capsys.readouterr().out.startswith("NO DEFECTS in 34 train images and 7 val images\n")
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo", "yolo polygons", "voc", "label maps"])
+def test_a_folder_alone_is_recognised(tmp_path, capsys, form):
+    """And nothing is said of a configuration that nobody has given."""
+    if form == "label maps":
+        write_folders(tmp_path)
+    else:
+        WRITERS[form][0](tmp_path, 8, "train", 0)
+        WRITERS[form][0](tmp_path, 4, "val", 1)
+    assert check_data.main(["--workers", "1", str(tmp_path), "--data.num_workers", "0"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("NO DEFECTS")
+    assert "No --config was given: sizes below" in said
+    assert "For this configuration" not in said
+    assert "queries" not in said
+    given = ["--config", "configs/debug.yaml", str(tmp_path), "--workers", "1"]
+    if form not in ("label maps", "yolo polygons", "coco"):
+        check_data.main(given)
+        assert "No --config" not in capsys.readouterr().out
+
+
+def test_what_is_no_folder_is_told(tmp_path):
+    (tmp_path / "a.txt").touch()
+    for given, told in (
+        (["nothing"], "nothing: no such folder"),
+        ([str(tmp_path / "a.txt")], "a file, not a folder"),
+        ([str(tmp_path), str(tmp_path)], "name one folder"),
+        ([str(tmp_path), "--data.path", "x"], "name one folder"),
+        ([str(tmp_path)], "0 images and no labels in a form that is read here"),
+    ):
+        with pytest.raises(UserError, match=told):
+            check_data.arguments(given)
+
+
+@pytest.mark.parametrize("source", ["coco", "voc", "imagefolder"])
+def test_a_folder_of_another_source_is_told(tmp_path, source):
+    write_yolo(tmp_path, 8, "train", 0)
+    with pytest.raises(UserError, match="this folder looks like yolo .*: set data.source yolo"):
+        check_data.main(["--data.source", source, "--data.path", str(tmp_path)])
 
 
 def test_notes_alone_are_no_defect(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 
@@ -15,11 +16,11 @@ import train_accelerate
 from builders import BOXES, ROOT, SHARED, write_coco
 from data.sources.recognise import recognise
 from errors import UserError
-from formats import WRITERS
+from formats import WRITERS, write_yolo
 from model.heads.registry import get_family
 from settings.load import load_config
 from settings.written import commented_yaml, set_keys
-from tools import start
+from tools import check_data, start
 from tools.start_data import read_for
 from tools.start_recipe import SMALLEST_PX, SOME_TIMES
 from tools.start_timing import EVALUATIONS, MOST_EPOCHS, Measured, Pace, plan
@@ -279,6 +280,50 @@ def test_a_configuration_that_is_written_is_the_same_when_it_is_read(tmp_path, r
     file.write_text(commented_yaml(set_keys(cfg), {"data.path": "x\ny # z: " * 30}, "title: [a"))
     assert load_config(["--config", str(file)]) == cfg
     assert yaml.safe_load(file.read_text())["data"]["path"] == "a: b"
+
+
+def test_what_is_wrong_comes_with_a_command_that_works(tmp_path, capsys):
+    """There is no configuration yet."""
+    root = tmp_path / "my cells"
+    write_yolo(root, 16, "train", 0)
+    write_yolo(root, 4, "val", 1)
+    (root / "labels/train/000.txt").write_text("0 .5 .5 .1 .1\n7 .5 .5 .1 .1\n8 .5 .5 .1 .1\n")
+    with pytest.raises(UserError) as error:
+        start.main([str(root), "--out", str(tmp_path / "c.yaml")])
+    *_, last = str(error.value).splitlines()
+    assert "--repair FOLDER writes a cleaned copy" in last
+    (command,) = re.findall("`(.*)` lists all", last)
+    python, module, tool, *given = shlex.split(command)
+    assert (python, module, tool) == ("python", "-m", "tools.check_data")
+    capsys.readouterr()
+    assert check_data.main([*given, "--workers", "1", "--repair", str(tmp_path / "copy")]) == 1
+    said = capsys.readouterr().out
+    assert "unknown category: 2" in said
+    assert "labels/train/000.txt, line 3" in said
+    assert (
+        len(read_for(tmp_path / "copy", recognise(tmp_path / "copy"), "detection")[2].train) == 16
+    )
+
+
+def test_images_without_label_files_are_allowed_by_an_option(tmp_path, monkeypatch):
+    pace = Pace(0.1, 0.0, 0.01)
+    monkeypatch.setattr(start, "measure", lambda cfg, data: Measured(pace, pace))
+    root = tmp_path / "set"
+    write_yolo(root, 16, "train", 0)
+    write_yolo(root, 4, "val", 1)
+    for number in range(8):
+        (root / f"labels/train/{number:03}.txt").unlink()
+    with pytest.raises(UserError, match="8 of 16 images of train .* give --allow-unlabelled"):
+        started(tmp_path, root)
+    cfg, _ = started(tmp_path, root, "--allow-unlabelled")
+    assert cfg.data.allow_unlabelled
+
+
+def test_the_yaml_of_a_dataset_names_its_folder(tmp_path):
+    write_yolo(tmp_path / "cells", 8, "train", 0)
+    args = start.arguments([str(tmp_path / "cells/data.yaml"), "--minutes", "1"])
+    assert args.data == tmp_path / "cells"
+    assert args.out.name == "cells.yaml"
 
 
 def test_a_file_is_not_said_to_be_missing(tmp_path):
