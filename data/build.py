@@ -287,7 +287,7 @@ def _guessed(found: Sequence[Finding]) -> str:
 
 
 def _listing(found: Sequence[Finding], what: str, why: str) -> str:
-    hint = f"`{CHECK}` lists all, and with --repair FOLDER writes a cleaned copy"
+    hint = f"`{CHECK}` lists all, and with --repair DIR writes a cleaned copy"
     if any(
         finding.kind == "path leaves the folder" and LINKS in finding.detail for finding in found
     ):

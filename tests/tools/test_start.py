@@ -291,7 +291,7 @@ def test_what_is_wrong_comes_with_a_command_that_works(tmp_path, capsys):
     with pytest.raises(UserError) as error:
         start.main([str(root), "--out", str(tmp_path / "c.yaml")])
     *_, last = str(error.value).splitlines()
-    assert "--repair FOLDER writes a cleaned copy" in last
+    assert "--repair DIR writes a cleaned copy" in last
     (command,) = re.findall("`(.*)` lists all", last)
     python, module, tool, *given = shlex.split(command)
     assert (python, module, tool) == ("python", "-m", "tools.check_data")
