@@ -15,8 +15,9 @@ from settings.load import EMBEDDED_DEFAULT, load_config
 
 KEYS = """The data, and how it is measured, are keys of the configuration as in training, from --config or one by one:
 
-  --data.path FOLDER --data.source coco    other labelled images
-  --data.val_split NAME                    another split of them
+  --data.val_split NAME                    another split of the data of --config
+  --data.path FOLDER                       another folder, that is read as that of --config
+  --data.source coco --data.path FOLDER    any other labelled images
   --eval.batch_size N                      images at once
 
 `python train_accelerate.py --help` lists all of them."""
@@ -41,14 +42,14 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
         action="append",
         default=[],
         metavar="FILE",
-        help="configuration that names the data (default: config.yaml of the run whose export it is, unless a key "
-        "--data.* is given)",
+        help="configuration that names the data (default: config.yaml of the run whose export it is, unless "
+        "--data.source is given)",
     )
     parser.add_argument("--out", type=Path, help="folder for metrics.json, tables and drawings")
     args, keys = parser.parse_known_args(argv)
     refuse_unwritable("--out", args.out, folder=True)
     args.by_itself = None
-    if not args.config and not any(key.startswith("--data.") for key in keys):
+    if not args.config and not any(key.startswith("--data.source") for key in keys):
         args.by_itself = config_beside(args.model)
     files = [str(args.by_itself)] if args.by_itself else args.config
     given = [part for file in files for part in ("--config", file)]
@@ -159,7 +160,7 @@ def evaluate(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
 
 def told_before(args: argparse.Namespace, cfg: Config, num_images: int) -> str:
     """The first line: what is evaluated, on what."""
-    whose = f", as {args.by_itself} has it (--config FILE takes another)" if args.by_itself else ""
+    whose = f", read by {args.by_itself} (--config FILE takes another)" if args.by_itself else ""
     return f"evaluating {args.model} on {num_images} validation image(s) of {_dataset(cfg)}{whose}"
 
 

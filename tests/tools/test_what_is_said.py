@@ -59,12 +59,20 @@ def test_an_export_is_evaluated_as_its_run_has_it(folder, capsys):
     metrics = tools.evaluate.main(["--model", str(run / "export")])
     told = capsys.readouterr().out.splitlines()[0]
     assert told.startswith(f"evaluating {run / 'export'} on 5 validation image(s) of {folder}/data")
-    assert f"as {run / 'config.yaml'} has it (--config FILE takes another)" in told
+    assert f"read by {run / 'config.yaml'} (--config FILE takes another)" in told
     (file,) = run.glob("eval/*/metrics.json")
     assert metrics["AR_100"] == pytest.approx(json.loads(file.read_text())["AR_100"], abs=1e-4)
 
 
-def test_a_key_of_the_data_puts_the_configuration_of_the_run_aside(folder, tmp_path):
+def test_another_folder_is_read_as_that_of_the_run(folder, tmp_path, capsys):
+    write_coco(tmp_path / "other", 3)
+    write_coco(tmp_path / "other", 4, "val")
+    export = ["--model", str(folder / "runs/mine/export")]
+    tools.evaluate.main([*export, "--data.path", str(tmp_path / "other")])
+    assert f"on 4 validation image(s) of {tmp_path}/other (coco)" in capsys.readouterr().out
+
+
+def test_another_source_puts_the_configuration_of_the_run_aside(folder, tmp_path):
     export = ["--model", str(folder / "runs/mine/export")]
     write_coco(tmp_path / "other", 3, ids=(1, 3))
     keys = ["--data.source", "coco", "--data.path", str(tmp_path / "other")]
