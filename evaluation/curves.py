@@ -1,6 +1,8 @@
 """Precision, recall and F1 of a detector by its threshold, and the threshold that it should have."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +13,8 @@ from evaluation.matching import Matching
 THRESHOLDS = np.arange(101) / 100
 RECALLS = np.linspace(0, 1, 101)
 """Where COCO reads precision"""
+LEAST_F1 = 0.1
+"""Below it a model finds next to nothing at any threshold, and the best one, often near 0, draws mostly noise"""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,17 @@ def recommended(found: Curves) -> int | None:
     runs = np.split(good, np.flatnonzero(np.diff(good) > 1) + 1)
     longest = max(runs, key=len)
     return int(longest[(len(longest) - 1) // 2])
+
+
+def worth_recommending(metrics: Mapping[str, Any] | None) -> float | None:
+    """The threshold with which others should use a model; None where it is not known, or F1 is below LEAST_F1 there.
+
+    Args:
+        metrics: as in metrics.json.
+    """
+    known = metrics or {}
+    f1 = known.get("F1")
+    return None if f1 is not None and f1 < LEAST_F1 else known.get("threshold")
 
 
 def _ratio(parts: np.ndarray, wholes: np.ndarray, objects: np.ndarray | None = None) -> np.ndarray:

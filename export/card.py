@@ -8,6 +8,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from errors import markdown_text, printable
+from evaluation.curves import worth_recommending
 from evaluation.metrics import TOTALS
 from settings.keys import FROZEN_STAGES, Config
 from settings.walk import config_to_dict
@@ -55,8 +56,9 @@ def model_card(
     header = card_header(cfg, metrics or {}, facts, name)
     necked = facts.get("neck", "none") != "none"
     own_code = OWN_CODE if necked or cfg.model.head in OWN_CODE_HEADS else ""
+    recommended = worth_recommending(metrics)
     use = HEAD_USE.get(cfg.model.head or "", PIPELINE + USE[cfg.model.task]).format(
-        threshold=(metrics or {}).get("threshold", cfg.eval.score_threshold),
+        threshold=cfg.eval.score_threshold if recommended is None else recommended,
         panoptic_threshold=cfg.eval.panoptic_threshold,
         own_code=own_code,
     )

@@ -16,7 +16,7 @@ def write_recommended(folder: Path, threshold: float | None, tiles: TilesConfig)
     """Write it, if there is something to say.
 
     Args:
-        threshold: lowest score with which F1 was best in validation. tiles: what images were cut into.
+        threshold: lowest score with which F1 was best in validation, if it is worth recommending. tiles: what images were cut into.
     """
     known: dict[str, Any] = {}
     if threshold is not None:

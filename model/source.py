@@ -1,6 +1,7 @@
 """A model named by Hub id or folder becomes a local folder of safetensors and JSON files."""
 
 import contextlib
+import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,12 @@ UNGATED = "facebook/dinov2-base"
 """A backbone that anyone may download (Apache-2.0)"""
 FILES = ["*.json", "*.safetensors"]
 """No pickles: loading a model must not run code"""
+LOCAL = (".", "/", "~", "runs/")
+"""Names that begin so are folders, and the Hub is not asked for them"""
+GATED = ("facebook/dinov3",)
+"""Backbones whose licence has to be accepted begin so"""
+MOST_NAMED = 6
+"""Folders beside one that is missing"""
 OWN_MODELS = (
     *("linear_segmenter", "plain_mask_decoder"),
     *(necked.config_class.model_type for necked in NECKED.values()),
@@ -50,11 +57,40 @@ def local_folder(name: str, revision: str | None, key: str) -> Path:
         folder = own if own.is_dir() else ROOT / name
         refuse_own_code(folder, key)
         return folder
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"{key} {name}: no such folder")
-    folder = _download(name, revision, key)
+    if name.startswith(LOCAL) or name.count("/") > 1 or Path(name).exists():
+        raise UserError(f"{key} {name}: {no_folder(name)}")
+    try:
+        folder = _download(name, revision, key)
+    except UserError as error:
+        first, told = name.partition("/")[0], no_folder(name)
+        if told.endswith("?"):
+            raise UserError(f"{key} {name}: {told}") from error
+        if first == name or not is_local_folder(first):
+            raise
+        hub = str(error).removeprefix(f"{key} {name}: ")
+        raise UserError(f"{key} {name}: {told}. As a model of the Hub: {hub}") from error
     refuse_own_code(folder, key)
     return folder
+
+
+def no_folder(name: str) -> str:
+    """What is said of a folder that is not there: which is meant perhaps, or what else is beside it."""
+    place = Path(name).expanduser()
+    if place.exists():
+        return "is a file; name the folder that it is in"
+    there = next(parent for parent in place.parents if parent.is_dir())
+    missing, *rest = place.relative_to(there).parts
+    beside = [path.name for path in there.iterdir() if path.is_dir() and path.name[0] != "."]
+    for near in difflib.get_close_matches(missing, beside, n=MOST_NAMED, cutoff=0.6):
+        meant = there.joinpath(near, *rest)
+        if meant.is_dir():
+            exported = meant / "export"
+            return f"no such folder - did you mean {exported if exported.is_dir() else meant}?"
+    told = "no such folder" + (f": there is no {there / missing}" if rest else "")
+    if there.name in ("", "..") or not beside:
+        return told
+    shown = ", ".join(sorted(beside)[:MOST_NAMED])
+    return f"{told}; {there} has {shown}{', ...' if beside[MOST_NAMED:] else ''}"
 
 
 def refuse_own_code(folder: Path, key: str) -> None:
@@ -104,6 +140,7 @@ def _download(name: str, revision: str | None, key: str) -> Path:
         )
     if key == "model.backbone":
         instead = f"; {UNGATED} needs no licence, and street/backbone comes with this repository"
+    licence = name.startswith(GATED)
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=FILES))
     except GatedRepoError as error:
@@ -127,6 +164,8 @@ def _download(name: str, revision: str | None, key: str) -> Path:
         else:
             reason = (
                 f"not in the local cache, and the Hub cannot be reached; fetch it on a machine "
-                f"with network by `hf download {name}` (licence page: {page})"
+                f"with network by `hf download {name}` ({'licence page' if licence else 'its page'}: {page})"
             )
+            if key == "model.backbone" and not licence:
+                instead = "; street/backbone comes with this repository"
         raise UserError(f"{key} {name}: {reason}{instead}") from error

@@ -27,7 +27,7 @@ from model.backbone import (
     transplant,
     verify,
 )
-from model.heads.family import HeadFamily, refuse_unknown
+from model.heads.family import HeadFamily, refuse_unknown, refusing_arguments
 from model.heads.held_norm import hold_norms
 from model.heads.registry import HEADS, get_family
 from model.neck import inner_backbone, plain_config, shown_backbone
@@ -149,7 +149,7 @@ def head_config(
     args = _with_floats(family, {**family.defaults, **cfg.head_args})
     shared = {"backbone_config": backbone.module.config, **_classes(taxonomy)}
     kind: Any = family.config_class
-    with refusing("model.head_args"), quiet_transformers():  # which backbones it knows is no news
+    with refusing_arguments(), quiet_transformers():  # which backbones it knows is no news
         if family.make_config is not None:
             return family.make_config(args, shared, backbone)
         refuse_unknown(args, {field.name for field in dataclasses.fields(kind)}, kind.__name__)
@@ -186,7 +186,7 @@ def _whole(cfg: ModelConfig, family: HeadFamily, taxonomy: Taxonomy) -> Start:
             f"{where}: its backbone is one of timm, which is not used here; take a detector with a backbone "
             "of transformers (facebook/detr-resnet-50: model.init_from_revision no_timm)"
         )
-    with refusing("model.head_args"):
+    with refusing_arguments():
         known = {field.name for field in dataclasses.fields(family.config_class)}  # type: ignore[arg-type]
         known -= {"backbone_config", *family.whole_args, *family.whole_refused}
         refuse_unknown(cfg.head_args, known, type(config).__name__)

@@ -134,17 +134,20 @@ def lines(
     axes.set_xlabel(x_name)
     if x_name == "step":
         axes.xaxis.get_major_locator().set_params(integer=True)
-    drawn = 0
+    drawn, highest = 0, 0.0
     for number, (name, (x, y)) in enumerate(series.items()):
         values = np.array([np.nan if v is None else v for v in y], dtype=np.float64)
         if not np.isfinite(values).any():
             continue
+        highest = max(highest, float(np.nanmax(np.abs(values))))
         named = drawn < MOST_NAMED or len(series) <= MOST_NAMED
         colour = LINES[number % len(LINES)] if named else FAINT
         dot = "o" if marks or np.isfinite(values).sum() == 1 else None
         label = printable(name, 28) if named else None
         axes.plot(list(x), values, color=colour, label=label, marker=dot, markersize=3.2)
         drawn += 1
+    if limits is None and drawn and not highest:
+        limits = (0, 1)  # zeros alone have no scale, and would stand on one from -0.04 to 0.04
     if limits is not None:
         axes.set_ylim(*limits)
     if drawn > 1 or (drawn and len(series) > 1):

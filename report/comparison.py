@@ -18,7 +18,9 @@ from settings.walk import config_to_dict
 PLACES = ("run.output_dir", "run.resume", "run.name", "run.allow_changes")
 """Keys that say where a run is, and nothing about it"""
 DATA_FACTS = ("data_sha256", "train_images", "val_images", "labels")
-MORE_RESULTS = ("F1", "threshold", "precision", "recall", "seconds")
+MORE_RESULTS = ("F1", "threshold", "precision", "recall")
+SMOOTHED = 25
+"""A smoothed curve is the mean over this part of its points, if that is two or more"""
 COLUMN = 22
 RESULTS = 3
 """Tables of results, before those of what differs"""
@@ -52,10 +54,12 @@ class Comparison:
                 yield from _columns(f"  {name}", values)
 
     def tables(self) -> Iterator[tuple[str, list[list[str]], str]]:
-        """(title, rows, what is said where there are none)."""
+        """(title, rows, what is said where there are none); of a run alone its results."""
         yield "Best evaluation", self.best, "No evaluation yet"
         yield "Last evaluation", self.last, "No last evaluation"
         yield "Last logged step", self.trained, "No step is logged yet"
+        if len(self.names) == 1:
+            return
         yield "Configuration, as far as it differs", self.config, "The configuration is the same"
         yield "Data, as far as it differs", self.data, "The data is the same"
         yield (
@@ -66,7 +70,7 @@ class Comparison:
 
 
 def comparison(runs: Sequence[RunRecord]) -> Comparison:
-    """Of two or more runs."""
+    """Of runs; where it is one alone, nothing differs."""
     data = [{key: run.facts.get(key) for key in DATA_FACTS} for run in runs]
     for facts in data:
         facts["labels"] = ", ".join(map(str, facts["labels"] or []))
@@ -79,13 +83,19 @@ def comparison(runs: Sequence[RunRecord]) -> Comparison:
         for run in runs
     ]
     default = dict(flat(config_to_dict(Config())))
-    config = [{**default, **run.config} for run in runs]
+    config = [_by_argument({**default, **run.config}) for run in runs]
     config = [{k: v for k, v in own.items() if k not in PLACES} for own in config]
     return Comparison(
         _names(runs),
         *(_best(runs), _last(runs), _trained(runs)),
         *(_differing(config), _differing(data), _differing(software)),
     )
+
+
+def _by_argument(config: dict[str, Any]) -> dict[str, Any]:
+    """The same with each argument of the head as a key of its own."""
+    args = config.pop("model.head_args", None) or {}
+    return config | {f"model.head_args.{name}": value for name, value in args.items()}
 
 
 def _names(runs: Sequence[RunRecord]) -> list[str]:
@@ -99,6 +109,7 @@ def _names(runs: Sequence[RunRecord]) -> list[str]:
 def _best(runs: Sequence[RunRecord]) -> list[list[str]]:
     best = [run.best or {} for run in runs]
     names = {name: f"eval/{name}" for name in (*TOTALS, *MORE_RESULTS)}
+    names["evaluation took, s"] = "eval/seconds"
     rows = _rows(best, {"step": "step", **names})
     return [["by", *(_text(run.metric) for run in runs)], *rows] if rows else []
 
@@ -110,7 +121,8 @@ def _last(runs: Sequence[RunRecord]) -> list[list[str]]:
 
 def _trained(runs: Sequence[RunRecord]) -> list[list[str]]:
     last = [run.steps[-1] if run.steps else {} for run in runs]
-    return _rows(last, {"step": "step", "loss": "train/loss", "images/s": "time/images_per_s"})
+    names = {"training loss": "train/loss", "training images/s": "time/images_per_s"}
+    return _rows(last, {"step": "step", **names})
 
 
 def _rows(found: Sequence[Mapping[str, Any]], keys: Mapping[str, str]) -> list[list[str]]:
@@ -159,11 +171,12 @@ def write_comparison(file: Path, runs: Sequence[RunRecord]) -> None:
     """
     found = comparison(runs)
     parts = [page.heading("Runs compared", [", ".join(found.names)])]
-    for number, (title, rows, same) in enumerate(found.tables()):
-        if number == RESULTS:
-            parts.append(page.section("Curves", page.charts(_charts(runs, found.names))))
-        own = page.table(["", *found.names], rows) or f"<p>{same}.</p>"
-        parts.append(page.section(title, own))
+    tables = [
+        page.section(title, page.table(["", *found.names], rows) or f"<p>{same}.</p>")
+        for title, rows, same in found.tables()
+    ]
+    curves = page.section("Curves", page.charts(_charts(runs, found.names)))
+    parts += [*tables[:RESULTS], curves, *tables[RESULTS:]]
     page.write_page(file, "Runs compared", parts)
 
 
@@ -171,8 +184,10 @@ def _charts(runs: Sequence[RunRecord], names: Sequence[str]) -> Iterator[tuple[s
     losses = {}
     for name, run in zip(names, runs, strict=True):
         x, y = known(run, "train/loss")
-        losses[name] = (x, smoothed(y, len(y) // 25).tolist())
-    yield "loss", partial(lines, title="Training loss, smoothed", series=losses, x_name="step")
+        losses[name] = (x, smoothed(y, len(y) // SMOOTHED).tolist())
+    smooth = [len(x) >= 2 * SMOOTHED for x, _ in losses.values()]
+    how = ", smoothed" if all(smooth) else ", that of long runs smoothed" if any(smooth) else ""
+    yield "loss", partial(lines, title=f"Training loss{how}", series=losses, x_name="step")
     rates = {name: run.series("train/lr") for name, run in zip(names, runs, strict=True)}
     yield "lr", partial(lines, title="Learning rate", series=rates, x_name="step")
     for metric in TOTALS:

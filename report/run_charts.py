@@ -79,14 +79,18 @@ def loss_chart(axes: Axes, run: RunRecord) -> None:
 
 
 def known(run: RunRecord, key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a number of steps, without those that had none (which was not finite)."""
+    """Steps and values of a number of steps, without those that had none (which was not finite), and without a last one
+    that is the mean of fewer steps than the others: it jumps where nothing has."""
     rows = zip(*run.series(key), strict=True)
     numbers = [
         (step, float(value))
         for step, value in rows
         if isinstance(value, int | float) and math.isfinite(value)
     ]
-    return [step for step, _ in numbers], [value for _, value in numbers]
+    steps = [step for step, _ in numbers]
+    if len(steps) > 2 and steps[-1] - steps[-2] < steps[-2] - steps[-3]:
+        del steps[-1], numbers[-1]
+    return steps, [value for _, value in numbers]
 
 
 def _terms(run: RunRecord) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from evaluation.curves import worth_recommending
 from evaluation.metrics import TOTALS
 from report import page
 from report.run_charts import run_charts
@@ -37,7 +38,7 @@ def _parts(run: RunRecord) -> Iterator[str]:
         row, _ = shown
         folder = run.evaluation_folder(row)
         yield page.section(f"Classes at step {row['step']}", _classes(folder))
-        what = "mistakes at the recommended threshold, worst images first (worst.json names all of them)"
+        what = "mistakes at the threshold of the best F1, worst images first (worst.json names all of them)"
         yield page.section("Worst validation images", page.picture(folder / "worst.png", what))
         what = (
             "the same images after every evaluation: labels at the left, predictions at the right"
@@ -73,9 +74,11 @@ def _numbers(run: RunRecord) -> Iterator[tuple[str, str]]:
         return
     for name in [n for n in TOTALS if n in SHOWN_FIRST and f"eval/{n}" in best]:
         yield name.replace("_", " "), number(best[f"eval/{name}"])
-    for name, text in (("F1", "best F1, IoU 0.5"), ("threshold", "recommended threshold")):
-        if best.get(f"eval/{name}") is not None:
-            yield text, number(best[f"eval/{name}"], 2 if name == "threshold" else 3)
+    if best.get("eval/F1") is not None:
+        yield "best F1, IoU 0.5", number(best["eval/F1"])
+    values = {name: best.get(f"eval/{name}") for name in ("F1", "threshold")}
+    if (threshold := worth_recommending(values)) is not None:
+        yield "recommended threshold", number(threshold, 2)
     yield "best step", str(best["step"])
 
 

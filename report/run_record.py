@@ -66,9 +66,14 @@ class RunRecord:
         return any(row.get(key) is not None for row in (*self.steps, *self.evaluations))
 
 
+class NoResultsError(UserError):
+    """A run folder in which no number is written yet."""
+
+
 def read_run(folder: Path) -> RunRecord:
     """
     Raises:
+        NoResultsError: if it is the folder of a run that has not got to its first numbers.
         UserError: if it is no run folder.
     """
     try:
@@ -76,8 +81,12 @@ def read_run(folder: Path) -> RunRecord:
         facts = json.loads((folder / "run.json").read_bytes())
         lines = (folder / "metrics.jsonl").read_bytes().splitlines()
     except FileNotFoundError as error:
+        begun = any((folder / name).is_file() for name in ("run.json", "config.yaml"))
+        missing = Path(str(error.filename)).name
+        if begun:
+            raise NoResultsError(f"{folder}: has no results yet ({missing} is missing)") from error
         raise UserError(
-            f"{folder}: is no run folder with results ({Path(str(error.filename)).name} is missing)"
+            f"{folder}: is no run folder with results ({missing} is missing)"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder}: cannot be read as a run folder: {error}") from error

@@ -13,6 +13,8 @@ from data.feed.loader import EvalDataset
 from data.objects import Objects
 from data.schema import Split
 from errors import UserError
+from evaluation.curves import LEAST_F1, worth_recommending
+from evaluation.mistakes import USUAL_THRESHOLD
 from export.card import model_card, origin, public_name
 from export.folder import export_model
 from export.hub import push
@@ -22,6 +24,7 @@ from report.evaluation import read_metrics
 from run.build import Run
 from run.evaluate import evaluation_folder
 from settings.keys import Config
+from settings.tasks import EVERY_PIXEL
 from training.shelf import find_flaw
 from training.state import load_model, load_state
 
@@ -48,6 +51,11 @@ def export(run: Run, repo_id: str | None) -> UserError | None:
     name = str(run.cfg.eval.metric)
     value = "-" if metrics[name] is None else f"{metrics[name]:.3f}"
     run.log.say(f"best step {step}: {name} {value}, exported to {folder}")
+    if run.data.labels not in EVERY_PIXEL and worth_recommending(metrics) is None:
+        run.log.say(
+            f"the export recommends no threshold: F1 is {metrics.get('F1', 0.0):.3f} at best, and below {LEAST_F1} the model finds "
+            f"next to nothing; tools.predict shows scores from the usual {USUAL_THRESHOLD} on (--threshold)"
+        )
     if repo_id is None:
         return None
     if run.pusher is not None:
@@ -104,7 +112,7 @@ def write_export(
         for name, file in pictures.items():
             (place / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(file, place / name)
-        write_recommended(place, (metrics or {}).get("threshold"), cfg.data.tiles)
+        write_recommended(place, worth_recommending(metrics), cfg.data.tiles)
         complete(place)
 
     if split is None:

@@ -10,12 +10,10 @@ import difflib
 import functools
 import itertools
 import os
-import re
-import types
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
@@ -26,6 +24,7 @@ from settings.keys import Config
 from settings.plain_yaml import load_plain
 from settings.tasks import METRICS
 from settings.walk import leaf_keys
+from settings.wrong_types import in_short
 
 USUAL_NAMES = {
     **dict.fromkeys(("learning_rate", "lr0", "base_lr"), "optim.lr"),
@@ -92,7 +91,7 @@ def load_config(
         parsed = parser.instantiate(parser.parse_args(files_first(argv)))
     except Exception as error:  # jsonargparse raises ArgumentError, but also TypeError and others
         text = " ".join(str(error).split())
-        raise UserError(_in_short(text) or text) from error
+        raise UserError(in_short(text) or text) from error
     sections = {f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config)}
     folder = os.path.expanduser(sections["run"].output_dir)
     sections["run"] = dataclasses.replace(sections["run"], output_dir=folder)
@@ -103,38 +102,6 @@ def load_config(
     check_place(argv, cfg)
     check_config(cfg, world)
     return cfg
-
-
-SIMPLE = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    dict: "a table",
-    type(None): "null",
-}
-
-
-def _in_short(text: str) -> str | None:
-    """What jsonargparse says of a value of another type than its key's, in fewer words; None of any other mistake."""
-    found = re.match(r'Parser key "([\w.]+)":.*(?:Given value|Got value): (\S+)$', text)
-    kind = dict(leaf_keys()).get(found[1]) if found else None
-    several = typing.get_origin(kind) in (typing.Union, types.UnionType)
-    kinds = typing.get_args(kind) if several else (kind,)
-    words: list[str] = []
-    for one in kinds:
-        if typing.get_origin(one) is Literal:
-            words += typing.get_args(one)
-    plain = [typing.get_origin(one) or one for one in kinds]
-    others = [SIMPLE[one] for one in plain if one in SIMPLE]
-    if found is None or len(others) + sum(typing.get_origin(k) is Literal for k in kinds) < len(
-        kinds
-    ):
-        return None
-    near = difflib.get_close_matches(found[2], words, n=1, cutoff=0.5)
-    hint = f" - did you mean {near[0]}?" if near else ""
-    *first, last = [*words, *others]
-    return f"{found[1]} {found[2]}: must be {', '.join(first)}{' or ' if first else ''}{last}{hint}"
 
 
 def check_length(argv: Sequence[str], cfg: Config) -> None:

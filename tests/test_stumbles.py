@@ -49,6 +49,13 @@ def test_steps_over_a_recipe_with_epochs_say_what_to_drop():
         ("optim.lr", "fast", "optim.lr fast: must be a number$"),
         ("train.steps", "ten", "train.steps ten: must be a whole number or null$"),
         ("data.image_size.longest", "big", "longest big: must be auto, a whole number or null$"),
+        ("model.out_features", "stage2", r"a list of texts or null, written '\[stage2\]'$"),
+        ("model.out_features", "[stage2", r"\[stage2: must be a list of texts or null; a \] is"),
+        ("data.labels", "car, truck", r"written '\[car, truck\]'$"),
+        ("data.augment", "strong", "strong: must be a list of tables, for .* configs/augment/"),
+        ("model.head_args", "{num_queries: 40", "40: must be a table; a } is missing$"),
+        ("optim.betas", "0.9", r"0.9: must be a list of 2 numbers, for instance '\[0.9, 0.999\]'$"),
+        ("data.tiles", "320", "--data.tiles: is a section; .* as in --data.tiles.size VALUE$"),
     ],
 )
 def test_a_value_of_another_type_is_told_what_it_must_be(key, value, told):

@@ -2,16 +2,17 @@
 
 `python -m tools.compare runs/a runs/b --html comparison.html`
 
-The page has their curves over each other. Runs that still train, or that were stopped, are compared by what they have.
+The page has their curves over each other. Runs that still train, or that were stopped, are compared by what they have; a run
+without any number yet is left out.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from disk import refuse_unwritable
-from errors import UserError, ending_with_one_line, refusing
+from errors import UserError, ending_with_one_line, printable, refusing
 
 MOST_RUNS = 8
 
@@ -44,7 +45,7 @@ if __name__ == "__main__":  # before imports that take seconds
 
 from report.comparison import comparison, write_comparison
 from report.page import refuse_lost_page
-from report.run_record import read_run
+from report.run_record import NoResultsError, RunRecord, read_run
 
 
 def main(argv: Sequence[str]) -> None:
@@ -56,12 +57,12 @@ def compare(args: argparse.Namespace) -> None:
     """Print what differs, and write the page if it is wanted.
 
     Raises:
-        UserError: if a folder is no run's, or the page cannot be written.
+        UserError: if a folder is no run's, none has results, or the page cannot be written.
     """
     if args.html:
         refuse_lost_page("--html", args.html)
-    runs = [read_run(folder) for folder in args.runs]
-    damaged = f"{', '.join(map(str, args.runs))}: one of them has another content than a run writes"
+    runs = list(_with_results(args.runs))
+    damaged = f"{', '.join(str(run.folder) for run in runs)}: one of them has another content than a run writes"
     with refusing(damaged):
         lines = list(comparison(runs).lines())
     print("\n".join(lines))
@@ -74,6 +75,27 @@ def compare(args: argparse.Namespace) -> None:
                     f"--html {args.html}: cannot be written: {error.strerror}"
                 ) from error
         print(f"\ncurves over each other: {args.html}")
+
+
+def _with_results(folders: Sequence[Path]) -> Iterator[RunRecord]:
+    """The runs; those without results are left out with a line.
+
+    Raises:
+        UserError: if a folder is no run's, or none has results.
+    """
+    missing: list[NoResultsError] = []
+    for folder in folders:
+        try:
+            yield read_run(folder)
+        except NoResultsError as error:
+            missing.append(error)
+            print(f"left out: {printable(str(error))}")
+    if len(missing) == len(folders):
+        raise UserError("none of these runs has results yet; wait for their first logged steps")
+    if len(missing) == len(folders) - 1:
+        print("one run alone has results; it is shown by itself")
+    if missing:
+        print()
 
 
 if __name__ == "__main__":

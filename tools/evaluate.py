@@ -9,9 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from disk import refuse_unwritable
-from errors import UserError, ending_with_one_line
+from errors import UserError, ending_with_one_line, printable
 from settings.keys import Config
-from settings.load import load_config
+from settings.load import EMBEDDED_DEFAULT, load_config
+
+KEYS = """The data, and how it is measured, are keys of the configuration as in training, from --config or one by one:
+
+  --data.val_split NAME                    another split of the data of --config
+  --data.path FOLDER                       another folder, that is read as that of --config
+  --data.source coco --data.path FOLDER    any other labelled images
+  --eval.batch_size N                      images at once
+
+`python train_accelerate.py --help` lists all of them."""
 
 
 def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
@@ -20,12 +29,40 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     Raises:
         UserError: for what cannot be.
     """
-    parser = argparse.ArgumentParser(prog="python -m tools.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.evaluate",
+        usage="%(prog)s --model MODEL [--config FILE]... [--out FOLDER] [--section.key VALUE]...",
+        description=__doc__,
+        epilog=KEYS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model", required=True, help="exported folder or Hub id")
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="configuration that names the data (default: config.yaml of the run whose export it is, unless "
+        "--data.source is given)",
+    )
     parser.add_argument("--out", type=Path, help="folder for metrics.json, tables and drawings")
-    args, rest = parser.parse_known_args(argv)
+    args, keys = parser.parse_known_args(argv)
     refuse_unwritable("--out", args.out, folder=True)
-    return args, load_config(rest, prog=parser.prog, world=1)  # nothing is trained on this world
+    args.by_itself = None
+    if not args.config and not any(key.startswith("--data.source") for key in keys):
+        args.by_itself = config_beside(args.model)
+    files = [str(args.by_itself)] if args.by_itself else args.config
+    given = [part for file in files for part in ("--config", file)]
+    # Nothing is trained on this world.
+    return args, load_config([*given, *keys], prog=parser.prog, world=1)
+
+
+def config_beside(model: str) -> Path | None:
+    """config.yaml of the run whose export a folder is."""
+    run = Path(model).expanduser().parent
+    files = [run / "config.yaml", run / "run.json"]
+    is_export = Path(model).name == "export" and all(file.is_file() for file in files)
+    return files[0] if is_export else None
 
 
 if __name__ == "__main__":  # before imports that take seconds
@@ -76,9 +113,9 @@ def evaluate(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
         data = build_data(data_cfg, cfg.run.seed, labels=detector.labels)
         data = with_tiles(data, data_cfg.tiles)
     if list(data.taxonomy.names) != detector.names:
-        raise UserError(
-            f"the model's classes {detector.names} are not the dataset's {list(data.taxonomy.names)}"
-        )
+        raise UserError(other_classes(args, cfg, detector.names, data.taxonomy.names))
+    if accelerator.is_main_process:
+        print(printable(told_before(args, cfg, len(data.val))), flush=True)
     total = len(data.val_windows or data.val)
     quiet = None if accelerator.is_main_process else True
     bar = tqdm(total=total, unit=" images", desc="evaluating", disable=quiet, leave=False)
@@ -119,6 +156,34 @@ def evaluate(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
             print(json.dumps({k: v for k, v in metrics.items() if k != "per_class"}))
     accelerator.end_training()
     return metrics
+
+
+def told_before(args: argparse.Namespace, cfg: Config, num_images: int) -> str:
+    """The first line: what is evaluated, on what."""
+    whose = f", read by {args.by_itself} (--config FILE takes another)" if args.by_itself else ""
+    return f"evaluating {args.model} on {num_images} validation image(s) of {_dataset(cfg)}{whose}"
+
+
+def other_classes(
+    args: argparse.Namespace, cfg: Config, names: Sequence[str], others: Sequence[str]
+) -> str:
+    """What is said where model and dataset do not have the same classes."""
+    told = f"the model's classes {list(names)} are not those of {_dataset(cfg)}: {list(others)}"
+    if args.config or args.by_itself:
+        return f"{told}; name other data, or the classes to read by --data.labels"
+    own = config_beside(args.model) or "FILE (config.yaml of the run that trained it)"
+    return (
+        f"{told}; {EMBEDDED_DEFAULT.name} is taken without --config: give --config {own}, or all keys of the data "
+        "(--data.source, --data.path, ...)"
+    )
+
+
+def _dataset(cfg: Config) -> str:
+    return (
+        f"{cfg.data.path} ({cfg.data.source})"
+        if cfg.data.path
+        else f"data.source {cfg.data.source}"
+    )
 
 
 if __name__ == "__main__":

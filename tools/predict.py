@@ -59,7 +59,13 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="of a model for several tasks (default: what it was trained for here)",
     )
     parser.add_argument("--batch", type=int, default=8, help="images at once (default: 8)")
-    parser.add_argument("--every", type=int, default=1, help="of videos each so manieth frame")
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of videos every Nth frame alone (default: 1, all of them)",
+    )
     parser.add_argument(
         "--workers",
         type=int,
@@ -145,9 +151,7 @@ def predict(args: argparse.Namespace) -> Outcome:
         places = Places(drawing_names(files, args.out), maps)
     detector = load_detector(args.model, args.task)
     coco = CocoResults(files, detector.names, args.ids) if args.json else None
-    threshold = args.threshold
-    if threshold is None:
-        threshold = DEFAULT_THRESHOLD if detector.threshold is None else detector.threshold
+    threshold, whose = lowest_score(args, detector)
     compute_in_fp32()
     detector.trainable.to("cuda" if torch.cuda.is_available() else "cpu")
     if args.out is not None:
@@ -175,8 +179,18 @@ def predict(args: argparse.Namespace) -> Outcome:
         if detector.labels == "regions":
             names = json.dumps(dict(enumerate(detector.names)), indent=1)
             write_whole(args.out / NAMES, names + "\n")
-    print(printable(summary(outcome, writer.kinds, detector, seconds, args)))
+    scores = "" if detector.labels == "regions" else f" with scores from {threshold:g} on ({whose})"
+    print(printable(summary(outcome, writer.kinds, detector, seconds, args, scores)))
     return outcome
+
+
+def lowest_score(args: argparse.Namespace, detector: LoadedDetector) -> tuple[float, str]:
+    """The threshold, and where it is from."""
+    if args.threshold is not None:
+        return args.threshold, "as --threshold says"
+    if detector.threshold is not None:
+        return detector.threshold, "the model's own; --threshold changes it"
+    return DEFAULT_THRESHOLD, "the usual, as the model recommends none; --threshold changes it"
 
 
 def summary(
@@ -185,14 +199,15 @@ def summary(
     detector: LoadedDetector,
     seconds: float,
     args: argparse.Namespace,
+    scores: str,
 ) -> str:
-    """The last line: how many, how fast, what, and where it is."""
+    """The last line: how many, how fast, what, from which score on, and where it is."""
     what = {"masks": "boxes and masks"}.get(detector.labels, detector.labels)
     num = len(outcome.results)
     parts = [f"{num} image(s){' drawn' if args.out else ''}, {num / seconds:.1f} images/s"]
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
     more = f" and {len(kinds) - 5} more classes" if len(kinds) > 5 else ""
-    parts.append(f"found {counted}{more}" if kinds else "nothing found")
+    parts.append((f"found {counted}{more}" if kinds else "nothing found") + scores)
     if args.out:
         maps_too = f"; label maps in {args.out / LABEL_MAPS}, names of their values in {NAMES}"
         own = maps_too if detector.labels == "regions" else ""

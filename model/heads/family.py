@@ -1,21 +1,27 @@
 """What a head file says about its family, and what all families share: building, starting weights."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import difflib
+import shlex
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import yaml
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from data.batch import Batch
-from errors import UserError
+from errors import UserError, refusing
 from model.backbone import Backbone
 from model.finding import BOXES, Finder
 from model.heads.owners import owners
 from model.losses.terms import Criterion
 from settings.image_keys import Fit
 from settings.tasks import Task
+from settings.wrong_types import of_argument
 
 PROBE_PX = 128
 """Side of the blank image that a model is tried on, if it is not too small for it"""
@@ -24,20 +30,58 @@ PROBE_PX = 128
 def refuse_unknown(args: Mapping[str, Any], known: Collection[str], where: str) -> None:
     """
     Raises:
-        UserError: naming the first argument that is not among the known ones.
+        UserError: naming the arguments that are not among the known ones, misspelt ones first, and what to write for
+            those that stay where the others are of another head.
     """
     unknown = sorted(set(args) - set(known))
-    if unknown:
-        theirs = ", ".join(owners(unknown[0]))
-        others = (
-            f", nor {', '.join(unknown[1:6])}{', ...' if len(unknown) > 6 else ''}"
-            if unknown[1:]
-            else ""
+    theirs = {name: ", ".join(owners(name)) for name in unknown}
+    near = {name: _nearest(name, known) for name in unknown if not theirs[name]}
+    unknown.sort(key=lambda name: not near.get(name))
+    if not unknown:
+        return
+    first, *others = unknown
+    told = f"model.head_args.{first}: {where} has no such argument"
+    if theirs[first]:
+        told += f" (it is one of {theirs[first]})"
+    if near.get(first):
+        told += f" - did you mean {near[first]}?"
+    if others:
+        more = ", ".join(
+            f"{name} ({near[name]}?)" if near.get(name) else name for name in others[:6]
         )
-        raise UserError(
-            f"model.head_args.{unknown[0]}: {where} has no such argument{f' (it is one of {theirs})' if theirs else ''}"
-            f"{others}; leave it out, or, where a YAML has it for another head, say --model.head_args '{{}}'"
+        told += (
+            f"{' Nor has it' if near.get(first) else ', nor'} {more}{', ...' if others[6:] else ''}"
         )
+    if not any(theirs.values()):
+        raise UserError(told if near[first] else f"{told}; leave it out")
+    kept = {name: value for name, value in args.items() if name in known}
+    kept |= {right: args[name] for name, right in near.items() if right}
+    flow = yaml.safe_dump(kept, default_flow_style=True, sort_keys=False, width=10_000).strip()
+    raise UserError(
+        f"{told}; leave it out, or, where a YAML has it for another head, keep what this head has too: "
+        f"--model.head_args {shlex.quote(flow)} (without any of them it is as large as transformers makes it)"
+    )
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.75)), "")
+
+
+@contextmanager
+def refusing_arguments() -> Iterator[None]:
+    """Around what makes a config of model.head_args.
+
+    Raises:
+        UserError: for an argument of another type than its field's, and for whatever else is wrong with it.
+    """
+    with refusing("model.head_args"):
+        try:
+            yield
+        except StrictDataclassFieldValidationError as error:
+            told = of_argument(" ".join(str(error).split()))
+            if told is None:
+                raise
+            raise UserError(f"model.head_args.{told}") from error
 
 
 def call_with_mask(model: Any, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> Any:
