@@ -22,7 +22,8 @@ from export.recommended import write_recommended
 from model.build import Detector, build_model
 from report.evaluation import read_metrics
 from run.build import Run
-from run.evaluate import evaluation_folder
+from run.evaluate import draw_run, evaluation_folder
+from run.outcome import outcome
 from settings.keys import Config
 from settings.tasks import EVERY_PIXEL
 from training.shelf import find_flaw
@@ -51,6 +52,12 @@ def export(run: Run, repo_id: str | None) -> UserError | None:
     name = str(run.cfg.eval.metric)
     value = "-" if metrics[name] is None else f"{metrics[name]:.3f}"
     run.log.say(f"best step {step}: {name} {value}, exported to {folder}")
+    if (told := outcome(run, metrics[name])) is not None:
+        run.log.say(told)
+        try:
+            draw_run(run, told)
+        except UserError as error:
+            run.log.say(f"warning: {error}")
     if run.data.labels not in EVERY_PIXEL and worth_recommending(metrics) is None:
         run.log.say(
             f"the export recommends no threshold: F1 is {metrics.get('F1', 0.0):.3f} at best, and below {LEAST_F1} the model finds "
