@@ -18,6 +18,8 @@ TOTALS = (
     *("PQ", "SQ", "RQ", "PQ_things", "PQ_stuff"),
 )
 """Numbers of a whole split that people are shown, as far as they were measured"""
+NEXT_TO_NOTHING = 0.01
+"""Metric that decides which evaluation is the best, below which a model is of no use yet"""
 
 
 def measure(

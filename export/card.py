@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from errors import markdown_text, printable
-from evaluation.metrics import TOTALS
+from evaluation.metrics import NEXT_TO_NOTHING, TOTALS
 from settings.keys import FROZEN_STAGES, Config
 from settings.walk import config_to_dict
 
@@ -167,7 +167,10 @@ def _results(cfg: Config, metrics: dict[str, Any] | None, facts: dict[str, Any])
         return "These weights were not evaluated.\n"
     shown = shown_metrics(metrics)
     columns = list(next(iter(metrics["per_class"].values())))
-    return f"""{WHAT[cfg.model.task]} on {facts["val_images"]} validation images, prepared by the image processor in this folder, in fp32.
+    name, poor = str(cfg.eval.metric), ""
+    if (value := metrics.get(name)) is not None and value < NEXT_TO_NOTHING:
+        poor = f"**These weights find next to nothing yet: {name.replace('_', ' ')} {value:.3f}.**\n\n"
+    return f"""{poor}{WHAT[cfg.model.task]} on {facts["val_images"]} validation images, prepared by the image processor in this folder, in fp32.
 
 | {" | ".join(name.replace("_", " ") for name in shown)} |
 |{"---|" * len(shown)}

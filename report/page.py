@@ -30,6 +30,10 @@ h1 { font-size: 24px; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywher
 h2 { font-size: 17px; margin: 34px 0 10px; }
 p { margin: 4px 0; overflow-wrap: anywhere; }
 .soft { color: var(--soft); }
+.notice { border: 1px solid var(--line); border-left: 6px solid var(--mark); border-radius: 8px; padding: 10px 14px;
+  margin: 14px 0; background: var(--card); font-size: 16px; font-weight: 600; }
+.bad { --mark: #d03030; }
+.good { --mark: #2e9e4f; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 10px; margin: 18px 0; }
 .tile, .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px; }
 .tile b { display: block; font-size: 21px; line-height: 1.3; }
@@ -109,6 +113,11 @@ def heading(name: str, lines: Sequence[str] = ()) -> str:
     """A title with soft lines below."""
     told = "\n".join(f'<p class="soft">{text(line)}</p>' for line in lines)
     return f"<h1>{text(name)}</h1>\n{told}"
+
+
+def notice(line: str, bad: bool = True) -> str:
+    """A line that nobody overlooks."""
+    return f'<p class="notice {"bad" if bad else "good"}">{text(line)}</p>'
 
 
 def section(name: str, *parts: str) -> str:

@@ -19,17 +19,22 @@ MOST_CLASSES = 100
 PATHS = ("run.output_dir", "data.path", "data.cache_folder")
 
 
-def write_run_page(run: RunRecord) -> None:
+def write_run_page(run: RunRecord, told: str | None = None) -> None:
     """Write report.html into the run folder.
+
+    Args:
+        told: stands out above the numbers.
 
     Raises:
         OSError: if it cannot be written.
     """
-    page.write_page(run.folder / PAGE, f"{run.name} - training report", _parts(run))
+    page.write_page(run.folder / PAGE, f"{run.name} - training report", _parts(run, told))
 
 
-def _parts(run: RunRecord) -> Iterator[str]:
+def _parts(run: RunRecord, told: str | None) -> Iterator[str]:
     yield page.heading(run.name, list(_facts(run)))
+    if told:
+        yield page.notice(told)
     yield page.tiles(dict(_numbers(run)))
     yield page.section("Curves", page.charts(run_charts(run)))
     shown = run.shown_evaluation()

@@ -161,8 +161,11 @@ def begin_report(
         _tell_failure(run, step, str(error))
 
 
-def draw_run(run: Run) -> None:
+def draw_run(run: Run, told: str | None = None) -> None:
     """results.png and report.html, if they are wanted. On rank 0 alone.
+
+    Args:
+        told: stands out on the page.
 
     Raises:
         UserError: if they could not be drawn.
@@ -172,7 +175,7 @@ def draw_run(run: Run) -> None:
     try:
         record = read_run(run.folder)
         draw_results(record)
-        write_run_page(record)
+        write_run_page(record, told)
     except Exception as error:  # of the numbers of the evaluation nothing is lost
         raise UserError(f"{RESULTS} or {PAGE} could not be drawn ({error!r})") from error
 

@@ -20,7 +20,8 @@ from export.recommended import write_recommended
 from model.build import Detector, build_model
 from report.evaluation import read_metrics
 from run.build import Run
-from run.evaluate import evaluation_folder
+from run.evaluate import draw_run, evaluation_folder
+from run.outcome import outcome
 from settings.keys import Config
 from training.shelf import find_flaw
 from training.state import load_model, load_state
@@ -48,6 +49,12 @@ def export(run: Run, repo_id: str | None) -> UserError | None:
     name = str(run.cfg.eval.metric)
     value = "-" if metrics[name] is None else f"{metrics[name]:.3f}"
     run.log.say(f"best step {step}: {name} {value}, exported to {folder}")
+    if (told := outcome(run, metrics[name])) is not None:
+        run.log.say(told)
+        try:
+            draw_run(run, told)
+        except UserError as error:
+            run.log.say(f"warning: {error}")
     if repo_id is None:
         return None
     if run.pusher is not None:
