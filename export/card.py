@@ -169,7 +169,9 @@ def _results(cfg: Config, metrics: dict[str, Any] | None, facts: dict[str, Any])
     columns = list(next(iter(metrics["per_class"].values())))
     name, poor = str(cfg.eval.metric), ""
     if (value := metrics.get(name)) is not None and value < NEXT_TO_NOTHING:
-        poor = f"**These weights find next to nothing yet: {name.replace('_', ' ')} {value:.3f}.**\n\n"
+        poor = (
+            f"**These weights find next to nothing yet: {name.replace('_', ' ')} {value:.3f}.**\n\n"
+        )
     return f"""{poor}{WHAT[cfg.model.task]} on {facts["val_images"]} validation images, prepared by the image processor in this folder, in fp32.
 
 | {" | ".join(name.replace("_", " ") for name in shown)} |

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from data.check.advice import planned_steps
 from data.dataset import Data
 from data.feed.collate import collate
 from data.feed.features import SHARD_IMAGES, Contents, FeatureStore, shard_digests
@@ -281,9 +282,14 @@ def _announce(
             f"data.cache_features {train.views}: takes {size / 1e9:.0f} GB in {where}; if that is what you want, make it "
             "first with python -m tools.cache_features --yes and the same arguments"
         )
+    epochs = planned_steps(cfg, train.num_images) * cfg.train.global_batch_size / train.num_images
+    pays, later = f"pays from epoch {train.views + 1} on, and in every later run", ""
+    if epochs <= train.views and not agreed:
+        pays = f"does not pay in this run of {epochs:.1f} epochs, but in later ones"
+        later = "; --data.cache_features 0 does without"
     print(
-        f"features    storing {images}: {size / 1e9:.2f} GB in {where}; pays from epoch {train.views + 1} on, "
-        "and in every later run with the same images, transforms, seed and backbone",
+        f"features    storing {images}: {size / 1e9:.2f} GB in {where}; {pays} with the same images, transforms, "
+        f"seed and backbone{later}",
         flush=True,
     )
 

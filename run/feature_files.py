@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from data.batch import Batch, Sample
 from data.feed.collate import collate
@@ -20,6 +19,7 @@ from data.feed.worker_memory import workers_short
 from data.schema import Split
 from errors import UserError
 from model.build import Detector
+from run.progress import Progress
 from settings.keys import Config
 
 AT_ONCE = 8
@@ -140,11 +140,16 @@ def build(
         worker_init_fn=start_worker,
     )
     total = sum(map(len, batches))
-    hidden = not accelerator.is_main_process or None
-    bar = tqdm(total=total, unit=" images", desc="features", disable=hidden)
-    with bar, batches_of(loader) as results:
-        for part, view, shard in missing:
-            _write(cfg, detector, part, view, shard, results, accelerator.device, bar)
+    bar = Progress(total, "features", "images", "stored", accelerator.is_main_process)
+    try:
+        with bar, batches_of(loader) as results:
+            for part, view, shard in missing:
+                _write(cfg, detector, part, view, shard, results, accelerator.device, bar)
+    except SystemExit:  # at a signal
+        if accelerator.is_main_process:
+            folder = missing[0][0].store.folder.parent
+            print(f"features stored so far stay in {folder}; the next start goes on with them")
+        raise
 
 
 def _write(
@@ -155,7 +160,7 @@ def _write(
     shard: int,
     results: Iterator[Made],
     device: torch.device,
-    bar: Any,
+    bar: Progress,
 ) -> None:
     images = part.store.images_of(shard)
     columns: list[torch.Tensor] = []

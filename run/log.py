@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from disk import write_whole
 from errors import UserError, printable_lines
+from run.progress import Plan, clock
 from run.tracker import Tracker, check_tracker
 from settings.keys import Config, RunConfig
 from training.state import TrainState
@@ -36,8 +37,6 @@ WRITTEN = {
 """What a run writes from its beginning, run.json before all"""
 RESULTS = {"export", DONE}
 """What a run writes at its end"""
-PLANNED_AFTER, WORTH_A_PLAN = 6, 30
-"""Steps after which it is said how long the others will take, and how many there must be for that"""
 
 
 def claim_run_folder(run: RunConfig) -> IO[str] | None:
@@ -153,9 +152,10 @@ class RunLog:
         self.num_steps = num_steps
         self._tracker: Tracker | None = None
         self._bar: tqdm | None = None
-        self._started = self._first_step = time.monotonic()
+        self._started = time.monotonic()
         self._steps = 0
         self._start_step = state.step
+        self._plan = Plan(num_steps - state.step, self._started)
         if not self.active:
             return
         self._metrics = self.folder / "metrics.jsonl"
@@ -181,6 +181,7 @@ class RunLog:
     def start_bar(self) -> None:
         """Show the progress bar, where the console is a terminal."""
         if self.active:
+            self._plan.begun = time.monotonic()
             self._bar = tqdm(
                 total=self.num_steps,
                 initial=self._start_step,
@@ -196,15 +197,8 @@ class RunLog:
         if self._bar is not None:
             self._bar.update()
         self._steps += 1
-        if self._steps == 1:  # which takes longer than others
-            self._first_step = time.monotonic()
-        if self._steps == PLANNED_AFTER and self.num_steps - self._start_step >= WORTH_A_PLAN:
-            seconds = (time.monotonic() - self._first_step) / (PLANNED_AFTER - 1)
-            left = self.num_steps - self._start_step - PLANNED_AFTER
-            self.say(
-                f"planned     about {clock(seconds * left)} for {left} more steps of {seconds:.2f} s; evaluations "
-                "and the export come on top"
-            )
+        if (told := self._plan.after(self._steps, time.monotonic())) is not None:
+            self.say(told)
 
     def evaluation_bar(self, images: int, processes: int) -> Callable[[int], object]:
         """Show the progress of an evaluation, where the console is a terminal.
@@ -311,13 +305,6 @@ class RunLog:
                 f"metrics.jsonl: {len(lines) - len(kept)} lines after step {state.step} will be "
                 "made anew"
             )
-
-
-def clock(seconds: float) -> str:
-    """`1:02:03` or `2:03`."""
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _is_before(line: bytes, state: TrainState) -> bool:

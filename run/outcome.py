@@ -52,7 +52,9 @@ def outcome(run: Run, value: float | None) -> str | None:
 def command_on(run: Run, steps: int) -> str:
     """The command that goes on with a run to more steps."""
     starter = "python" if run.accelerator.num_processes == 1 else "accelerate launch"
-    words = [f"{starter} train_accelerate.py --config {shlex.quote(str(run.folder / 'config.yaml'))}"]
+    words = [
+        f"{starter} train_accelerate.py --config {shlex.quote(str(run.folder / 'config.yaml'))}"
+    ]
     words += ["--run.resume auto --run.allow_changes true", f"--train.steps {steps}"]
     return " ".join(words if run.cfg.train.epochs is None else [*words, "--train.epochs null"])
 
