@@ -28,6 +28,7 @@ from report.dataset_charts import (
 )
 from report.dataset_text import percent
 from report.drawing import draw_objects
+from report.thumbnails import name_of
 from settings.keys import ImageSizeConfig
 from settings.tasks import Labels
 
@@ -111,7 +112,7 @@ def _samples(
             small = _darkened(small, ignored)
         few = len(objects) <= MOST_LABELS
         labels = [data.taxonomy.names[c] if few else "" for c in objects.classes]
-        title = f"{name}: {Path(record.where).name}, {UNITS[data.labels]}: {len(objects)}"
+        title = f"{name}: {name_of(splits[name], index)}, {UNITS[data.labels]}: {len(objects)}"
         picture = draw_objects(small, objects.scaled(scale, scale), labels)
         samples.append((printable(title), picture))
     return samples

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
 from data.batch import Batch
 from data.boxes import to_corners
@@ -14,7 +15,7 @@ from data.masks import CELL_PIXELS, CELL_PX, Mask, encode, mask_column, pixels_o
 from data.objects import Objects
 from errors import printable
 from report.palette import GROUND, TRUTH, colour_of
-from report.tags import draw_tags
+from report.tags import Area, draw_tags
 from settings.tasks import EVERY_PIXEL, Labels
 
 TINT = 0.45
@@ -62,7 +63,8 @@ def draw_objects(
         for box, colour in zip(corners, colours, strict=True):
             pen.rectangle(box, outline=colour, width=line)
     if labels is not None:
-        draw_tags(canvas, corners, labels, colours, line)
+        places = _tagged(objects, corners, (canvas.height, canvas.width))
+        draw_tags(canvas, places, labels, colours, line)
     return canvas
 
 
@@ -77,7 +79,7 @@ def draw_outlines(
     """
     canvas, scale, line = _enlarged(image)
     size = (canvas.height, canvas.width)
-    corners: list[tuple[float, float, float, float]] = []
+    corners: list[Area] = []
     texts: list[str] = []
     inks: list[tuple[int, int, int]] = []
     for number, (objects, colours, own_texts) in enumerate(layers):
@@ -91,7 +93,7 @@ def draw_outlines(
             pen = ImageDraw.Draw(canvas)
             for box, colour in zip(own, colours, strict=True):
                 pen.rectangle(box, outline=colour, width=line if number else max(1, line // 2))
-        corners += own
+        corners += _tagged(objects, own, size)
         texts += own_texts
         inks += colours
     draw_tags(canvas, corners, texts, inks, line)
@@ -122,6 +124,29 @@ def _with_masks(pixels: np.ndarray, objects: Objects, truth: Objects | None) -> 
         rows, columns = _edge(mask, size)
         pixels[rows, columns] = TRUTH
     return Image.fromarray(pixels)
+
+
+def _tagged(objects: Objects, corners: list[Area], size: tuple[int, int]) -> list[Area]:
+    """Beside what tags stand: the boxes, or of each mask the box of its largest piece, px of a picture of this `size`.
+
+    The box of a mask of scattered pieces may have its edges where nothing is.
+    """
+    if objects.masks is None:
+        return corners
+    places = []
+    for mask, corner in zip(objects.masks, corners, strict=True):
+        rows, columns = pixels_of(mask, size)
+        if not len(rows):
+            places.append(corner)
+            continue
+        top, left = int(rows.min()), int(columns.min())
+        plane = np.zeros((rows.max() - top + 1, columns.max() - left + 1), bool)
+        plane[rows - top, columns - left] = True
+        pieces, _ = ndimage.label(plane)
+        largest = int(np.bincount(pieces.ravel())[1:].argmax())
+        y, x = ndimage.find_objects(pieces)[largest]
+        places.append((left + x.start, top + y.start, left + x.stop - 1, top + y.stop - 1))
+    return places
 
 
 def _edge(mask: Mask, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -160,24 +185,41 @@ def save_grid(
     """Write images as one picture, row by row.
 
     Args:
+        columns: of images that have the usual width.
         legend, note and colours: as `with_legend` has them. titles: what stands above each image.
     """
     if titles is not None:
         images = [titled(image, title) for image, title in zip(images, titles, strict=True)]
-    columns = min(columns, len(images))
-    rows = [images[start : start + columns] for start in range(0, len(images), columns)]
-    cell = max(image.width for image in images)
+    rows = _rows_of(images, columns, gap_px)
     heights = [max(image.height for image in row) for row in rows]
-    size = (columns * (cell + gap_px) + gap_px, sum(heights) + gap_px * (len(rows) + 1))
-    canvas = Image.new("RGB", size, GROUND)
+    width = max(sum(image.width + gap_px for image in row) for row in rows) + gap_px
+    canvas = Image.new("RGB", (width, sum(heights) + gap_px * (len(rows) + 1)), GROUND)
     y = gap_px
     for row, height in zip(rows, heights, strict=True):
-        for column, image in enumerate(row):
-            canvas.paste(image, (gap_px + column * (cell + gap_px), y))
+        x = gap_px
+        for image in row:
+            canvas.paste(image, (x, y))
+            x += image.width + gap_px
         y += height + gap_px
     canvas = with_legend(canvas, legend or {}, note, colours)
     file.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(file)
+
+
+def _rows_of(images: Sequence[Image.Image], columns: int, gap_px: int) -> list[list[Image.Image]]:
+    """Images in rows that are about as wide as `columns` of the usual ones: a few large ones make no others' cells
+    larger."""
+    usual = int(np.median([image.width for image in images])) + gap_px
+    rows: list[list[Image.Image]] = []
+    left = 0
+    for image in images:
+        over = image.width + gap_px - left
+        if not rows or over > usual / 2 or (over > 0 and len(rows[-1]) >= columns):
+            rows.append([])
+            left = columns * usual
+        rows[-1].append(image)
+        left -= image.width + gap_px
+    return rows
 
 
 def legend_of(names: Sequence[str], tables: Iterable[Objects]) -> dict[int, str]:
@@ -267,7 +309,7 @@ def _of_cells(cells: np.ndarray) -> Mask:
     return encode(half.repeat(CELL_PX, axis=0).repeat(CELL_PX, axis=1))
 
 
-def _corners(objects: Objects, scale: float) -> list[tuple[float, float, float, float]]:
+def _corners(objects: Objects, scale: float) -> list[Area]:
     """x1 y1 x2 y2 of the boxes, px of an image that is enlarged by `scale`."""
     boxes = objects.boxes * scale
     boxes[:, 2:] = boxes[:, 2:].clip(0)

@@ -30,7 +30,16 @@ def thumbnail(split: Split, place: int) -> tuple[np.ndarray, float, float]:
 
 def title_of(split: Split, place: int, name: str = "val") -> str:
     """Split and file name, or row, of an image."""
-    return f"{name}: {Path(split.records[place].where).name}"
+    return f"{name}: {name_of(split, place)}"
+
+
+def name_of(split: Split, place: int) -> str:
+    """File name, or row, of an image; where each has a file of annotations, `where` would be that one."""
+    where = Path(split.records[place].where)
+    if where.suffix.lower() != ".xml":
+        return where.name
+    file = split.file(place)
+    return file.name if isinstance(file, Path) else where.name
 
 
 def true_parts(record: Record, data: Data) -> Objects:

@@ -1,12 +1,19 @@
+from pathlib import Path
+
 import numpy as np
+import pytest
 from PIL import Image
 
 from data.batch import Sample
+from data.build import build_data
 from data.feed.collate import collate
-from data.masks import Planes
+from data.masks import Planes, encode, mask_column
 from data.objects import Objects
-from report.drawing import draw_batch, draw_objects, legend_of, with_legend
+from formats import write_format
+from report.drawing import draw_batch, draw_objects, legend_of, save_grid, with_legend
 from report.palette import COLOURS, TRUTH, colour_of
+from report.tags import draw_tags
+from report.thumbnails import title_of
 
 
 def test_box_is_drawn_where_it_is():
@@ -108,3 +115,69 @@ def test_twenty_classes_have_colours_that_nobody_mistakes():
     )
     distances = np.linalg.norm(lab[:, None] - lab[None], axis=-1)[np.triu_indices(21, 1)]
     assert distances.min() > 30
+
+
+def test_tags_of_boxes_that_are_nearly_one_lie_beside_each_other():
+    """Ten boxes that leave no room around them: of each tag all is to be seen."""
+    boxes = [(n, n, 388.0 + n, 388.0 + n) for n in range(10)]
+    text = "vehicle 0.40 is one too many"
+    drawn, alone = Image.new("RGB", (400, 400)), Image.new("RGB", (400, 400))
+    draw_tags(drawn, boxes, [text] * 10, COLOURS[:10], 2)
+    draw_tags(alone, boxes[:1], [text], COLOURS[:1], 2)
+    whole = of_colour(np.asarray(alone), 0).sum()
+    assert min(of_colour(np.asarray(drawn), kind).sum() for kind in range(10)) > 0.8 * whole > 500
+
+
+def test_words_of_a_tag_stand_apart():
+    """Columns without ink between two words are more than between two letters."""
+    image = np.full((320, 320, 3), 128, np.uint8)
+    objects = Objects(np.array([[100.0, 100, 60, 60]]), np.array([0]))
+    drawn = np.asarray(draw_objects(image, objects, ["is one"]))[80:99]
+    rows, columns = np.nonzero(of_colour(drawn, 0))
+    tag = drawn[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    empty = of_colour(tag, 0).all(0)
+    runs = [len(run) for run in "".join("x "[int(e)] for e in empty).strip().split("x") if run]
+    assert sorted(runs)[-1] >= 4
+
+
+def test_a_tag_stands_beside_the_largest_piece_of_a_scattered_mask():
+    image = np.full((400, 400, 3), 128, np.uint8)
+    plane = np.zeros((400, 400), np.uint8)
+    plane[300:340, 300:360] = 1  # what is looked at
+    plane[5:8, 5:8] = 1
+    masks = mask_column([encode(plane)])
+    objects = Objects(np.array([[5.0, 5, 355, 335]]), np.array([0]), masks=masks)
+    drawn = np.asarray(draw_objects(image, objects, ["nucleus"]))
+    rows, columns = np.nonzero(of_colour(drawn, 0) & (plane == 0))
+    assert rows.min() > 270
+    assert columns.min() > 280
+
+
+def test_tags_leave_small_objects_to_be_seen():
+    """Above a box there lies a small one, which its tag would hide; everywhere else it hides more of large ones."""
+    image = np.full((400, 400, 3), 128, np.uint8)
+    around = [[105.0, 88, 10, 8], [90, 167, 100, 200], [165, 80, 200, 100], [5, 80, 90, 100]]
+    objects = Objects(np.array([[100.0, 100, 60, 60], *around]), np.arange(5))
+    drawn = np.asarray(draw_objects(image, objects, ["a large one", *[""] * 4]))
+    assert of_colour(drawn[88:97, 105:116], 1).sum() > 25
+    assert of_colour(drawn, 0).sum() > 700  # the tag is there
+
+
+def test_one_large_image_makes_no_room_around_the_others(tmp_path):
+    small, large = Image.new("RGB", (300, 200)), Image.new("RGB", (450, 200))
+    for images, width in (
+        ([small] * 5 + [large], 3 * 300 + 4 * 6 + 150),
+        ([small] * 6, 3 * 300 + 4 * 6),
+        ([large] * 3, 3 * 450 + 4 * 6),
+        ([small], 312),
+    ):
+        save_grid(images, tmp_path / "x.png", 3)
+        assert Image.open(tmp_path / "x.png").width == width
+
+
+@pytest.mark.parametrize("written", ["voc", "voc folders", "coco"])
+def test_pictures_are_named_by_their_images(tmp_path, written):
+    """Also where each image has a file of annotations."""
+    data = build_data(write_format(tmp_path, written), 0)
+    assert Path(title_of(data.val, 0)).suffix == ".jpg"
+    assert title_of(data.val, 0) == f"val: {data.val.file(0).name}"
