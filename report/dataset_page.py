@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from data.dataset import Data
@@ -12,12 +13,22 @@ from data.objects import Objects
 from errors import UserError
 from report import page
 from report.dataset_picture import SAMPLES_TOP_PX, draw_dataset
-from report.dataset_text import Statistics, finding_lines, statistics_lines, verdict
+from report.dataset_text import (
+    NO_START,
+    Statistics,
+    exit_status,
+    finding_lines,
+    statistics_lines,
+    verdict,
+)
 from report.label_charts import label_charts
+from report.palette import colour_of
 from settings.keys import ImageSizeConfig
 
 MOST_PLACES = 20
 """Of each kind of defect"""
+MOST_COLOURS = 20
+"""Classes in the legend; with more of them colours come again"""
 
 
 def write_dataset_page(
@@ -54,20 +65,32 @@ def _parts(
     size: ImageSizeConfig,
     parts: Mapping[str, Objects] | None,
 ) -> Iterator[str]:
-    yield page.heading(name, [verdict(findings, statistics)])
+    yield page.heading(name)
+    told = verdict(findings, statistics)
+    yield page.notice(
+        told, "bad" if told.startswith(NO_START) else "fair" if exit_status(findings) else "good"
+    )
     yield page.tiles(dict(_numbers(data)))
     if findings:
-        told = finding_lines(findings, MOST_PLACES, name)
-        yield page.section("What was found", *_blocks(told))
+        blocks = _blocks(finding_lines(findings, MOST_PLACES, name))
+        yield page.section("What was found", *blocks)
     yield page.section("Labels", page.charts(label_charts(data, size)))
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "dataset.png"
         draw_dataset(picture, data, findings, size, parts)
         with Image.open(picture) as image:  # whose charts are above already
             samples = image.convert("RGB").crop((0, SAMPLES_TOP_PX, *image.size))
-        yield page.section("Samples", page.figure(samples, "random images with what is labelled"))
+        figure = page.figure(samples, "random images with what is labelled")
+        yield page.section("Samples", page.legend(_colours(data)), figure)
     text = "\n".join(statistics_lines(statistics, size))
     yield page.section("Figures", page.details("all figures", text))
+
+
+def _colours(data: Data) -> dict[str, tuple[int, int, int]]:
+    """Of the classes in drawings, the most frequent first."""
+    counts = np.bincount(data.train.objects.classes, minlength=len(data.taxonomy.names))
+    order = np.argsort(-counts, kind="stable")[:MOST_COLOURS].tolist()
+    return {data.taxonomy.names[kind]: colour_of(kind) for kind in order}
 
 
 def _numbers(data: Data) -> Iterator[tuple[str, str]]:

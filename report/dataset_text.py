@@ -11,6 +11,7 @@ from settings.keys import ImageSizeConfig
 
 Statistics = SplitStatistics | PixelStatistics
 """Of splits with objects, or with a class for every pixel"""
+NO_START = "TRAINING WILL NOT START"
 
 
 def exit_status(findings: Sequence[Finding]) -> int:
@@ -29,7 +30,7 @@ def verdict(findings: Sequence[Finding], splits: Mapping[str, Statistics]) -> st
         return f"NO DEFECTS in {size}{notes}"
     if num["refused"]:
         return (
-            f"TRAINING WILL NOT START: of {defects:,} defects in {size}, {num['refused']:,} must be "
+            f"{NO_START}: of {defects:,} defects in {size}, {num['refused']:,} must be "
             f"mended first{notes}"
         )
     done = ", ".join(f"{num[r]} {r}" for r in REMEDIES if num[r] and r != "noted")

@@ -141,10 +141,12 @@ def metric_lines(metrics: dict[str, Any], max_classes: int = 20) -> Iterator[str
     totals = [name for name in TOTALS if name in metrics]
     yield "  ".join(f"{name} {_text(metrics[name])}" for name in totals)
     if "threshold" in metrics:
-        means = ", means over classes" if len(metrics["per_class"]) > 1 else ""
+        several = len(metrics["per_class"]) > 1
+        own = " = mean of the classes' own F1" if several else ""  # which may be below both means
+        means = ("their mean precision", "mean recall") if several else ("precision", "recall")
         yield (
-            f"at IoU 0.5 best F1 {metrics['F1']:.3f} (precision {metrics['precision']:.3f}, recall "
-            f"{metrics['recall']:.3f}{means}) with scores from {metrics['threshold']:.2f} on"
+            f"at IoU 0.5 best F1 {metrics['F1']:.3f}{own} ({means[0]} {metrics['precision']:.3f}, {means[1]} "
+            f"{metrics['recall']:.3f}) with scores from {metrics['threshold']:.2f} on"
         )
     for prefix, what in (("box_", "boxes around masks"), ("flat_", "flat map of pipeline()")):
         if f"{prefix}AP" in metrics:

@@ -17,6 +17,8 @@ from settings.tasks import EVERY_PIXEL
 LABELS_PICTURE = "labels.png"
 MOST_CLASSES = 14
 CENTRE_CELLS = 32
+HEADROOM = 1.12
+"""Above bars, for words"""
 
 
 def draw_labels(file: Path, data: Data, size: ImageSizeConfig) -> None:
@@ -90,12 +92,13 @@ def _side_chart(axes: Axes, sides: Mapping[str, np.ndarray], longest: int) -> No
     ticks = [int(edge) for edge in edges[::2]]
     axes.set_xticks(ticks, list(map(str, ticks)))
     axes.minorticks_off()
+    axes.set_ylim(0, HEADROOM * axes.get_ylim()[1])
     for area, text in ((SMALL_PX2, "small "), (LARGE_PX2, "medium ")):
         if np.sqrt(area) < edges[-1]:
             axes.axvline(np.sqrt(area), color=FAINT, linestyle="--", linewidth=1)
             axes.text(
                 np.sqrt(area),
-                0.97,
+                0.985,
                 text,
                 ha="right",
                 va="top",

@@ -5,6 +5,7 @@ import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
@@ -33,7 +34,10 @@ p { margin: 4px 0; overflow-wrap: anywhere; }
 .notice { border: 1px solid var(--line); border-left: 6px solid var(--mark); border-radius: 8px; padding: 10px 14px;
   margin: 14px 0; background: var(--card); font-size: 16px; font-weight: 600; }
 .bad { --mark: #d03030; }
+.fair { --mark: #d98b00; }
 .good { --mark: #2e9e4f; }
+.legend span { display: inline-block; margin-right: 18px; }
+.legend i { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 10px; margin: 18px 0; }
 .tile, .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px; }
 .tile b { display: block; font-size: 21px; line-height: 1.3; }
@@ -115,9 +119,18 @@ def heading(name: str, lines: Sequence[str] = ()) -> str:
     return f"<h1>{text(name)}</h1>\n{told}"
 
 
-def notice(line: str, bad: bool = True) -> str:
+def notice(line: str, kind: Literal["bad", "fair", "good"] = "bad") -> str:
     """A line that nobody overlooks."""
-    return f'<p class="notice {"bad" if bad else "good"}">{text(line)}</p>'
+    return f'<p class="notice {kind}">{text(line)}</p>'
+
+
+def legend(colours: Mapping[str, tuple[int, int, int]]) -> str:
+    """What colours in a picture mean, by name."""
+    patches = [
+        f'<span><i style="background: rgb{colour}"></i>{text(name, 60)}</span>'
+        for name, colour in colours.items()
+    ]
+    return f'<p class="legend">{"".join(patches)}</p>' if patches else ""
 
 
 def section(name: str, *parts: str) -> str:

@@ -15,6 +15,7 @@ from data.taxonomy import alike
 from disk import refuse_unwritable
 from errors import UserError
 from report.dataset_text import _row
+from report.evaluation import metric_lines
 from run.changes import with_fitting_warmup
 from runs import train
 from settings.keys import Config, DataConfig, OptimConfig
@@ -138,6 +139,18 @@ def test_what_is_alike():
         ("licence-plate", "licence_plate"),
     ]
     assert not alike(["car", "cart", "bus"])
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_f1_that_is_a_mean_of_classes_says_so(classes):
+    """It may be below precision and recall, of which it would lie between otherwise."""
+    metrics = {"AP": 0.1, "F1": 0.234, "precision": 0.384, "recall": 0.388, "threshold": 0.37}
+    rows = {f"class{number}": {"AP": 0.1} for number in range(classes)}
+    told = list(metric_lines(metrics | {"per_class": rows, "missing_images": 0}))[1]
+    of_one = "(precision 0.384, recall 0.388) with scores from 0.37 on"
+    of_several = "= mean of the classes' own F1 (their mean precision 0.384, mean recall 0.388)"
+    assert told.startswith("at IoU 0.5 best F1 0.234 ")
+    assert (of_one in told, of_several in told) == (classes == 1, classes == 2)
 
 
 def test_columns_stay_apart():

@@ -7,7 +7,15 @@ config=${1:-configs/synthetic.yaml}
 name=runs/${2:-demo}
 run=$name
 n=2
-while [ -e "$run" ]; do run=$name-$n; n=$((n + 1)); done
+resume=never
+while [ -e "$run" ]; do
+    if [ -d "$run/checkpoints" ] && [ ! -e "$run/DONE" ]; then # it was stopped, and goes on
+        resume=auto
+        break
+    fi
+    run=$name-$n
+    n=$((n + 1))
+done
 if grep -q "task: instance_segmentation" "$config"; then
     what=masks
     use="transformers.pipeline(\"image-segmentation\", model=\"$run/export\"), with subtask=\"instance\""
@@ -20,7 +28,16 @@ else
 fi
 
 export HF_HUB_OFFLINE=1 # nothing here needs the network
-$python train_accelerate.py --config "$config" --run.output_dir "$run"
+trap : INT # the training saves what it has; then the word is ours
+status=0
+$python train_accelerate.py --config "$config" --run.output_dir "$run" --run.resume $resume || status=$?
+if [ "$status" -eq 75 ] && [ -d "$run/checkpoints" ]; then
+    echo "The same command again goes on with $run; without that folder it begins anew." >&2
+elif [ "$status" -ne 0 ] && [ $resume = auto ]; then
+    echo "It was to go on with $run; without that folder it begins anew." >&2
+fi
+[ "$status" -eq 0 ] || exit "$status"
+trap - INT
 echo
 echo "The exported model, evaluated on its own:"
 $python -m tools.evaluate --model "$run/export" --config "$run/config.yaml" --out "$run/evaluation"

@@ -201,7 +201,9 @@ def test_page_of_a_dataset_stands_alone(tmp_path, capsys):
     text = page.read_text()
     assert fetched(text) == []
     assert text.count("<svg") == 6
-    assert "DEFECTS" in text
+    assert 'class="notice fair">DEFECTS' in text
+    assert text.count("<i style=") == 1  # a patch of colour for each class
+    assert "</i>&lt;script&gt;" in text
     assert "a &lt;b&gt; &amp; c" in text
     check_data.main([*given, "--workers", "1", "--html", str(page)])  # its own page is replaced
     (tmp_path / "mine.html").write_text("mine")
