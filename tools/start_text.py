@@ -49,9 +49,10 @@ def found(root: Path, seen: Recognised, task: Task, data: Data) -> list[str]:
     )
     sides = quantiles(sizes.max(axis=1), 0)
     if sides is not None:
-        lines.append(
-            f"  sizes       longest side {sides.least:.0f} to {sides.most:.0f} px, half of them up to {sides.median:.0f}"
-        )
+        told = f"longest side {sides.least:.0f} to {sides.most:.0f} px, half of them up to {sides.median:.0f}"
+        if sides.least == sides.most:
+            told = f"longest side {sides.most:.0f} px"
+        lines.append(f"  sizes       {told}")
     if data.labels not in EVERY_PIXEL:
         counts = np.bincount(objects.classes, minlength=len(names)).tolist()
         shown = ", ".join(f"{name} {n:,}" for name, n in list(zip(names, counts, strict=True))[:8])
@@ -88,7 +89,7 @@ def chosen(choice: Chosen, data: Data) -> list[str]:
     epochs = planned.steps * cfg.train.global_batch_size / len(data.train)
     lines.append(
         f"  length      {planned.steps:,} steps of {cfg.train.global_batch_size} images ({epochs:.0f} passes), "
-        f"{planned.evaluations} evaluations; a step takes {choice.pace.step_s:.2f} s: about {planned.seconds / 60:.0f} minutes"
+        f"{planned.evaluations} evaluation{'s' if planned.evaluations > 1 else ''}; a step takes {choice.pace.step_s:.2f} s: about {planned.seconds / 60:.0f} minutes"
     )
     family = get_family(str(cfg.model.head))
     whole = cfg.model.backbone is None
