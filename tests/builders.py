@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from weighted import WEIGHTED, with_weights
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 """Small real datasets that lie beside some checkouts"""
@@ -273,21 +275,10 @@ def losses_of(trainable, batch, step_counts=None):
     return trainable(batch, trainable.counts(batch).alone if step_counts is None else step_counts)
 
 
-CLASS_WEIGHTS = (0.25, 4.0, 0.0)
-"""Of the classes of `make_batch`"""
-WEIGHTED = " weighted"
-
-
 def four_images(case: str):
     """The batch of a case of FOUR_IMAGES, with weights of classes if that ends its name."""
     batch = make_batch(FOUR_IMAGES[case.removesuffix(WEIGHTED)])
     return with_weights(batch) if case.endswith(WEIGHTED) else batch
-
-
-def with_weights(batch, weights: Sequence[float] = CLASS_WEIGHTS):
-    """The batch whose classes have weights."""
-    own = torch.tensor(weights)[batch.objects.classes]
-    return dataclasses.replace(batch, objects=dataclasses.replace(batch.objects, weights=own))
 
 
 def tiny_run(tmp_path: Path, variant: str = "deformable_detr", **keys: object) -> list[str]:

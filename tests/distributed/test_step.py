@@ -4,7 +4,8 @@ import pytest
 from safetensors.torch import load_file
 
 from backbones import PARTLY_FROZEN
-from builders import FOUR_IMAGES, VARIANTS, WEIGHTED, launch
+from builders import FOUR_IMAGES, VARIANTS, launch
+from weighted import WEIGHTED
 
 CASES = [
     f"{head}-{dtype}-{boxes}"

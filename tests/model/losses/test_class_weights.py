@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from batches import binary
-from builders import CLASS_WEIGHTS, losses_of, make_batch, tiny_detector, with_weights
+from builders import losses_of, make_batch, tiny_detector
 from model.losses.focal import sigmoid_focal_loss
 from model.losses.pixel_criterion import PixelCriterion
 from model.losses.quality import iou_aware, matchability_aware, pair_losses, varifocal
 from model.losses.set_criterion import SetCriterion
 from model.losses.terms import class_cross_entropy, object_counts
+from weighted import CLASS_WEIGHTS, with_weights
 
 QUERIES, NO_OBJECT = 6, 0.1
 WEIGHTS = torch.tensor(CLASS_WEIGHTS)
