@@ -34,10 +34,8 @@ def evaluated(run):
     return ap, [row["score"] for row in rows]
 
 
-@pytest.mark.parametrize(
-    ("head", "later"),
-    [("deformable_detr", 1e-5), pytest.param("maskformer", 1e-3, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("head", "later"), [("deformable_detr", 1e-5), ("maskformer", 1e-3)])
 def test_the_head_cannot_tell_stored_windows_from_live_ones(tmp_path, head, later, monkeypatch):
     """later: a pair of a matching of masks may change."""
     train(windows_run(tmp_path, "stored", head))
