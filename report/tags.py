@@ -13,6 +13,8 @@ WORD_GAP = "  "
 """Between words: one space of the font is too narrow in small sizes"""
 ROWS = 4
 """Of places above and below a box, each further off"""
+ENCLOSED = 0.9
+"""Part of a box from which on it lies in another one"""
 OTHER_TAG = 50.0
 """How much worse it is to cover a tag than a box"""
 FURTHER, INSIDE = 0.3, 1.0
@@ -58,6 +60,8 @@ def _best_place(
     """Upper left corner of a tag: outside of its box if the picture has room for it there, where it hides little."""
     width, height = size
     right, bottom = canvas[0] - width - 1, canvas[1] - height - 1
+    # What a box lies in is hidden wherever its tag stands; nobody wants it far from its box for that.
+    others = [area for area in others if _shared(box, area) < ENCLOSED * _shared(box, box)]
     found = list(_places(box, size, right, gap_px))
     free = [(x, y, cost) for x, y, cost in found if 0 <= x <= right and 0 <= y <= bottom]
     if not free:

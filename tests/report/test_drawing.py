@@ -163,6 +163,16 @@ def test_tags_leave_small_objects_to_be_seen():
     assert of_colour(drawn, 0).sum() > 700  # the tag is there
 
 
+def test_the_tag_of_a_part_stays_at_it():
+    """A plate on a car, near the car's lower edge: its tag does not leave the car."""
+    canvas = Image.new("RGB", (400, 400))
+    boxes = [(50.0, 50.0, 350.0, 350.0), (150.0, 300.0, 230.0, 330.0)]
+    draw_tags(canvas, boxes, ["", "plate"], COLOURS[:2], 2)
+    rows, columns = np.nonzero(of_colour(np.asarray(canvas), 1))
+    near = [rows.max() - 300, 330 - rows.min(), columns.max() - 150, 230 - columns.min()]
+    assert min(near) >= -2
+
+
 def test_one_large_image_makes_no_room_around_the_others(tmp_path):
     small, large = Image.new("RGB", (300, 200)), Image.new("RGB", (450, 200))
     for images, width in (
