@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from errors import printable
@@ -35,48 +36,49 @@ def draw_tags(
     """
     pen = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=max(10, round(max(canvas.size) / 60)))
-    taken: list[Area] = []
+    areas = np.array(boxes, np.float64).reshape(-1, 4)
+    taken = np.zeros((0, 4))
     for place, (text, colour) in enumerate(zip(texts, colours, strict=True)):
         text = printable(text, 60).replace(" ", WORD_GAP)
         if not text:
             continue
         left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
         size = (right - left + 4, bottom + 2)
-        others = [*boxes[:place], *boxes[place + 1 :]]
+        others = np.delete(areas, place, axis=0)
         x, y = _best_place(boxes[place], size, canvas.size, others, taken, gap_px)
-        pen.rectangle((x, y, x + size[0], y + size[1]), fill=colour)
+        own = (x, y, x + size[0], y + size[1])
+        pen.rectangle(own, fill=colour)
         pen.text((x + 2 - left, y), text, fill=ink_on(colour), font=font)
-        taken.append((x, y, x + size[0], y + size[1]))
+        taken = np.append(taken, [own], axis=0)
 
 
 def _best_place(
     box: Area,
     size: tuple[float, float],
     canvas: tuple[int, int],
-    others: Sequence[Area],
-    taken: Sequence[Area],
+    others: np.ndarray,
+    taken: np.ndarray,
     gap_px: int,
 ) -> tuple[float, float]:
-    """Upper left corner of a tag: outside of its box if the picture has room for it there, where it hides little."""
+    """Upper left corner of a tag: outside of its box if the picture has room for it there, where it hides little.
+
+    Args:
+        others, taken: float64 [n, 4]: other boxes, and tags, as `Area`.
+    """
     width, height = size
     right, bottom = canvas[0] - width - 1, canvas[1] - height - 1
     # What a box lies in is hidden wherever its tag stands; nobody wants it far from its box for that.
-    others = [area for area in others if _shared(box, area) < ENCLOSED * _shared(box, box)]
+    itself = np.array([box], np.float64)
+    others = others[_shared(itself, others)[0] < ENCLOSED * _shared(itself, itself)[0, 0]]
     found = list(_places(box, size, right, gap_px))
-    free = [(x, y, cost) for x, y, cost in found if 0 <= x <= right and 0 <= y <= bottom]
-    if not free:
+    free = np.array([(x, y, cost) for x, y, cost in found if 0 <= x <= right and 0 <= y <= bottom])
+    if not len(free):
         return max(0.0, min(box[0] + gap_px, right)), max(0.0, min(box[1] + gap_px, bottom))
-
-    def bad(place: tuple[float, float, float]) -> float:
-        x, y, cost = place
-        own = (x, y, x + width, y + height)
-        return (
-            cost * width * height
-            + sum(_hidden(own, area) for area in others)
-            + OTHER_TAG * sum(_shared(own, area) for area in taken)
-        )
-
-    x, y, _ = min(free, key=bad)
+    corners = free[:, :2]
+    own = np.concatenate([corners, corners + [width, height]], axis=1)
+    bad = free[:, 2] * width * height + _hidden(own, others).sum(1)
+    bad += OTHER_TAG * _shared(own, taken).sum(1)
+    x, y = corners[int(bad.argmin())].tolist()
     return x, y
 
 
@@ -99,17 +101,16 @@ def _places(
         yield x1 - width - 1, y, 0.0
 
 
-def _hidden(tag: Area, area: Area) -> float:
-    """px^2 that a tag hides of something, more where these are most of it."""
-    shared = _shared(tag, area)
-    if not shared:
-        return 0.0
-    whole = _shared(tag, tag)
-    return shared + whole * shared / max(min(whole, _shared(area, area)), 1.0)
+def _hidden(tags: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    """float64 [m, n]: px^2 that each tag hides of each area, more where these are most of it."""
+    shared = _shared(tags, areas)
+    whole = (tags[:, 2:] - tags[:, :2]).prod(1)[:, None]
+    own = (areas[:, 2:] - areas[:, :2]).clip(0).prod(1)
+    return shared + whole * shared / np.minimum(whole, own).clip(1)
 
 
-def _shared(one: Area, two: Area) -> float:
-    """px^2"""
-    width = min(one[2], two[2]) - max(one[0], two[0])
-    height = min(one[3], two[3]) - max(one[1], two[1])
-    return max(0.0, width) * max(0.0, height)
+def _shared(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """float64 [m, n]: px^2 that [m, 4] and [n, 4] share."""
+    low = np.maximum(some[:, None, :2], others[None, :, :2])
+    high = np.minimum(some[:, None, 2:], others[None, :, 2:])
+    return (high - low).clip(0).prod(2)

@@ -56,7 +56,12 @@ def command_on(run: Run, steps: int) -> str:
         f"{starter} train_accelerate.py --config {shlex.quote(str(run.folder / 'config.yaml'))}"
     ]
     words += ["--run.resume auto --run.allow_changes true", f"--train.steps {steps}"]
-    return " ".join(words if run.cfg.train.epochs is None else [*words, "--train.epochs null"])
+    train = run.cfg.train
+    if train.epochs is not None:
+        words.append("--train.epochs null")
+    if train.patience is not None and run.state.stale_evaluations >= train.patience:
+        words.append("--train.patience null")  # or it would end at once
+    return " ".join(words)
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:

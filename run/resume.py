@@ -37,6 +37,8 @@ from training.state import (
 
 LEFT_OPEN = (None, AUTO)
 """Values in whose place a checkpoint has what was found"""
+NEVER_FOUND = {"train.patience"}
+"""Keys whose default is no such place, and lets a run go on"""
 FITTED = {"optim.warmup_steps"}
 """Keys in whose place a checkpoint may have another value"""
 READ_BY = ("data.", "model.task", "run.seed")
@@ -117,21 +119,24 @@ def nothing_left(cfg: Config) -> str | None:
     whole = (folder / DONE).is_file() and (folder / "export/model.safetensors").is_file()
     if not whole or find_flaw(newest) is not None:
         return None
-    step, train = load_state(newest).step, cfg.train
+    state, train = load_state(newest), cfg.train
+    step = state.step
     if (folder / DONE).read_text() != done_text(step):
         return None
     without_effect = {key for key in harmless_keys() if key.startswith("run.")} | FITTED
     for key, (_, value) in changed_keys(read_config(newest), cfg).items():
-        if value not in LEFT_OPEN and key not in without_effect:
+        if (value not in LEFT_OPEN or key in NEVER_FOUND) and key not in without_effect:
             return None
+    told = f"{folder} is finished: trained to step {step}, and exported to {folder / 'export'}; nothing was done"
     length = f"--train.steps (now {train.steps})"
     if train.steps is None:
         length = f"--train.epochs (now {train.epochs:g})"
-    told = f"{folder} is finished: trained to step {step}, and exported to {folder / 'export'}; nothing was done"
-    if train.steps is not None and step < train.steps:  # out of patience
-        length = f"--train.patience (now {train.patience})"
-    allowed = " with --run.allow_changes true" if "patience" not in length else ""
-    return f"{told}. To go on, give a larger {length}{allowed}"
+    longer = f"{length} with --run.allow_changes true"
+    if train.patience is not None and state.stale_evaluations >= train.patience:
+        patience = f"--train.patience (now {train.patience})"
+        whole = train.steps is not None and step >= train.steps
+        longer = f"{patience} and {longer}" if whole else patience
+    return f"{told}. To go on, give a larger {longer}"
 
 
 def check_fingerprints(

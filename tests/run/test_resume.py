@@ -1,4 +1,6 @@
 import json
+import re
+import shlex
 import shutil
 
 import pytest
@@ -108,6 +110,30 @@ def test_a_finished_run_says_so_at_once(tmp_path, monkeypatch, capsys):
     assert after == before
     train(tiny_run(tmp_path, **keys, train__steps=4, run__allow_changes=True))
     assert (run / "DONE").read_text() == "4 steps\n"
+
+
+@pytest.mark.parametrize(
+    "length",
+    [{"train__steps": 6}, {"train__steps": "null", "train__epochs": 3.0}],
+    ids=["steps", "epochs"],
+)
+def test_a_run_out_of_patience_goes_on_without(tmp_path, capsys, length):
+    """What it says of itself, and the command at its end."""
+    keys = {**length, "train__evaluate_every": 1, "optim__lr": 1e-9}
+    train(tiny_run(tmp_path, **keys, train__patience=1))
+    run = tmp_path / "run"
+    assert (run / "DONE").read_text() == "2 steps\n"
+    (command,) = re.findall(
+        r"with: python train_accelerate.py (.*) - or start", capsys.readouterr().out
+    )
+    train(tiny_run(tmp_path, **keys, train__patience=1, run__resume="auto"))
+    assert capsys.readouterr().out.rstrip().endswith("give a larger --train.patience (now 1)")
+    shutil.copytree(run, tmp_path / "branch", symlinks=True)
+    train(tiny_run(tmp_path, **keys, run__resume="auto"))
+    assert (run / "DONE").read_text() == "6 steps\n"
+    where = ["--run.output_dir", str(tmp_path / "branch"), "--train.steps", "4"]
+    train([*shlex.split(command), *where])
+    assert (tmp_path / "branch/DONE").read_text() == "4 steps\n"
 
 
 @pytest.mark.parametrize("lost", ["DONE", "export", "last checkpoint"])
