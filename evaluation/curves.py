@@ -36,6 +36,12 @@ class Curves:
         return _ratio(self.right, self.right + self.wrong, self.objects)
 
     @property
+    def counted_precision(self) -> np.ndarray:
+        """float64 [C, 101]: of which the mean over classes is taken: a class of which nothing is predicted has 0 where others are."""
+        silent = np.isnan(self.precision) & (self.objects > 0)[:, None]
+        return np.where(silent & ~silent[self.objects > 0].all(0), 0.0, self.precision)
+
+    @property
     def recall(self) -> np.ndarray:
         """float64 [C, 101]."""
         return _ratio(self.right, np.broadcast_to(self.objects[:, None], self.right.shape))

@@ -64,9 +64,7 @@ class Analysis:
         if self.curves is None or self.threshold is None:
             return {}
         found = self.curves
-        silent = np.isnan(found.precision) & (found.objects > 0)[:, None]
-        precision = np.where(silent, 0.0, found.precision)
-        values = {"F1": found.f1, "precision": precision, "recall": found.recall}
+        values = {"F1": found.f1, "precision": found.counted_precision, "recall": found.recall}
         at = {name: float(mean(rows)[self.threshold]) for name, rows in values.items()}
         return {"threshold": self.score, **at}
 

@@ -39,11 +39,13 @@ def write_dataset_page(
     statistics: Mapping[str, Statistics],
     size: ImageSizeConfig,
     parts: Mapping[str, Objects] | None = None,
+    note: str = "",
 ) -> None:
     """Write the page of a dataset that was checked.
 
     Args:
         name: of the dataset. findings, parts: as for `draw_dataset`. statistics: of each split.
+        note: what stands below the name.
 
     Raises:
         UserError: if it cannot be written.
@@ -51,7 +53,9 @@ def write_dataset_page(
     found = list(findings)
     try:
         page.write_page(
-            file, f"{name} - dataset report", _parts(name, data, found, statistics, size, parts)
+            file,
+            f"{name} - dataset report",
+            _parts(name, data, found, statistics, size, parts, note),
         )
     except OSError as error:
         raise UserError(f"--html {file}: cannot be written: {error.strerror}") from error
@@ -64,8 +68,9 @@ def _parts(
     statistics: Mapping[str, Statistics],
     size: ImageSizeConfig,
     parts: Mapping[str, Objects] | None,
+    note: str,
 ) -> Iterator[str]:
-    yield page.heading(name)
+    yield page.heading(name, [note] if note else [])
     told = verdict(findings, statistics)
     yield page.notice(
         told, "bad" if told.startswith(NO_START) else "fair" if exit_status(findings) else "good"

@@ -75,7 +75,8 @@ def curves_json(analysis: Analysis, names: Sequence[str]) -> dict[str, Any]:
     tables = _tables(found)
     content |= {"iou": SAME_IOU, **analysis.totals(), "thresholds": THRESHOLDS.tolist()}
     content["recalls"] = RECALLS.round(2).tolist()
-    content["mean"] = {name: _numbers(mean(rows)) for name, rows in tables.items()}
+    averaged = {**tables, "precision": found.counted_precision}
+    content["mean"] = {name: _numbers(mean(rows)) for name, rows in averaged.items()}
     content["per_class"] = {
         name: {what: _numbers(rows[c]) for what, rows in tables.items()}
         for c, name in enumerate(names)

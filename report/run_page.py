@@ -43,7 +43,7 @@ def _parts(run: RunRecord, told: str | None) -> Iterator[str]:
         row, _ = shown
         folder = run.evaluation_folder(row)
         yield page.section(f"Classes at step {row['step']}", _classes(folder))
-        what = "mistakes at the threshold of the best F1, worst images first (worst.json names all of them)"
+        what = "mistakes, worst images first, from the score on that the picture names (worst.json names all of them)"
         yield page.section("Worst validation images", page.picture(folder / "worst.png", what))
         what = (
             "the same images after every evaluation: labels at the left, predictions at the right"

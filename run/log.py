@@ -81,6 +81,11 @@ def check_run_folder(run: RunConfig) -> None:
     if run.resume != "never" and folder.is_dir():
         refuse_foreign(folder)
     if run.resume == "never" and folder.is_dir() and {p.name for p in folder.iterdir()} - {LOCK}:
+        if (folder / DONE).is_file():
+            raise UserError(
+                f"run.output_dir {folder}: holds a finished run; choose another folder, or train it longer with --run.resume "
+                "auto --run.allow_changes true and a larger --train.steps"
+            )
         raise UserError(
             f"run.output_dir {folder}: is not empty; choose another folder, or continue that run "
             "with --run.resume auto"

@@ -122,7 +122,7 @@ def yolo(root, lost):
 def test_a_label_file_that_is_missing_is_told_and_an_empty_one_is_not(tmp_path):
     data = build_data(yolo(tmp_path, 2), 0)
     assert data.findings.notes == [
-        "2 of 16 images of train have no label file (taken as background): images/train/000.jpg, images/train/001.jpg"
+        "2 of 16 images of train have no label file (taken as background; an empty file says that nothing is there): images/train/000.jpg, images/train/001.jpg"
     ]
     assert data.findings.counts() == {"image without label file": 2}
     for number in range(2):
@@ -130,6 +130,12 @@ def test_a_label_file_that_is_missing_is_told_and_an_empty_one_is_not(tmp_path):
     data = build_data(DataConfig("yolo", str(tmp_path), val_split="val"), 0)
     assert not data.findings.notes
     assert not len(data.findings)
+
+
+def test_a_split_that_is_not_there_is_told_with_those_that_are(tmp_path):
+    cfg = dataclasses.replace(yolo(tmp_path, 0), val_split="test")
+    with pytest.raises(UserError, match="has no split 'test' .*; it has train, val$"):
+        build_data(cfg, 0)
 
 
 def test_many_label_files_that_are_missing_are_not_taken_for_empty_images(tmp_path):

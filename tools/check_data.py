@@ -212,13 +212,13 @@ def check(args: argparse.Namespace, cfg: Config) -> int:
             name: split_statistics(split, data.taxonomy, cfg.data.image_size)
             for name, split in splits.items()
         }
-    own = cfg.data.source == "synthetic"  # the default's own data
+    fitting = args.of_model or cfg.data.source == "synthetic"  # the default's own data
     lines = [
         verdict(findings, statistics),
         *data.findings.notes,
         "",
         *finding_lines(findings, most, cfg.data.path),
-        *(advice_lines(cfg, data) if args.of_model or own else [OF_DEFAULT, ""]),
+        *(advice_lines(cfg, data) if fitting else [OF_DEFAULT, ""]),
         *statistics_lines(statistics, cfg.data.image_size),
     ]
     print("\n".join(lines))
@@ -237,7 +237,9 @@ def check(args: argparse.Namespace, cfg: Config) -> int:
         from report.dataset_page import write_dataset_page
 
         name = cfg.data.path or cfg.data.source
-        write_dataset_page(args.html, name, data, findings, statistics, cfg.data.image_size, parts)
+        note = "" if fitting else OF_DEFAULT.replace("`", "")
+        size = cfg.data.image_size
+        write_dataset_page(args.html, name, data, findings, statistics, size, parts, note)
         print(f"\nwritten to {args.html}")
     if args.repair:
         _repair(data, findings, args.repair, total, cfg.data)

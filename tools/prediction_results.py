@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from data.regions import label_map
 from disk import WRITING, write_whole
 from errors import UserError
 from export.detector import LoadedDetector
-from report.drawing import draw_objects, legend_of, with_legend
+from report.drawing import MOST_TAGS, draw_objects, legend_of, with_legend
 from settings.tasks import EVERY_PIXEL
 from tools.prediction_files import MARK, NAMES, RESULTS, is_video, real
 
 JPEG_QUALITY = 90
+PER_TAG_PX = 160
+"""Side of a part of an image in which there is room for one tag"""
 COCO_KEYS = {"image_id", "category_id", "file_name", "category_name"}
 """Entries of results by which ours are known"""
 
@@ -34,9 +37,22 @@ def texts_of(found: Objects, detector: LoadedDetector) -> list[str]:
     return [f"{name} {score:.2f}" for name, score in zip(names, found.scores.tolist(), strict=True)]
 
 
+def told_of(found: Objects, detector: LoadedDetector) -> list[str]:
+    """The same for a line: of many objects how many of each class there are."""
+    if len(found) <= MOST_TAGS:
+        return texts_of(found, detector)
+    return [
+        f"{count} {name}"
+        for name, count in Counter(detector.names[c] for c in found.classes).most_common()
+    ]
+
+
 def picture(image: np.ndarray, found: Objects, detector: LoadedDetector) -> Image.Image:
-    """What is found on uint8 [H, W, 3], with a tag at each object, or a legend where all pixels have a class."""
-    if detector.labels not in EVERY_PIXEL:
+    """What is found on uint8 [H, W, 3], with a tag at each object, or a legend where all pixels have a class, or tags would hide
+    what they name."""
+    height, width = image.shape[:2]
+    room = max(MOST_TAGS, height * width // PER_TAG_PX**2)
+    if detector.labels not in EVERY_PIXEL and len(found) <= room:
         return draw_objects(image, found, texts_of(found, detector))
     return with_legend(draw_objects(image, found), legend_of(detector.names, [found]))
 

@@ -23,7 +23,7 @@ from tools.prediction_results import (
     picture,
     save_drawing,
     save_label_map,
-    texts_of,
+    told_of,
 )
 
 FEW = 20
@@ -121,7 +121,7 @@ class Writer:
         self.results.append(result)
         self.kinds.update(self._detector.names[kind] for kind in found.classes)
         if self._few:
-            texts = texts_of(found, self._detector)
+            texts = told_of(found, self._detector)
             print(printable(f"{file}: {', '.join(texts) or 'nothing found'}"))
 
     def _write(self, own: Picture, found: Objects, place: Path) -> None:

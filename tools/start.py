@@ -125,7 +125,7 @@ def start(args: argparse.Namespace) -> int:
     title = (
         f"{root}: {len(data.train):,} training and {len(data.val):,} validation images, {task.replace('_', ' ')}; written by "
         f"tools.start for about {args.minutes:g} minutes on this machine. Every value can be changed here or on the "
-        f"command line.\n    python train_accelerate.py --config {out}"
+        f"command line.\n    python train_accelerate.py --config {shlex.quote(str(out))}"
     )
     write_new(out, commented_yaml(_ordered(values), recipe.comments, title), "--out")
     print("\n".join(chosen(choice, data)))

@@ -4,6 +4,7 @@ albumentations is kept at 2.0.8, its last MIT-licensed release. Its own seeding 
 workers and epochs, so every draw here is seeded by (seed, epoch, index) before each call.
 """
 
+import difflib
 import itertools
 import os
 import warnings
@@ -303,7 +304,9 @@ def _transform(spec: Mapping[str, Mapping[str, Any]], place: int) -> A.BasicTran
         )
     kind = getattr(A, name, None)
     if not (isinstance(kind, type) and issubclass(kind, A.BasicTransform)):
-        raise UserError(f"data.augment[{place}]: albumentations has no transform {name!r}")
+        raise UserError(
+            f"data.augment[{place}]: albumentations has no transform {name!r}{_meant(name)}"
+        )
     if name in NOT_UINT8:
         raise UserError(
             f"data.augment[{place}]: {name} does not give uint8 pixels; leave it out, since scaling and "
@@ -335,3 +338,10 @@ def _tupled(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _tupled(item) for key, item in value.items()}
     return tuple(_tupled(item) for item in value) if isinstance(value, list) else value
+
+
+def _meant(name: str) -> str:
+    """' - did you mean ...?' for a misspelt transform."""
+    known = [n for n, kind in vars(A).items() if isinstance(kind, type)]
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" - did you mean {near[0]}?" if near else ""

@@ -51,7 +51,9 @@ def note_without_file(
         findings.add("image without label file", str(image))
     told = f"{len(images):,} of {num:,} images of {split} have no label file"
     if len(images) < FEWEST or len(images) <= MANY_UNLABELLED * num:
-        findings.note(f"{told} (taken as background): {_examples(images, root)}")
+        findings.note(
+            f"{told} (taken as background; an empty file says that nothing is there): {_examples(images, root)}"
+        )
         return
     findings.add(
         "label files missing",

@@ -27,6 +27,9 @@ from settings.keys import DataConfig
 from settings.plain_yaml import load_plain
 from settings.tasks import Labels
 
+NO_SPLITS = ("path", "nc", "names", "download", "roboflow", "yaml_file", "kpt_shape", "flip_idx")
+"""Keys of a data.yaml that name no images"""
+
 NO_LABELS = {"classes.txt", "labels.txt"}
 """Files beside labels that are none"""
 
@@ -47,8 +50,9 @@ def read_split(cfg: DataConfig, which: str, findings: Findings, labels: Labels =
     content = _load(file)
     key = str(cfg.train_split if which == "train" else cfg.val_split)
     if key not in content:
+        splits = [name for name in content if name not in NO_SPLITS]
         raise UserError(
-            f"{file}: has no split {key!r} (data.{which}_split); it has {short(', '.join(content))}"
+            f"{file}: has no split {key!r} (data.{which}_split); it has {short(', '.join(map(str, splits)))}"
         )
     base = _base(root, content.get("path"))
     inside = Inside(root, links=cfg.follow_links)

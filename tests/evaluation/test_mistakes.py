@@ -17,6 +17,7 @@ from evaluation.coco import coco_metrics
 from evaluation.curves import THRESHOLDS, mean
 from evaluation.mistakes import analyse, words
 from evaluation.predictions import NOTHING, Predictions
+from report.mistakes import curves_json
 
 SIZE = (100, 100)
 NAMES = ("cat", "dog", "cow")
@@ -93,6 +94,9 @@ def test_curves_of_a_case_made_by_hand():
         assert curves.f1[0, place] == pytest.approx(expected, abs=1e-15)
     assert np.isnan(curves.precision[0, at[0.96]])
     assert curves.f1[0, at[0.96]] == 0
+    # Of scores from .95 on a cat is right, and no dog is called one: the mean of both is .5. Later nothing is called.
+    assert mean(curves.counted_precision)[95] == 0.5
+    assert np.isnan(mean(curves.counted_precision)[96])
     # Dogs: the one on the crowd counts as nothing; that of .05 is wrong. Of cows there is no object.
     assert curves.wrong[1, 0] == 1
     assert curves.wrong[1, 6] == 0
@@ -186,6 +190,8 @@ def test_confusion_matrix_and_curves_say_the_same():
     shown = analysis.confusion[:, :3].sum(0)
     np.testing.assert_array_equal(shown, (curves.right + curves.wrong)[:, at])
     totals = analysis.totals()
+    drawn = curves_json(analysis, "abc")["mean"]["precision"][at]
+    assert totals["precision"] == pytest.approx(drawn, abs=1e-3)
     assert totals["F1"] == pytest.approx((2 * right / (shown + curves.objects)).mean())
     assert totals["F1"] >= mean(curves.f1).max() - 1e-12
     scores = analysis.scores()

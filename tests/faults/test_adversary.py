@@ -31,7 +31,7 @@ def test_stale_rank_in_the_environment_does_not_open_a_finished_run(tmp_path, mo
     train(tiny_run(tmp_path))
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(UserError, match="is not empty"):
+    with pytest.raises(UserError, match="holds a finished run; choose another folder"):
         train_accelerate.main(tiny_run(tmp_path))
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
 

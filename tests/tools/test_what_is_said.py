@@ -3,16 +3,20 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 import tools.evaluate
 import tools.predict
 from builders import tiny_run, write_coco
+from data.objects import Objects
 from errors import UserError
 from evaluation.curves import worth_recommending
+from export.detector import load_detector
 from export.recommended import write_recommended
 from runs import train
 from settings.image_keys import TilesConfig
+from tools.prediction_results import picture, told_of
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -52,6 +56,21 @@ def test_a_prediction_says_from_which_score_on(folder, tmp_path, capsys, own, gi
     photos = str(folder / "data")
     tools.predict.main(["--model", str(model), photos, "--out", str(tmp_path / "out"), *given])
     assert told in capsys.readouterr().out
+
+
+def test_of_many_objects_a_line_counts_and_a_drawing_has_no_tags(folder):
+    detector = load_detector(str(folder / "runs/mine/export"))
+    boxes = np.tile([10.0, 40, 100, 100], (41, 1))
+    found = Objects(boxes, np.zeros(41, int), np.zeros(41, int), scores=np.full(41, 0.7))
+    assert told_of(found, detector) == [f"41 {detector.names[0]}"]
+    assert len(told_of(found.take(slice(0, 12)), detector)) == 12
+    small, large = np.zeros((320, 320, 3), np.uint8), np.zeros((1080, 1920, 3), np.uint8)
+    drawn = np.asarray(picture(small, found, detector))
+    assert drawn.shape[0] > 320  # a legend
+    assert not drawn[:35, :320].any()  # no tag above the boxes
+    tagged = np.asarray(picture(large, found, detector))
+    assert tagged.shape == large.shape
+    assert tagged[:39].any()
 
 
 def test_an_export_is_evaluated_as_its_run_has_it(folder, capsys):

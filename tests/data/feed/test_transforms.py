@@ -116,7 +116,10 @@ def test_boxes_stay_inside_and_with_their_numbers():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"HorizontalFlop": {}}, r"data.augment\[1\]: albumentations has no transform"),
+        (
+            {"HorizontalFlop": {}},
+            r"data.augment\[1\]: albumentations has no transform 'HorizontalFlop' - did you mean HorizontalFlip?",
+        ),
         ({"Affine": {"rotat": [-5, 5]}}, r"data.augment\[1\]: Affine has no argument 'rotat'"),
         ({"Affine": {"rotate": "much"}}, r"data.augment\[1\]: Affine refuses"),
         ({"Normalize": {}}, r"data.augment\[1\]: Normalize does not give uint8"),
