@@ -331,7 +331,9 @@ def _started(
     else:
         taken = [name for name in head if name not in fresh]
         if not taken:
-            raise UserError(f"{KEY}: no weight of this head agrees with it")
+            raise UserError(
+                f"{KEY}: no weight of this head agrees with it; give a backbone alone as model.backbone"
+            )
     if family.holds_norms:
         known = set() if fresh is None else set(model.state_dict()) - set(fresh)
         hold_norms(model, family.backbone_of(model), known)

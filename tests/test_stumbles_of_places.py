@@ -134,7 +134,7 @@ def test_a_label_file_that_is_missing_is_told_and_an_empty_one_is_not(tmp_path):
 
 def test_a_split_that_is_not_there_is_told_with_those_that_are(tmp_path):
     cfg = dataclasses.replace(yolo(tmp_path, 0), val_split="test")
-    with pytest.raises(UserError, match="has no split 'test' .*; it has train, val$"):
+    with pytest.raises(UserError, match="has no split 'test' .*; it has 'train, val'$"):
         build_data(cfg, 0)
 
 
