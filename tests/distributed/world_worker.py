@@ -2,4 +2,6 @@
 
 from accelerate import Accelerator
 
-print(f"world of {Accelerator().num_processes}", flush=True)
+accelerator = Accelerator()
+print(f"world of {accelerator.num_processes}", flush=True)
+accelerator.state.destroy_process_group()
