@@ -73,7 +73,8 @@ def test_segments_of_eight_images_are_learnt(tmp_path):
     assert metrics["PQ"] >= 0.8
 
 
-@pytest.mark.parametrize("head", some(["deformable_detr", "detr", *REAL_TIME], ["deformable_detr"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["deformable_detr", "detr", *REAL_TIME])
 def test_eight_images_are_learnt(tmp_path, head):
     arguments = ["--config", "configs/debug.yaml", "--run.output_dir", str(tmp_path / "run")]
     arguments += [

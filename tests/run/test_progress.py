@@ -75,6 +75,7 @@ def test_storing_features_for_few_epochs_is_told(tmp_path, capsys, steps, pays):
     assert bool(re.search(wasted, told)) != pays
 
 
+@pytest.mark.slow
 def test_an_interrupted_build_says_that_its_files_are_used(tmp_path):
     argv = cached(tmp_path, data__cache_features=400, data__num_workers=2)
     words = [sys.executable, "train_accelerate.py", *argv]

@@ -206,6 +206,7 @@ measured()
 """
 
 
+@pytest.mark.slow
 def test_other_programs_change_what_a_step_takes_and_not_what_is_chosen():
     """Three of them on the core of a process that measures."""
     done = subprocess.run(
