@@ -1,10 +1,11 @@
 """Errors that the user can mend, and text of others made safe for whom it is shown to."""
 
+import difflib
 import errno
 import html
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -145,6 +146,15 @@ def refusing(where: str) -> Iterator[None]:
         text = " ".join(str(error).split())
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         raise UserError(f"{where}: {kind}{text}") from error
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The known name that a misspelt one is most like, or an empty text.
+
+    Args:
+        cutoff: how alike they must be, 0 to 1, as `difflib` measures it.
+    """
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), "")
 
 
 def fail(error: UserError) -> NoReturn:

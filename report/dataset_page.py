@@ -23,7 +23,7 @@ from report.dataset_text import (
 )
 from report.label_charts import label_charts
 from report.palette import colour_of
-from settings.keys import ImageSizeConfig
+from settings.keys import DataConfig, ImageSizeConfig
 
 MOST_PLACES = 20
 """Of each kind of defect"""
@@ -33,29 +33,28 @@ MOST_COLOURS = 20
 
 def write_dataset_page(
     file: Path,
-    name: str,
+    cfg: DataConfig,
     data: Data,
     findings: Collection[Finding],
     statistics: Mapping[str, Statistics],
-    size: ImageSizeConfig,
     parts: Mapping[str, Objects] | None = None,
     note: str = "",
 ) -> None:
     """Write the page of a dataset that was checked.
 
     Args:
-        name: of the dataset. findings, parts: as for `draw_dataset`. statistics: of each split.
+        findings, parts: as for `draw_dataset`. statistics: of each split.
         note: what stands below the name.
 
     Raises:
         UserError: if it cannot be written.
     """
-    found = list(findings)
+    found, name = list(findings), cfg.path or cfg.source
     try:
         page.write_page(
             file,
             f"{name} - dataset report",
-            _parts(name, data, found, statistics, size, parts, note),
+            _parts(name, data, found, statistics, cfg.image_size, parts, note),
         )
     except OSError as error:
         raise UserError(f"--html {file}: cannot be written: {error.strerror}") from error

@@ -1,6 +1,5 @@
 """What classes weigh in the loss of classes: what was given, or a pure function of the training split."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -9,7 +8,7 @@ import numpy as np
 from data.check.parts import parts_of
 from data.dataset import Data
 from data.feed.repeats import repeats_of
-from errors import UserError
+from errors import UserError, nearest
 from model.heads.registry import get_family
 from settings.keys import Config
 from settings.tasks import EVERY_PIXEL
@@ -47,8 +46,8 @@ def weights_of(table: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
     """
     unknown = [name for name in table if name not in names]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"the classes are {', '.join(names[:20])}"
+        near = nearest(unknown[0], names, 0.5)
+        hint = f"did you mean {near}?" if near else f"the classes are {', '.join(names[:20])}"
         raise UserError(f"{KEY}.{unknown[0]}: no class has this name; {hint}")
     weights = np.array([table.get(name, 1.0) for name in names], np.float32)
     if not weights.any():

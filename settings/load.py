@@ -6,7 +6,6 @@ group, a model or a download exists.
 """
 
 import dataclasses
-import difflib
 import functools
 import itertools
 import os
@@ -18,7 +17,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from disk import ROOT
-from errors import UserError
+from errors import UserError, nearest
 from settings.checks import check_config
 from settings.keys import Config
 from settings.plain_yaml import load_plain
@@ -253,9 +252,6 @@ def _nearest(name: str, known: dict[str, Any]) -> str:
     """' - did you mean ...?' for a misspelt key, or a key of another section."""
     if (last := name.rpartition(".")[2]) in USUAL_NAMES:
         return f" - did you mean {USUAL_NAMES[last]}?"
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    if not match:
-        last = name.rpartition(".")[2]
-        by_last = {key.rpartition(".")[2]: key for key in known}
-        match = [by_last[m] for m in difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)]
-    return f" - did you mean {match[0]}?" if match else " - see --help for the keys"
+    by_last = {key.rpartition(".")[2]: key for key in known}
+    match = nearest(name, known, 0.7) or by_last.get(nearest(last, by_last, 0.7))
+    return f" - did you mean {match}?" if match else " - see --help for the keys"

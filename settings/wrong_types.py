@@ -1,13 +1,12 @@
 """What is said of a value of another type than its key's."""
 
-import difflib
 import re
 import types
 import typing
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from errors import printable
+from errors import nearest, printable
 from settings.walk import leaf_keys
 
 SIMPLE: dict[Any, str] = {
@@ -59,8 +58,8 @@ def in_short(text: str) -> str | None:
             words += typing.get_args(one)
         else:
             kinds.append(_name(one))
-    near = difflib.get_close_matches(value[1], words, n=1, cutoff=0.5)
-    hint = f" - did you mean {near[0]}?" if near else _written(key, value[1], known[key])
+    near = nearest(value[1], words, 0.5)
+    hint = f" - did you mean {near}?" if near else _written(key, value[1], known[key])
     *first_ones, last = [*words, *kinds]
     must_be = f"{', '.join(first_ones)}{' or ' if first_ones else ''}{last}"
     return f"{key} {printable(value[1], LONGEST)}: must be {must_be}{hint}"

@@ -236,10 +236,8 @@ def check(args: argparse.Namespace, cfg: Config) -> int:
     if args.html:
         from report.dataset_page import write_dataset_page
 
-        name = cfg.data.path or cfg.data.source
-        note = "" if fitting else OF_DEFAULT.replace("`", "")
-        size = cfg.data.image_size
-        write_dataset_page(args.html, name, data, findings, statistics, size, parts, note)
+        note = "" if fitting else OF_DEFAULT
+        write_dataset_page(args.html, cfg.data, data, findings, statistics, parts, note)
         print(f"\nwritten to {args.html}")
     if args.repair:
         _repair(data, findings, args.repair, total, cfg.data)

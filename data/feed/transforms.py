@@ -4,7 +4,6 @@ albumentations is kept at 2.0.8, its last MIT-licensed release. Its own seeding 
 workers and epochs, so every draw here is seeded by (seed, epoch, index) before each call.
 """
 
-import difflib
 import itertools
 import os
 import warnings
@@ -20,7 +19,7 @@ from data.boxes import from_corners, to_corners
 from data.images.decode import MILD_SHRINK
 from data.masks import Planes
 from data.objects import Objects
-from errors import UserError
+from errors import UserError, nearest
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no version check over the network
 import albumentations as A  # noqa: E402
@@ -343,5 +342,5 @@ def _tupled(value: Any) -> Any:
 def _meant(name: str) -> str:
     """' - did you mean ...?' for a misspelt transform."""
     known = [n for n, kind in vars(A).items() if isinstance(kind, type)]
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" - did you mean {near[0]}?" if near else ""
+    near = nearest(name, known)
+    return f" - did you mean {near}?" if near else ""

@@ -1,6 +1,5 @@
 """What a head file says about its family, and what all families share: building, starting weights."""
 
-import difflib
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from data.batch import Batch
-from errors import UserError, refusing
+from errors import UserError, nearest, refusing
 from model.backbone import Backbone
 from model.finding import BOXES, Finder
 from model.heads.owners import owners
@@ -35,7 +34,7 @@ def refuse_unknown(args: Mapping[str, Any], known: Collection[str], where: str) 
     """
     unknown = sorted(set(args) - set(known))
     theirs = {name: ", ".join(owners(name)) for name in unknown}
-    near = {name: _nearest(name, known) for name in unknown if not theirs[name]}
+    near = {name: nearest(name, known, 0.75) for name in unknown if not theirs[name]}
     unknown.sort(key=lambda name: not near.get(name))
     if not unknown:
         return
@@ -61,10 +60,6 @@ def refuse_unknown(args: Mapping[str, Any], known: Collection[str], where: str) 
         f"{told}; leave it out, or, where a YAML has it for another head, keep what this head has too: "
         f"--model.head_args {shlex.quote(flow)} (without any of them it is as large as transformers makes it)"
     )
-
-
-def _nearest(name: str, known: Collection[str]) -> str:
-    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.75)), "")
 
 
 @contextmanager
