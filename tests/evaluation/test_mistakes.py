@@ -83,7 +83,8 @@ def test_confusion_matrix_of_a_case_made_by_hand():
 
 def test_curves_of_a_case_made_by_hand():
     split, found = by_hand()
-    curves = analyse("boxes", split, Predictions(found), TAXONOMY).curves
+    analysis = analyse("boxes", split, Predictions(found), TAXONOMY)
+    curves = analysis.curves
     at = {score: int(np.flatnonzero(score == THRESHOLDS)[0]) for score in (0, 0.6, 0.7, 0.8, 0.96)}
     # Cats: .95 and .90 are right; .80, .70 and .60 are not.
     cats = [(at[0], 2 / 5, 2 / 3), (at[0.7], 2 / 4, 2 / 3), (at[0.8], 2 / 3, 2 / 3)]
@@ -97,6 +98,7 @@ def test_curves_of_a_case_made_by_hand():
     # Of scores from .95 on a cat is right, and no dog is called one: the mean of both is .5. Later nothing is called.
     assert mean(curves.counted_precision)[95] == 0.5
     assert np.isnan(mean(curves.counted_precision)[96])
+    assert curves_json(analysis, TAXONOMY.names)["mean"]["precision"][95:97] == [0.5, None]
     # Dogs: the one on the crowd counts as nothing; that of .05 is wrong. Of cows there is no object.
     assert curves.wrong[1, 0] == 1
     assert curves.wrong[1, 6] == 0

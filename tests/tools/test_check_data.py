@@ -92,7 +92,10 @@ def test_a_folder_alone_is_recognised(tmp_path, capsys, form):
     else:
         WRITERS[form][0](tmp_path, 8, "train", 0)
         WRITERS[form][0](tmp_path, 4, "val", 1)
-    assert check_data.main(["--workers", "1", str(tmp_path), "--data.num_workers", "0"]) == 0
+    page = tmp_path / "data.html"
+    asked = ["--workers", "1", "--data.num_workers", "0", "--html", str(page)]
+    assert check_data.main([str(tmp_path), *asked]) == 0
+    assert "No --config was given: sizes below" in page.read_text()
     said = capsys.readouterr().out
     assert said.startswith("NO DEFECTS")
     assert "No --config was given: sizes below" in said
